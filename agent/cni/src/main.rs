@@ -1,0 +1,3 @@
+//! CNI plugin: a pod starts only when it is captured.
+
+fn main() {}

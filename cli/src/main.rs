@@ -1,0 +1,3 @@
+//! karst: the user's command line.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Certificate authority: root, signing, who may ask for what, tokens.

@@ -1,0 +1,1 @@
+//! Pure index from Kubernetes objects to the model.

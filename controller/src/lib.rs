@@ -1,0 +1,1 @@
+//! The control plane: Kubernetes objects in; discovery, certificates and status out.

@@ -1,0 +1,3 @@
+//! The control plane: Kubernetes objects in; discovery, certificates and status out.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Kubernetes and Istio objects that Karst reads, their labels and annotations.

@@ -1,0 +1,1 @@
+//! Nodes and pods out of network namespaces, from Kubernetes YAML.

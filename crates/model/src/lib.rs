@@ -1,0 +1,19 @@
+//! The words of Karst: what every other crate means by address, identity, workload, service, policy.
+//!
+//! ```text
+//!   Kubernetes objects ──index──►            ──proto──► wire ──proto──►
+//!   YAML files         ──files──►   model                                model ──► agent, waypoint
+//! ```
+//!
+//! Nothing here does I/O, allocates tasks or knows Kubernetes. All sources of configuration lower into these types,
+//! and all proxies decide on them.
+
+pub mod addr;
+pub mod name;
+pub mod identity;
+pub mod locality;
+pub mod protocol;
+pub mod workload;
+pub mod service;
+pub mod policy;
+pub mod enrollment;

@@ -1,0 +1,1 @@
+//! Enter a network namespace, open sockets there, socket options, cookies, cgroup ids.

@@ -1,0 +1,1 @@
+//! Wire types of discovery, certificates and enrolment, and their conversion to and from the model.

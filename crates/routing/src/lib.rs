@@ -1,0 +1,1 @@
+//! Endpoint choice, pure: locality, health, weights, session affinity.

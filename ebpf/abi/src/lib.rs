@@ -1,0 +1,1 @@
+//! Structs shared by kernel programs and user space, sizes asserted.

@@ -1,0 +1,3 @@
+//! Server and client that tests and examples run.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Node rung: network namespaces, real kernel, root.

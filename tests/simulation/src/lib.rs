@@ -1,0 +1,1 @@
+//! Simulation rung: seeded clock and faults.

@@ -1,0 +1,1 @@
+//! Clock, certificates, fake controller, fake datapath for tests.

@@ -1,0 +1,3 @@
+//! The only entrance: set up, check, test, demo, bench.
+
+fn main() {}
