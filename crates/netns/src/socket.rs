@@ -1,0 +1,130 @@
+//! Sockets made inside a namespace, with the options that the agent's data path wants.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use crate::Netns;
+
+/// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Idle time before the first probe and between probes, and how many may go unanswered
+/// (ambient's own values, so that half-open peers vanish after the same time).
+const KEEPALIVE: (Duration, u32) = (Duration::from_secs(180), 9);
+
+/// An address that no host has (RFC 6666, discard only): a listener bound there is reached by
+/// `sk_lookup` and by nothing else.
+const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
+/// The same for hosts without IPv6 (RFC 5737, documentation).
+const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// The address family of a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// The family to use for a destination; a v4-mapped address is IPv4.
+    pub fn of(addr: &SocketAddr) -> Self {
+        if addr.ip().to_canonical().is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
+    }
+
+    fn domain(self) -> Domain {
+        match self {
+            Self::V4 => Domain::IPV4,
+            Self::V6 => Domain::IPV6,
+        }
+    }
+}
+
+/// A listener in `netns` on every address, IPv4 and IPv6 (IPv4 alone where IPv6 is off).
+///
+/// `port` 0 lets the kernel choose. Non-blocking.
+pub fn tcp_listener(netns: &Netns, port: u16) -> io::Result<TcpListener> {
+    netns.run(|| {
+        dual_stack(Type::STREAM, |family| match family {
+            Family::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+            Family::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+        })
+        .and_then(listen)
+    })?
+}
+
+/// A listener in `netns` for connections that a `sk_lookup` program steers to it.
+///
+/// It is bound to an address that does not exist, so a process in the namespace that dials its
+/// port, over loopback or over the pod's address, reaches nothing. IPv4 and IPv6; non-blocking.
+pub fn steered_listener(netns: &Netns) -> io::Result<TcpListener> {
+    netns.run(|| {
+        dual_stack(Type::STREAM, |family| match family {
+            Family::V4 => (NOWHERE_V4, 0).into(),
+            Family::V6 => (NOWHERE_V6, 0).into(),
+        })
+        .and_then(listen)
+    })?
+}
+
+/// A UDP socket in `netns` on every address of both families; `port` 0 lets the kernel choose.
+pub fn udp_socket(netns: &Netns, port: u16) -> io::Result<UdpSocket> {
+    netns.run(|| {
+        dual_stack(Type::DGRAM, |family| match family {
+            Family::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+            Family::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+        })
+        .map(UdpSocket::from)
+    })?
+}
+
+/// A TCP socket in `netns`, ready for `connect`: non-blocking, no delay, keep-alive.
+pub fn connect_socket(netns: &Netns, family: Family) -> io::Result<Socket> {
+    let socket =
+        netns.run(|| Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP)))??;
+    let (time, retries) = KEEPALIVE;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(time)
+            .with_interval(time)
+            .with_retries(retries),
+    )?;
+    Ok(socket)
+}
+
+fn listen(socket: Socket) -> io::Result<TcpListener> {
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Binds an IPv6 socket that also takes IPv4, or an IPv4 one where IPv6 is off.
+fn dual_stack(kind: Type, addr: impl Fn(Family) -> SocketAddr) -> io::Result<Socket> {
+    bound(kind, Family::V6, addr(Family::V6)).or_else(|v6| {
+        if addr(Family::V6).port() != 0 && v6.kind() == io::ErrorKind::AddrInUse {
+            return Err(v6);
+        }
+        bound(kind, Family::V4, addr(Family::V4))
+    })
+}
+
+fn bound(kind: Type, family: Family, addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(family.domain(), kind, None)?;
+    match family {
+        Family::V4 => socket.set_freebind_v4(true)?,
+        Family::V6 => {
+            socket.set_only_v6(false)?;
+            socket.set_freebind_v6(true)?;
+        }
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}

@@ -1,0 +1,100 @@
+//! Namespaces entered for real: needs root, fails without it unless KARST_SKIP_ROOT_TESTS is set.
+#![expect(
+    unsafe_code,
+    reason = "unshare(2) has no safe wrapper for the calling thread"
+)]
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::thread;
+
+use karst_netns::{
+    Family, Netns, cgroup_id, cgroup2_root, connect_socket, netns_cookie, raise_nofile_limit,
+    socket_cookie, steered_listener, tcp_listener, udp_socket,
+};
+
+/// A fresh namespace, made on a thread of its own; `None` when the variable allows the skip.
+fn fresh() -> Option<Netns> {
+    if std::env::var_os("KARST_SKIP_ROOT_TESTS").is_some() {
+        return None;
+    }
+    let made = thread::spawn(|| {
+        // SAFETY: only the network namespace of this short-lived thread changes.
+        let done = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(done, 0, "needs root, or KARST_SKIP_ROOT_TESTS");
+        Netns::current().expect("own namespace")
+    });
+    Some(made.join().expect("namespace made"))
+}
+
+#[test]
+fn run_enters_and_returns_even_after_a_panic() {
+    let Some(ns) = fresh() else { return };
+    let home = Netns::current().unwrap().inode().unwrap();
+    let inside = ns
+        .run(|| Netns::current().unwrap().inode().unwrap())
+        .unwrap();
+    assert_eq!(inside, ns.inode().unwrap());
+    assert_ne!(inside, home);
+
+    let panicked = std::panic::catch_unwind(|| ns.run(|| panic!("inside")));
+    assert!(panicked.is_err());
+    assert_eq!(Netns::current().unwrap().inode().unwrap(), home);
+}
+
+#[test]
+fn sockets_belong_to_the_namespace_they_were_asked_for() {
+    let Some(ns) = fresh() else { return };
+    let cookie = ns.cookie().unwrap();
+    assert_ne!(cookie, Netns::current().unwrap().cookie().unwrap());
+    let sockets: [std::os::fd::OwnedFd; 4] = [
+        tcp_listener(&ns, 0).unwrap().into(),
+        steered_listener(&ns).unwrap().into(),
+        udp_socket(&ns, 0).unwrap().into(),
+        connect_socket(&ns, Family::V6).unwrap().into(),
+    ];
+    for socket in &sockets {
+        assert_eq!(netns_cookie(socket.as_fd()).unwrap(), cookie);
+    }
+    assert_ne!(
+        socket_cookie(sockets[0].as_fd()).unwrap(),
+        socket_cookie(sockets[1].as_fd()).unwrap()
+    );
+}
+
+#[test]
+fn nobody_dials_a_steered_listener() {
+    let Some(ns) = fresh() else { return };
+    let home = Netns::current().unwrap();
+    let plain = tcp_listener(&home, 0).unwrap();
+    let port = plain.local_addr().unwrap().port();
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok());
+
+    let steered = steered_listener(&home).unwrap();
+    let port = steered.local_addr().unwrap().port();
+    let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    drop(ns);
+}
+
+#[test]
+fn a_file_that_is_no_namespace_is_named() {
+    if fresh().is_none() {
+        return;
+    }
+    let error = Netns::open("/etc/hostname").unwrap_err();
+    assert!(error.to_string().contains("/etc/hostname"), "{error}");
+}
+
+#[test]
+fn cgroup_ids_and_limits_are_read() {
+    let root = cgroup2_root().unwrap();
+    assert_eq!(
+        cgroup_id(&root).unwrap(),
+        cgroup_id(root.join(Path::new("."))).unwrap()
+    );
+    let (before, after) = raise_nofile_limit(1 << 16).unwrap();
+    assert!(after >= before);
+}
