@@ -34,7 +34,13 @@ pub enum Outcome {
 pub fn channel() -> (Drain, Watch) {
     let (signal, observed) = watch::channel(false);
     let (alive, idle) = mpsc::channel(1);
-    (Drain { signal, idle }, Watch { signal: observed, _alive: alive })
+    (
+        Drain { signal, idle },
+        Watch {
+            signal: observed,
+            _alive: alive,
+        },
+    )
 }
 
 impl Drain {
@@ -85,7 +91,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_held_watch_costs_the_deadline() {
         let (drain, watch) = channel();
-        assert_eq!(drain.drain(Duration::from_secs(5)).await, Outcome::DeadlinePassed);
+        assert_eq!(
+            drain.drain(Duration::from_secs(5)).await,
+            Outcome::DeadlinePassed
+        );
         drop(watch);
     }
 }

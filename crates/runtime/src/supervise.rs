@@ -29,7 +29,10 @@ pub fn spawn_connection<F>(name: &'static str, task: F) -> JoinHandle<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    #[expect(clippy::disallowed_methods, reason = "this is the supervisor that the ban points to")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the supervisor that the ban points to"
+    )]
     tokio::spawn(contain(name, task))
 }
 
@@ -44,7 +47,10 @@ where
 async fn contain<F: Future<Output = ()>>(name: &'static str, task: F) {
     if AssertUnwindSafe(task).catch_unwind().await.is_err() {
         CONNECTION_PANICS.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(task = name, "a connection task panicked: this is a bug in Karst, only that connection is lost");
+        tracing::error!(
+            task = name,
+            "a connection task panicked: this is a bug in Karst, only that connection is lost"
+        );
     }
 }
 
@@ -54,7 +60,10 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let shutdown = shutdown.clone();
-    #[expect(clippy::disallowed_methods, reason = "this is the supervisor that the ban points to")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the supervisor that the ban points to"
+    )]
     tokio::spawn(async move {
         let ended = AssertUnwindSafe(task).catch_unwind().await;
         if shutdown.is_cancelled() {
@@ -62,7 +71,10 @@ where
         }
         match ended {
             Ok(()) => tracing::error!(task = name, "a long-lived task ended early: draining"),
-            Err(_panic) => tracing::error!(task = name, "a long-lived task panicked, this is a bug in Karst: draining"),
+            Err(_panic) => tracing::error!(
+                task = name,
+                "a long-lived task panicked, this is a bug in Karst: draining"
+            ),
         }
         shutdown.cancel();
     })
@@ -75,7 +87,9 @@ mod tests {
     #[tokio::test]
     async fn a_connection_panic_is_counted_and_contained() {
         let before = connection_panics();
-        spawn_connection("test", async { panic!("boom") }).await.unwrap();
+        spawn_connection("test", async { panic!("boom") })
+            .await
+            .unwrap();
         assert_eq!(connection_panics(), before + 1);
     }
 

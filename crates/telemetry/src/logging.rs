@@ -195,6 +195,9 @@ impl LogHandle {
 }
 
 #[cfg(test)]
+pub(crate) use tests::captured;
+
+#[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
@@ -282,6 +285,3 @@ mod tests {
         );
     }
 }
-
-#[cfg(test)]
-pub(crate) use tests::captured;
