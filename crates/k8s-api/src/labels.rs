@@ -1,0 +1,76 @@
+//! Every label and annotation that Karst honours, and the values with a meaning.
+//!
+//! Sources: Istio's `istio.io/api/{label,annotation}` pages and Kubernetes' "Well-Known Labels, Annotations and Taints".
+
+// --- Enrolment (labels on Namespace and Pod)
+/// Label that enrols a namespace or a pod.
+pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// [`DATAPLANE_MODE`]: in the mesh.
+pub const DATAPLANE_MODE_AMBIENT: &str = "ambient";
+/// [`DATAPLANE_MODE`]: not in the mesh, whatever the namespace says.
+pub const DATAPLANE_MODE_NONE: &str = "none";
+/// Annotation that Istio's injector leaves on a pod with a sidecar; such a pod is never enrolled.
+pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+/// Label of a workload that speaks HBONE itself; a value that contains `http` means yes.
+pub const TUNNEL: &str = "networking.istio.io/tunnel";
+
+// --- Capture options (annotations on Pod)
+pub const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
+pub const EXCLUDE_OUTBOUND_IP_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
+pub const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
+/// `true` or `false`, over the mesh-wide default.
+pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// Istio's annotations that ask for captures we do not offer: each gets a condition on the pod.
+pub const UNSUPPORTED_CAPTURE: [&str; 5] = [
+    "traffic.sidecar.istio.io/includeOutboundPorts",
+    "traffic.sidecar.istio.io/includeOutboundIPRanges",
+    "traffic.sidecar.istio.io/includeInboundPorts",
+    "ambient.istio.io/bypass-inbound-capture",
+    "istio.io/reroute-virtual-interfaces",
+];
+
+// --- Names for telemetry (labels on Pod)
+pub const WORKLOAD_NAME: &str = "service.istio.io/workload-name";
+pub const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
+pub const CANONICAL_REVISION: &str = "service.istio.io/canonical-revision";
+pub const APP_NAME: &str = "app.kubernetes.io/name";
+pub const APP_VERSION: &str = "app.kubernetes.io/version";
+pub const APP: &str = "app";
+pub const VERSION: &str = "version";
+/// Label with the hash that a ReplicaSet's name ends with.
+pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+/// Label with the hash that an Argo Rollout's ReplicaSet ends with.
+pub const ROLLOUT_TEMPLATE_HASH: &str = "rollouts-pod-template-hash";
+/// Label that OpenShift sets on pods of a DeploymentConfig.
+pub const DEPLOYMENT_CONFIG: &str = "deploymentconfig";
+/// Label that marks the mesh's own pods, beside their namespace.
+pub const PART_OF: &str = "app.kubernetes.io/part-of";
+/// [`PART_OF`]: ours.
+pub const PART_OF_KARST: &str = "karst";
+
+// --- Topology (labels on Node, Namespace, ServiceEntry endpoints)
+pub const REGION: &str = "topology.kubernetes.io/region";
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+pub const SUBZONE: &str = "topology.istio.io/subzone";
+/// Label on the root namespace (or an endpoint) that names its network.
+pub const NETWORK: &str = "topology.istio.io/network";
+
+// --- Services
+/// Label of an EndpointSlice: the Service that it belongs to.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Annotation on Service or Namespace, where `spec.trafficDistribution` is unset.
+pub const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+/// Annotation on Service: comma-separated namespaces that may see it.
+pub const EXPORT_TO: &str = "networking.istio.io/exportTo";
+/// Label on ServiceEntry: `false` keeps it from getting addresses of its own.
+pub const ENABLE_AUTOALLOCATE_IP: &str = "networking.istio.io/enable-autoallocate-ip";
+
+// --- Waypoints (labels on Namespace, Service, ServiceEntry, Pod)
+pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+/// [`USE_WAYPOINT`]: no waypoint, whatever the namespace says.
+pub const USE_WAYPOINT_NONE: &str = "none";
+pub const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
+
+// --- Policy (annotations)
+/// `true`: the policy is only logged and counted.
+pub const DRY_RUN: &str = "istio.io/dry-run";
