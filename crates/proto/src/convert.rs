@@ -1,0 +1,24 @@
+//! Messages to the model and back.
+//!
+//! Decoding takes the bytes of one discovery resource and says in its error which field is wrong. Encoding cannot fail.
+//! Empty fields of the wire mean Istio's defaults (trust domain, service account, cluster), and the defaults are left
+//! out when encoding.
+
+mod address;
+mod error;
+mod intern;
+mod node;
+mod policy;
+mod service;
+mod workload;
+
+#[cfg(test)]
+mod tests;
+
+pub use address::{Address, address_aliases, decode_address};
+pub use error::{ConvertError, Problem};
+pub use intern::Interner;
+pub use node::{decode_node_workload, encode_node_workload, node_workload_from, node_workload_to};
+pub use policy::{authorization_to, decode_authorization};
+pub use service::{service_aliases, service_to};
+pub use workload::{workload_aliases, workload_to};

@@ -1,0 +1,12 @@
+//! Type URLs of discovery resources: who subscribes and who serves name the same string.
+
+/// Workloads and services.
+pub const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
+/// Workloads only; older clients ask for it.
+pub const WORKLOAD: &str = "type.googleapis.com/istio.workload.Workload";
+/// Authorization policies.
+pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
+/// Pods of the node that asks.
+pub const NODE_WORKLOAD: &str = "type.googleapis.com/karst.v1.NodeWorkload";
+/// What Karst adds to a service, inside its extensions.
+pub const SERVICE_EXTENSION: &str = "type.googleapis.com/karst.v1.ServiceExtension";
