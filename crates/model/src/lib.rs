@@ -17,3 +17,4 @@ pub mod workload;
 pub mod service;
 pub mod policy;
 pub mod enrollment;
+pub mod cni;
