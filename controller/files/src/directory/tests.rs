@@ -1,0 +1,2 @@
+//! A directory over time.
+use super::*;

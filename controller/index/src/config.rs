@@ -1,0 +1,32 @@
+//! What the index must be told about the mesh.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use karst_model::identity::{DEFAULT_TRUST_DOMAIN, TrustDomain};
+
+/// Names that hold for the whole mesh.
+#[derive(Clone, Debug)]
+pub struct IndexConfig {
+    /// First part of workload UIDs, and `cluster_id` of workloads.
+    pub cluster_id: Arc<str>,
+    pub trust_domain: TrustDomain,
+    /// Domain of service names: `<name>.<namespace>.svc.<cluster domain>`.
+    pub cluster_domain: Arc<str>,
+    /// Policies of this namespace hold for the whole mesh. The mesh's own pods live there.
+    pub root_namespace: Arc<str>,
+    /// Pods of these namespaces are never enrolled.
+    pub excluded_namespaces: BTreeSet<Arc<str>>,
+}
+
+impl Default for IndexConfig {
+    /// Istio's names: cluster `Kubernetes`, domain `cluster.local`, root namespace `istio-system`, no `kube-system`.
+    fn default() -> Self {
+        Self {
+            cluster_id: "Kubernetes".into(),
+            trust_domain: TrustDomain(DEFAULT_TRUST_DOMAIN.into()),
+            cluster_domain: "cluster.local".into(),
+            root_namespace: "istio-system".into(),
+            excluded_namespaces: BTreeSet::from(["kube-system".into()]),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What an event changed, in words of the model.
+
+use std::{hash::Hash, sync::Arc};
+
+use hashbrown::HashMap;
+use karst_model::{
+    enrollment::NodeWorkload,
+    name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
+    policy::Authorization,
+    service::Service,
+    workload::Workload,
+};
+
+use crate::conditions::ObjectConditions;
+
+/// What differs from the output before. A key is either updated or removed, and only once.
+///
+/// A consumer that publishes at once should do so in this order, so that no workload ever names a policy that is
+/// gone: policy updates, services, workloads, policy removals; node workloads last.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    pub workloads: Changes<WorkloadUid, Workload>,
+    pub services: Changes<ServiceKey, Service>,
+    pub policies: Changes<PolicyKey, Authorization>,
+    pub node_workloads: Vec<NodeChange>,
+    /// ExternalName services: not services of the mesh, but names that DNS must follow.
+    pub external_names: Changes<ServiceKey, ExternalName>,
+    pub conditions: Vec<ObjectConditions>,
+    /// Pods whose workload has just lost its tunnel while their node still captures them: first half of un-enrolment.
+    /// Publish this delta; when every peer has acknowledged the workloads (or a bound on the wait is over), answer
+    /// with `Event::Withdrawn`, and the second half (`EnrollMode::Off`) comes out of that.
+    pub withdrawing: Vec<PodUid>,
+}
+
+/// Updated and removed entries of one table.
+#[derive(Clone, Debug)]
+pub struct Changes<K, V> {
+    pub updated: Vec<(K, Arc<V>)>,
+    pub removed: Vec<K>,
+}
+
+/// A change of the pods that one node's agent is told about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeChange {
+    Updated {
+        node: Arc<str>,
+        workload: Arc<NodeWorkload>,
+    },
+    Removed {
+        node: Arc<str>,
+        pod_uid: PodUid,
+    },
+}
+
+/// A service that is only an alias of another name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalName {
+    pub key: ServiceKey,
+    /// `spec.externalName`, without a trailing dot.
+    pub target: Arc<str>,
+}
+
+impl<K, V> Default for Changes<K, V> {
+    fn default() -> Self {
+        Self {
+            updated: Vec::new(),
+            removed: Vec::new(),
+        }
+    }
+}
+
+impl<K, V> Changes<K, V> {
+    pub fn is_empty(&self) -> bool {
+        self.updated.is_empty() && self.removed.is_empty()
+    }
+}
+
+impl Delta {
+    pub fn is_empty(&self) -> bool {
+        self.workloads.is_empty()
+            && self.services.is_empty()
+            && self.policies.is_empty()
+            && self.node_workloads.is_empty()
+            && self.external_names.is_empty()
+            && self.conditions.is_empty()
+            && self.withdrawing.is_empty()
+    }
+}
+
+/// The last output of one kind, to tell what differs.
+#[derive(Debug)]
+pub(crate) struct Table<K, V> {
+    rows: HashMap<K, Arc<V>>,
+}
+
+impl<K, V> Default for Table<K, V> {
+    fn default() -> Self {
+        Self {
+            rows: HashMap::new(),
+        }
+    }
+}
+
+impl<K: Eq + Hash + Clone, V: PartialEq> Table<K, V> {
+    pub(crate) fn get(&self, key: &K) -> Option<&Arc<V>> {
+        self.rows.get(key)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
+        self.rows.iter()
+    }
+
+    /// Puts or (with `None`) removes a row, and records it if that changes anything.
+    pub(crate) fn set(&mut self, key: K, value: Option<V>, changes: &mut Changes<K, V>) {
+        match value {
+            Some(value) if self.rows.get(&key).is_some_and(|old| **old == value) => {}
+            Some(value) => {
+                let value = Arc::new(value);
+                self.rows.insert(key.clone(), value.clone());
+                changes.updated.push((key, value));
+            }
+            None => {
+                if self.rows.remove(&key).is_some() {
+                    changes.removed.push(key);
+                }
+            }
+        }
+    }
+}
