@@ -1,0 +1,419 @@
+//! The client side: tunnels over pooled connections.
+//!
+//! ```text
+//!   open ──► State::acquire ─┬─ Use ───────────────────────────► CONNECT ──► 200 ──► Tunnel
+//!            (pure)          ├─ Dial ──► Connect (TCP, TLS) ──► h2 ──► driver task (frames, pings, idle)
+//!                            └─ Wait ──► the dial of somebody else
+//! ```
+//!
+//! A pool lives on one worker thread; its connections and their streams stay there.
+
+mod driver;
+pub mod state;
+
+use std::{
+    collections::HashMap,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{Request, StatusCode};
+use karst_model::{identity::SpiffeId, name::WorkloadUid};
+use karst_runtime::supervise;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::Instant,
+};
+
+use crate::{
+    CONNECTION_WINDOW, MAX_FRAME, STREAM_WINDOW,
+    error::{ConnectError, DialError, OpenError},
+    keepalive::KeepaliveConfig,
+    request::{self, TunnelRequest},
+    stream::{StreamLoad, StreamPermit, Tunnel},
+};
+use state::{Acquire, ConnId, Counters, Limits, Refusal, State};
+
+/// Connections that may end under a request before it gives up.
+const ATTEMPTS: u32 = 3;
+
+/// What makes two tunnels share a connection: all of it equal. A reused pod address is another destination, a changed
+/// set of accepted identities is another key, and two pods never share.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    pub source: WorkloadUid,
+    /// Shown to the peer.
+    pub source_identity: SpiffeId,
+    pub destination: WorkloadUid,
+    /// The peer's HBONE listener.
+    pub addr: SocketAddr,
+    /// One of these the peer must prove.
+    pub accepted: Arc<[SpiffeId]>,
+}
+
+/// Makes authenticated byte streams to peers: TCP in the source pod's namespace, then TLS (see [`crate::tls`]).
+pub trait Connect: 'static {
+    type Io: AsyncRead + AsyncWrite + Unpin + 'static;
+
+    fn connect(&self, key: &PoolKey) -> impl Future<Output = Result<Self::Io, ConnectError>>;
+}
+
+/// Limits and times of a pool. Sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    pub limits: Limits,
+    pub stream_window: u32,
+    pub connection_window: u32,
+    pub max_frame: u32,
+    pub max_header_list: u32,
+    /// Unsent bytes that one stream may queue.
+    pub send_buffer: usize,
+    /// From the request to its answer; the server's own connect timeout is 10 s.
+    pub response_timeout: Duration,
+    pub keepalive: KeepaliveConfig,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            limits: Limits {
+                connections: 4096,
+                waiters: 16_384,
+                streams_per_connection: 100,
+                idle_timeout: Duration::from_secs(300),
+            },
+            stream_window: STREAM_WINDOW,
+            connection_window: CONNECTION_WINDOW,
+            max_frame: MAX_FRAME,
+            max_header_list: 16 << 10,
+            send_buffer: MAX_FRAME as usize,
+            response_timeout: Duration::from_secs(20),
+            keepalive: KeepaliveConfig::default(),
+        }
+    }
+}
+
+/// A pool of connections to HBONE servers. Clones share it.
+pub struct Pool<C> {
+    inner: Rc<Inner<C>>,
+}
+
+impl<C> Clone for Pool<C> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+struct Inner<C> {
+    connect: C,
+    cfg: PoolConfig,
+    shared: Arc<Shared>,
+}
+
+/// What streams and drivers report to. The lock is held for map operations only, never across a wait.
+struct Shared(Mutex<Table>);
+
+struct Table {
+    state: State,
+    handles: HashMap<ConnId, Handle>,
+    dials: HashMap<Arc<PoolKey>, watch::Receiver<DialOutcome>>,
+}
+
+/// `None` while the dial is under way.
+type DialOutcome = Option<Result<(), Arc<DialError>>>;
+
+#[derive(Clone)]
+struct Handle {
+    send: SendRequest<Bytes>,
+    load: Arc<StreamLoad>,
+}
+
+/// A place for one stream on a connection.
+struct Lease {
+    id: ConnId,
+    send: SendRequest<Bytes>,
+    permit: Arc<StreamPermit>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // A panic while it was held ended one connection; the table itself is consistent between statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn retire(&self, id: ConnId) {
+        let mut table = self.lock();
+        table.state.retire(id);
+        let handle = table.handles.remove(&id);
+        drop(table);
+        // Dropping a handle wakes the driver, which may come back here.
+        drop(handle);
+    }
+
+    fn closed(&self, id: ConnId) {
+        let mut table = self.lock();
+        table.state.closed(id);
+        let handle = table.handles.remove(&id);
+        drop(table);
+        drop(handle);
+    }
+
+    fn retire_if_idle(&self, id: ConnId) {
+        if self.lock().state.retire_if_idle(Instant::now(), id) {
+            self.retire(id);
+        }
+    }
+}
+
+impl<C: Connect> Pool<C> {
+    pub fn new(cfg: PoolConfig, connect: C) -> Self {
+        let table = Table {
+            state: State::new(cfg.limits),
+            handles: HashMap::new(),
+            dials: HashMap::new(),
+        };
+        Self {
+            inner: Rc::new(Inner {
+                connect,
+                cfg,
+                shared: Arc::new(Shared(Mutex::new(table))),
+            }),
+        }
+    }
+
+    /// Opens a tunnel: CONNECT on a pooled connection, dialled where there is none. Must run inside a `LocalSet`.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. No payload has been sent then.
+    pub async fn open(&self, key: PoolKey, tunnel: TunnelRequest) -> Result<Tunnel, OpenError> {
+        let key = Arc::new(key);
+        let request = tunnel.to_http().map_err(OpenError::Invalid)?;
+        for _attempt in 0..ATTEMPTS {
+            let Some(lease) = self.lease(&key).await? else {
+                continue;
+            };
+            let id = lease.id;
+            match self.request(lease, request.clone()).await {
+                Err(OpenError::Request(error)) if !error.is_reset() || is_refused(&error) => {
+                    // The connection, not the tunnel, ended; nothing was delivered.
+                    tracing::debug!(%error, "connection ended under a request");
+                    self.inner.shared.retire(id);
+                }
+                outcome => return outcome,
+            }
+        }
+        Err(OpenError::Attempts(ATTEMPTS))
+    }
+
+    /// Connections that exist, idle ones included.
+    pub fn connections(&self) -> usize {
+        self.inner.shared.lock().state.connections()
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.inner.shared.lock().state.counters()
+    }
+
+    /// A place on a connection; `None` where the chosen one turned out to be of no use.
+    async fn lease(&self, key: &Arc<PoolKey>) -> Result<Option<Lease>, OpenError> {
+        loop {
+            let (acquired, evicted, dial) = self.acquire(key);
+            drop(evicted);
+            match acquired {
+                Acquire::Use(id) => return Ok(self.take(id)),
+                Acquire::Dial { .. } => self.dial(key).await.map_err(OpenError::Dial)?,
+                Acquire::Wait => {
+                    let waiting = Waiting {
+                        shared: &self.inner.shared,
+                        key,
+                    };
+                    let outcome = match dial {
+                        Some(mut dial) => dial
+                            .wait_for(Option::is_some)
+                            .await
+                            .ok()
+                            .and_then(|outcome| outcome.clone()),
+                        None => None,
+                    };
+                    drop(waiting);
+                    if let Some(Err(error)) = outcome {
+                        return Err(OpenError::Dial(error));
+                    }
+                }
+                Acquire::Refuse(Refusal::Connections) => {
+                    return Err(OpenError::Connections(self.inner.cfg.limits.connections));
+                }
+                Acquire::Refuse(Refusal::Waiters) => {
+                    return Err(OpenError::Waiters(self.inner.cfg.limits.waiters));
+                }
+            }
+        }
+    }
+
+    fn acquire(
+        &self,
+        key: &Arc<PoolKey>,
+    ) -> (
+        Acquire,
+        Option<Handle>,
+        Option<watch::Receiver<DialOutcome>>,
+    ) {
+        let mut table = self.inner.shared.lock();
+        let acquired = table.state.acquire(key);
+        let evicted = match acquired {
+            Acquire::Dial { evict: Some(id) } => table.handles.remove(&id),
+            _ => None,
+        };
+        (acquired, evicted, table.dials.get(key).cloned())
+    }
+
+    /// Turns an acquired place into a lease, unless the connection is closing or full after all.
+    fn take(&self, id: ConnId) -> Option<Lease> {
+        let shared = self.inner.shared.clone();
+        let handle = shared.lock().handles.get(&id).cloned();
+        let on_close = Box::new({
+            let shared = shared.clone();
+            move || shared.lock().state.release(Instant::now(), id)
+        });
+        let handle = handle?;
+        let permit = StreamPermit::new(handle.load.clone(), Some(on_close));
+        let peer_max = handle.send.current_max_send_streams();
+        let mut table = shared.lock();
+        let full = table.state.set_peer_limit(id, peer_max) < table.state.streams(id);
+        drop(table);
+        (!full).then_some(Lease {
+            id,
+            send: handle.send,
+            permit,
+        })
+    }
+
+    async fn dial(&self, key: &Arc<PoolKey>) -> Result<(), Arc<DialError>> {
+        let (report, outcome) = watch::channel(None);
+        self.inner.shared.lock().dials.insert(key.clone(), outcome);
+        let mut dialing = Dialing {
+            shared: &self.inner.shared,
+            key,
+            dialed: false,
+        };
+        let connected = self.connect(key).await.map_err(Arc::new);
+        let result = match connected {
+            Ok(connection) => {
+                dialing.dialed = true;
+                self.start(key, connection);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        drop(dialing);
+        report.send_replace(Some(result.clone()));
+        result
+    }
+
+    async fn connect(
+        &self,
+        key: &PoolKey,
+    ) -> Result<(SendRequest<Bytes>, h2::client::Connection<C::Io, Bytes>), DialError> {
+        let io = self.inner.connect.connect(key).await?;
+        let cfg = &self.inner.cfg;
+        h2::client::Builder::new()
+            .initial_window_size(cfg.stream_window)
+            .initial_connection_window_size(cfg.connection_window)
+            .max_frame_size(cfg.max_frame)
+            .max_header_list_size(cfg.max_header_list)
+            .max_send_buffer_size(cfg.send_buffer)
+            .initial_max_send_streams(cfg.limits.streams_per_connection)
+            .enable_push(false)
+            .handshake(io)
+            .await
+            .map_err(DialError::Handshake)
+    }
+
+    fn start(
+        &self,
+        key: &Arc<PoolKey>,
+        (send, connection): (SendRequest<Bytes>, h2::client::Connection<C::Io, Bytes>),
+    ) {
+        let shared = self.inner.shared.clone();
+        let mut table = shared.lock();
+        let id = table.state.dialed(Instant::now(), key);
+        table.handles.insert(
+            id,
+            Handle {
+                send,
+                load: Arc::default(),
+            },
+        );
+        drop(table);
+        let driver = driver::Driver::new(connection, self.inner.cfg.keepalive, shared, id);
+        supervise::spawn_local_connection("hbone client connection", driver.run());
+    }
+
+    async fn request(&self, lease: Lease, request: Request<()>) -> Result<Tunnel, OpenError> {
+        let Lease {
+            mut send, permit, ..
+        } = lease;
+        let timeout = self.inner.cfg.response_timeout;
+        let answered = tokio::time::timeout(timeout, async {
+            poll_fn(|cx| send.poll_ready(cx)).await?;
+            let (response, stream) = send.send_request(request, false)?;
+            Ok((response.await?, stream))
+        });
+        let (response, stream) = answered
+            .await
+            .map_err(|_elapsed| OpenError::ResponseTimeout(timeout))?
+            .map_err(OpenError::Request)?;
+        if response.status() != StatusCode::OK {
+            return Err(OpenError::Status(response.status().as_u16()));
+        }
+        let (parts, body) = response.into_parts();
+        Ok(Tunnel::new(
+            stream,
+            body,
+            permit,
+            request::response_baggage(&parts.headers),
+        ))
+    }
+}
+
+fn is_refused(error: &h2::Error) -> bool {
+    error.reason() == Some(h2::Reason::REFUSED_STREAM)
+}
+
+/// Ends the dial in the books however the dialling future ends, dropped half way too.
+struct Dialing<'a> {
+    shared: &'a Shared,
+    key: &'a Arc<PoolKey>,
+    /// The books already know of its success.
+    dialed: bool,
+}
+
+impl Drop for Dialing<'_> {
+    fn drop(&mut self) {
+        let mut table = self.shared.lock();
+        table.dials.remove(self.key);
+        if !self.dialed {
+            table.state.dial_failed(self.key);
+        }
+    }
+}
+
+/// Ends the wait in the books however the waiting future ends.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    key: &'a Arc<PoolKey>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().state.waited(self.key);
+    }
+}
