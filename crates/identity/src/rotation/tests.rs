@@ -1,0 +1,1 @@
+//! Rotation under a simulated clock.
