@@ -1,1 +1,26 @@
 //! Authorization: policies compiled per workload, decided in under a microsecond, explained on request.
+//!
+//! ```text
+//!   model::Authorization ──applies?──► Compiled::compile ──► Compiled ──decide──► Decision   (every connection)
+//!   (all that were received)   keys listed, not received ──►    │
+//!                                                               └────explain────► Explanation (on request)
+//! ```
+//!
+//! The semantics are Istio's, with the deviations of `docs/design/policy-deviations.md`. Two evaluators live here:
+//! `decide` goes through an index and says only what happens, `explain` walks every policy and says why. Both are
+//! compared with a third, naive one in `tests/reference.rs`. The agent calls `decide` at the destination, for new
+//! connections and again when a policy changes; the agent's admin interface and `karst why` call `explain`.
+
+mod compare;
+mod compile;
+mod connection;
+mod decision;
+mod explain;
+mod matcher;
+mod scope;
+
+pub use compile::Compiled;
+pub use connection::Connection;
+pub use decision::{Decision, DenyReason, DryRun, DryRunAllow, RuleRef, Verdict};
+pub use explain::{Attribute, Explanation, Outcome, PolicyTrace, RuleTrace, Unmet};
+pub use scope::applies;
