@@ -1,1 +1,21 @@
 //! Delta xDS client: a pure session, the store it feeds, and the connection that drives it.
+//!
+//! ```text
+//!   controller ──stream──► client ──response──► Session (pure) ──updates──► State ──lookups, changes──► agent
+//!                            ▲                     │                          │
+//!                            └──────ack / nack─────┘                          └──► saved (disk, for restarts)
+//! ```
+//!
+//! The agent goes on with what [`State`] holds for as long as its certificates live: nothing here removes a resource
+//! because a controller is away.
+
+pub mod update;
+mod index;
+pub mod state;
+pub mod session;
+pub mod saved;
+pub mod client;
+
+pub use index::{Counts, PoliciesFor};
+pub use state::{Change, Changes, State, Changed};
+pub use update::{Kind, Update};

@@ -13,6 +13,7 @@
 #[doc(hidden)]
 #[expect(
     unused_qualifications,
+    clippy::large_enum_variant,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     reason = "generated code is not ours to phrase"

@@ -57,7 +57,7 @@ pub(super) fn ip_from(bytes: &[u8]) -> Result<IpAddr, Problem> {
     }
     <[u8; 16]>::try_from(bytes)
         .map(|v6| canonical_ip(IpAddr::from(v6)))
-        .map_err(|_| Problem::AddressLength(bytes.len()))
+        .map_err(|_long| Problem::AddressLength(bytes.len()))
 }
 
 pub(super) fn ip_to(ip: IpAddr) -> Vec<u8> {
@@ -73,7 +73,7 @@ pub(super) fn max_prefix(ip: IpAddr) -> u8 {
 }
 
 pub(super) fn port_from(port: u32) -> Result<u16, Problem> {
-    u16::try_from(port).map_err(|_| Problem::Port(port))
+    u16::try_from(port).map_err(|_over| Problem::Port(port))
 }
 
 pub(super) fn app_protocol_from(value: i32) -> AppProtocol {

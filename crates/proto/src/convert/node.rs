@@ -80,7 +80,7 @@ pub fn node_workload_to(pod: &NodeWorkload) -> wire::NodeWorkload {
 fn capture_from(capture: wire::CaptureOptions) -> Result<CaptureOptions, ConvertError> {
     let range = |text: &String| {
         text.parse::<IpNet>()
-            .map_err(|_| Problem::Range(text.clone()))
+            .map_err(|_unparsed| Problem::Range(text.clone()))
     };
     let port = |port: &u32| port_from(*port);
     Ok(CaptureOptions {

@@ -118,7 +118,7 @@ fn try_match_from(bytes: &[u8], interner: &mut Interner) -> Result<Match, Unread
             knows_only(body, |n| n <= 2)?;
         }
     }
-    let m = wire::Match::decode(bytes).map_err(|_| Unreadable)?;
+    let m = wire::Match::decode(bytes).map_err(|_cause| Unreadable)?;
     Ok(Match {
         namespaces: all(m.namespaces, |s| string_from(s, interner))?,
         not_namespaces: all(m.not_namespaces, |s| string_from(s, interner))?,
@@ -172,7 +172,7 @@ fn string_from(s: wire::StringMatch, interner: &mut Interner) -> Result<StringMa
 
 /// A mapped IPv4 range (`::ffff:10.0.0.0/104`) becomes an IPv4 range, as addresses do everywhere.
 fn block_from(block: wire::Address) -> Result<IpBlock, Unreadable> {
-    let ip = ip_from(&block.address).map_err(|_| Unreadable)?;
+    let ip = ip_from(&block.address).map_err(|_cause| Unreadable)?;
     let mapped = block.address.len() == 16 && ip.is_ipv4();
     let length = if mapped {
         block.length.checked_sub(96).ok_or(Unreadable)?
@@ -187,7 +187,7 @@ fn block_from(block: wire::Address) -> Result<IpBlock, Unreadable> {
 }
 
 fn policy_port(port: u32) -> Result<u16, Unreadable> {
-    port_from(port).map_err(|_| Unreadable)
+    port_from(port).map_err(|_cause| Unreadable)
 }
 
 fn account_from(

@@ -1,0 +1,259 @@
+//! What the agent knows of the mesh: cheap lookups from any thread, and word of every change.
+//!
+//! One writer (the client) applies the updates of a response under one lock and only then tells the subscribers, so
+//! that whoever wakes up reads the new state. Readers take `Arc`s out and hold no lock.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, RwLock, RwLockReadGuard},
+    time::Duration,
+};
+
+use hashbrown::HashSet;
+use karst_model::{
+    addr::{Network, NetworkAddr},
+    enrollment::NodeWorkload,
+    name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
+    policy::Authorization,
+    service::{Service, Vip},
+    workload::Workload,
+};
+use tokio::sync::{broadcast, watch};
+
+use crate::{
+    index::{Counts, Index, PoliciesFor},
+    update::{Kind, Update},
+};
+
+/// Batches of changes that a subscriber may fall behind before it is told to look at everything.
+const CHANGE_BACKLOG: usize = 256;
+
+/// Something that is different now: look it up again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Change {
+    Workload(WorkloadUid),
+    Service(ServiceKey),
+    /// An endpoint of this service came, went or changed.
+    Endpoints(ServiceKey),
+    Policy(PolicyKey),
+    NodeWorkload(PodUid),
+    /// Who stands behind this address; see [`State::knows_address`].
+    Address(NetworkAddr),
+    /// Which services stand behind this range of addresses.
+    Range(Vip),
+}
+
+impl Change {
+    pub(crate) fn of_vip(vip: &Vip) -> Self {
+        match vip.prefix_len {
+            None => Self::Address(NetworkAddr::new(vip.network.clone(), vip.ip)),
+            Some(_) => Self::Range(vip.clone()),
+        }
+    }
+}
+
+/// What [`Changes::next`] brings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// These, each once, in no order.
+    Some(Arc<[Change]>),
+    /// The subscriber fell behind: anything may be different.
+    Everything,
+}
+
+/// A subscription to changes.
+pub struct Changes(broadcast::Receiver<Arc<[Change]>>);
+
+impl Changes {
+    /// The changes of the next batch; `None` when the state is gone.
+    pub async fn next(&mut self) -> Option<Changed> {
+        match self.0.recv().await {
+            Ok(changes) => Some(Changed::Some(changes)),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(Changed::Everything),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// Where the state comes from; see [`State::origin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// Nothing is known: unknown addresses must not be taken for destinations outside the mesh.
+    Empty,
+    /// The last known state of an earlier run.
+    Disk,
+    /// A controller has answered for every kind of resource.
+    Controller,
+}
+
+/// The store. Share it in an `Arc`.
+pub struct State {
+    index: RwLock<Index>,
+    changes: broadcast::Sender<Arc<[Change]>>,
+    origin: watch::Sender<Origin>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            index: RwLock::default(),
+            changes: broadcast::Sender::new(CHANGE_BACKLOG),
+            origin: watch::Sender::new(Origin::Empty),
+        }
+    }
+}
+
+impl State {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Applies updates in order, then tells subscribers.
+    pub fn apply(&self, updates: impl IntoIterator<Item = Update>) {
+        let mut changes = HashSet::new();
+        {
+            let mut index = self.index.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            for update in updates {
+                index.apply(update, &mut changes);
+            }
+        }
+        if !changes.is_empty() {
+            // An error only means that nobody listens.
+            let _ = self.changes.send(changes.into_iter().collect());
+        }
+    }
+
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<Arc<Workload>> {
+        self.read().workloads.get(uid).cloned()
+    }
+
+    /// The workload at an address; never a host-network pod.
+    pub fn workload_at(&self, addr: &NetworkAddr) -> Option<Arc<Workload>> {
+        self.read().workloads.at(addr).cloned()
+    }
+
+    /// A workload that is known by name and not by address.
+    pub fn workload_by_hostname(&self, hostname: &str) -> Option<Arc<Workload>> {
+        self.read().workloads.by_hostname(hostname).cloned()
+    }
+
+    pub fn service(&self, key: &ServiceKey) -> Option<Arc<Service>> {
+        self.read().services.get(key).cloned()
+    }
+
+    /// The service at a virtual address, or at the best range around it, as `client_namespace` sees it.
+    pub fn service_at(&self, addr: &NetworkAddr, client_namespace: &str) -> Option<Arc<Service>> {
+        self.read().services.at(addr, client_namespace).cloned()
+    }
+
+    /// The service of a hostname as `client_namespace` sees it.
+    pub fn service_by_host(&self, hostname: &str, client_namespace: &str) -> Option<Arc<Service>> {
+        self.read().services.by_host(hostname, client_namespace).cloned()
+    }
+
+    /// All endpoints of a service, healthy or not, ordered by uid.
+    pub fn endpoints(&self, key: &ServiceKey) -> Arc<[Arc<Workload>]> {
+        self.read().endpoints.list(key)
+    }
+
+    pub fn policy(&self, key: &PolicyKey) -> Option<Arc<Authorization>> {
+        self.read().policies.get(key).cloned()
+    }
+
+    /// The policies that apply to a workload, and those that it names and that are not here.
+    pub fn policies_for(&self, workload: &Workload) -> PoliciesFor {
+        self.read().policies.for_workload(workload)
+    }
+
+    pub fn node_workload(&self, uid: &PodUid) -> Option<Arc<NodeWorkload>> {
+        self.read().node_workloads.get(uid).cloned()
+    }
+
+    /// The pods of this node.
+    pub fn node_workloads(&self) -> Vec<Arc<NodeWorkload>> {
+        self.read().node_workloads.values().cloned().collect()
+    }
+
+    /// Whether a workload or a service has exactly this address.
+    pub fn knows_address(&self, addr: &NetworkAddr) -> bool {
+        let index = self.read();
+        index.workloads.has_address(addr) || index.services.has_address(addr)
+    }
+
+    /// Every address of a workload or a service in `network`.
+    pub fn addresses(&self, network: &Network) -> Vec<IpAddr> {
+        let index = self.read();
+        let all = index.workloads.addresses().chain(index.services.addresses());
+        let mut found: Vec<_> = all.filter(|addr| addr.network == *network).map(|addr| addr.ip).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    pub fn workloads(&self) -> Vec<Arc<Workload>> {
+        self.read().workloads.iter().cloned().collect()
+    }
+
+    pub fn services(&self) -> Vec<Arc<Service>> {
+        self.read().services.iter().cloned().collect()
+    }
+
+    pub fn policies(&self) -> Vec<Arc<Authorization>> {
+        self.read().policies.iter().cloned().collect()
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.read().counts()
+    }
+
+    /// A subscription to everything that changes from now on.
+    pub fn changes(&self) -> Changes {
+        Changes(self.changes.subscribe())
+    }
+
+    /// The workload, waiting for discovery to bring it, at most for `patience`.
+    pub async fn wait_for_workload(&self, uid: &WorkloadUid, patience: Duration) -> Option<Arc<Workload>> {
+        let mut changes = self.changes();
+        let arrival = async {
+            loop {
+                if let Some(found) = self.workload(uid) {
+                    return Some(found);
+                }
+                changes.next().await?;
+            }
+        };
+        tokio::time::timeout(patience, arrival).await.unwrap_or(None)
+    }
+
+    /// Where what is here comes from. The data plane starts at [`Origin::Disk`] or later.
+    pub fn origin(&self) -> watch::Receiver<Origin> {
+        self.origin.subscribe()
+    }
+
+    /// Raises the origin; it never falls.
+    pub(crate) fn raise_origin(&self, origin: Origin) {
+        self.origin.send_if_modified(|current| {
+            let raised = origin > *current;
+            *current = origin.max(*current);
+            raised
+        });
+    }
+
+    /// The names of all resources of a kind, as the wire knows them.
+    pub(crate) fn names(&self, kind: Kind) -> Vec<Arc<str>> {
+        let index = self.read();
+        match kind {
+            Kind::Address => {
+                let services = index.services.iter().map(|s| s.key.to_string().into());
+                index.workloads.iter().map(|w| w.uid.0.clone()).chain(services).collect()
+            }
+            Kind::Authorization => index.policies.iter().map(|p| p.key.to_string().into()).collect(),
+            Kind::NodeWorkload => index.node_workloads.keys().map(|uid| uid.0.clone()).collect(),
+        }
+    }
+
+    /// No writer panics half way through an update that readers depend on, so a poisoned lock is still good.
+    fn read(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}

@@ -1,0 +1,44 @@
+//! One step of change to the state, as a response or a saved file brings it.
+
+use std::sync::Arc;
+
+use karst_model::{enrollment::NodeWorkload, policy::Authorization, service::Service, workload::Workload};
+use karst_proto::type_url;
+
+/// A resource that came, or a name that went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    Workload(Arc<Workload>),
+    Service(Arc<Service>),
+    Policy(Arc<Authorization>),
+    NodeWorkload(Arc<NodeWorkload>),
+    /// The name is a workload's uid or a service's `<namespace>/<hostname>`.
+    Removed(Kind, Arc<str>),
+}
+
+/// The types of resources that an agent follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Address,
+    Authorization,
+    /// Only a Karst controller serves it.
+    NodeWorkload,
+}
+
+impl Kind {
+    /// Every kind, in the order in which they are asked for: policies arrive before the workloads that they protect.
+    pub const ALL: [Self; 3] = [Self::Authorization, Self::Address, Self::NodeWorkload];
+
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Self::Address => type_url::ADDRESS,
+            Self::Authorization => type_url::AUTHORIZATION,
+            Self::NodeWorkload => type_url::NODE_WORKLOAD,
+        }
+    }
+
+    /// The kind of a type URL; `None` for one that we did not ask for.
+    pub fn of(type_url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == type_url)
+    }
+}
