@@ -1,3 +1,80 @@
-//! The only entrance: set up, check, test, demo, bench.
+//! The only entrance to the project's tools: `cargo xtask VERB`.
+//!
+//! Light by intent: it shells out to cargo, the system's tools and the built binaries, and never links the product.
+//!
+//! ```text
+//!   setup ◄── called by each verb for what that verb needs
+//!   check = fmt, clippy, deny, tidy        test = check, unit, simulation, peer, node, fuzz
+//!   demo, bench, soak ──► release ──► ebpf
+//! ```
 
-fn main() {}
+#![expect(
+    clippy::print_stdout,
+    reason = "a command-line tool reports on standard output"
+)]
+
+mod check;
+mod ebpf;
+mod fuzz;
+mod release;
+mod setup;
+mod shell;
+mod soak;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's tools.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing on this machine, saying what and why.
+    Setup(setup::Args),
+    /// Format, lints, licences and the project's own rules.
+    Check,
+    /// The project's own rules alone.
+    Tidy,
+    /// Everything that must hold before a change lands, or one rung of it.
+    Test(test::Args),
+    /// What takes longer than two minutes; its results are committed.
+    Soak(soak::Args),
+    /// Feed hostile input to every parser of peer bytes.
+    Fuzz(fuzz::Args),
+    /// Build the kernel programs.
+    Ebpf,
+    /// Build the kernel programs and every binary into target/release.
+    Release,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<()> {
+    std::env::set_current_dir(shell::root())?;
+    match verb {
+        Verb::Setup(args) => setup::run(&args),
+        Verb::Check => check::run(),
+        Verb::Tidy => tidy::run(),
+        Verb::Test(args) => test::run(&args),
+        Verb::Soak(args) => soak::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Ebpf => release::ebpf(),
+        Verb::Release => release::run(),
+    }
+}

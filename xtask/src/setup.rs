@@ -1,0 +1,343 @@
+//! Installs what is missing, and only that, saying what and why first.
+//!
+//! On Debian and its relatives packages come from apt; elsewhere the exact list is printed for a person to install.
+//! Nothing that is present is installed again. Other verbs call [`ensure`] with the groups that they need.
+
+use std::{collections::HashMap, fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell;
+
+/// Services must not start because their package was installed for a demo.
+const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
+
+/// What `setup` is asked for.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only say what is missing; install nothing.
+    #[arg(long)]
+    list: bool,
+}
+
+/// What a need is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Group {
+    /// Compiling the workspace.
+    Build,
+    /// Compiling the kernel programs.
+    Ebpf,
+    /// `check`.
+    Check,
+    /// The lab: nodes and pods out of network namespaces.
+    Lab,
+    /// `demo`: the programs of the shop example.
+    Demo,
+    /// `bench` and the node tests with real software.
+    Load,
+}
+
+/// One thing that must be there.
+struct Need {
+    group: Group,
+    what: &'static str,
+    why: &'static str,
+    source: Source,
+    present: fn() -> bool,
+}
+
+enum Source {
+    /// Debian packages.
+    Apt(&'static [&'static str]),
+    /// A crate whose binary is installed by cargo, with these arguments and environment.
+    Cargo {
+        args: &'static [&'static str],
+        env: &'static [(&'static str, &'static str)],
+    },
+}
+
+fn has(program: &str) -> bool {
+    shell::find(program).is_some()
+}
+
+const NEEDS: &[Need] = &[
+    Need {
+        group: Group::Build,
+        what: "a C compiler",
+        why: "compiles the cryptography library",
+        source: Source::Apt(&["gcc", "libc6-dev"]),
+        present: || has("cc") && Path::new("/usr/include/stdlib.h").exists(),
+    },
+    Need {
+        group: Group::Ebpf,
+        what: "a Rust compiler with its own sources",
+        why: "builds the core library for the BPF target, which no tool chain ships",
+        source: Source::Apt(&["rustc-web", "rust-web-src"]),
+        present: rust_sources,
+    },
+    Need {
+        group: Group::Ebpf,
+        what: "LLVM 22 with headers",
+        why: "bpf-linker links against it",
+        source: Source::Apt(&[
+            "llvm-22-dev",
+            "libpolly-22-dev",
+            "libzstd-dev",
+            "zlib1g-dev",
+            "g++",
+        ]),
+        present: || has("bpf-linker") || Path::new("/usr/lib/llvm-22/bin/llvm-config").exists(),
+    },
+    Need {
+        group: Group::Ebpf,
+        what: "bpf-linker",
+        why: "links the kernel programs",
+        source: Source::Cargo {
+            args: &[
+                "bpf-linker",
+                "--version",
+                "0.13.0",
+                "--no-default-features",
+                "--features",
+                "llvm-22",
+            ],
+            env: &[("LLVM_PREFIX", "/usr/lib/llvm-22")],
+        },
+        present: || has("bpf-linker"),
+    },
+    Need {
+        group: Group::Check,
+        what: "cargo-deny",
+        why: "checks licences, banned crates and sources",
+        source: Source::Cargo {
+            args: &["cargo-deny", "--version", "0.20.2", "--debug"],
+            env: &[],
+        },
+        present: || has("cargo-deny"),
+    },
+    Need {
+        group: Group::Lab,
+        what: "ip and tc",
+        why: "the lab makes nodes and pods out of network namespaces",
+        source: Source::Apt(&["iproute2"]),
+        present: || has("ip") && has("tc"),
+    },
+    Need {
+        group: Group::Lab,
+        what: "nft",
+        why: "the lab plays kube-proxy for pods outside the mesh",
+        source: Source::Apt(&["nftables"]),
+        present: || has("nft"),
+    },
+    Need {
+        group: Group::Demo,
+        what: "tcpdump",
+        why: "proves what travels between nodes",
+        source: Source::Apt(&["tcpdump"]),
+        present: || has("tcpdump"),
+    },
+    Need {
+        group: Group::Demo,
+        what: "curl",
+        why: "loads the shop's pages",
+        source: Source::Apt(&["curl"]),
+        present: || has("curl"),
+    },
+    Need {
+        group: Group::Demo,
+        what: "nginx",
+        why: "the shop's front end",
+        source: Source::Apt(&["nginx-light"]),
+        present: || has("nginx"),
+    },
+    Need {
+        group: Group::Demo,
+        what: "Redis",
+        why: "the shop's cache, and redis-benchmark",
+        source: Source::Apt(&["redis-server", "redis-tools"]),
+        present: || has("redis-server") && has("redis-cli"),
+    },
+    Need {
+        group: Group::Demo,
+        what: "PostgreSQL",
+        why: "the shop's database, and pgbench",
+        source: Source::Apt(&["postgresql", "postgresql-client"]),
+        present: || Path::new("/usr/lib/postgresql").is_dir() && has("psql"),
+    },
+    Need {
+        group: Group::Load,
+        what: "iperf3",
+        why: "measures one stream",
+        source: Source::Apt(&["iperf3"]),
+        present: || has("iperf3"),
+    },
+    Need {
+        group: Group::Load,
+        what: "wrk",
+        why: "HTTP load in the node tests",
+        source: Source::Apt(&["wrk"]),
+        present: || has("wrk"),
+    },
+];
+
+/// Debian's compiler with its sources, or a nightly of rustup with rust-src: either builds the kernel programs.
+fn rust_sources() -> bool {
+    let sysroot = |program: &str, args: &[&str]| {
+        let sysroot = shell::capture(
+            Command::new(program)
+                .args(args)
+                .args(["--print", "sysroot"]),
+        )
+        .ok()?;
+        let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
+        library.is_dir().then_some(())
+    };
+    sysroot("/usr/bin/rustc", &[])
+        .or_else(|| sysroot("rustc", &["+nightly"]))
+        .is_some()
+}
+
+/// `cargo xtask setup`: everything.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let missing = missing(&[
+        Group::Build,
+        Group::Ebpf,
+        Group::Check,
+        Group::Lab,
+        Group::Demo,
+        Group::Load,
+    ]);
+    if missing.is_empty() {
+        println!("setup: everything is there");
+        return Ok(());
+    }
+    if args.list {
+        say(&missing);
+        return Ok(());
+    }
+    install(&missing)
+}
+
+/// What a verb needs: silent when all is there.
+pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
+    let missing = missing(groups);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install(&missing)
+}
+
+fn missing(groups: &[Group]) -> Vec<&'static Need> {
+    let asked = NEEDS.iter().filter(|need| groups.contains(&need.group));
+    asked.filter(|need| !(need.present)()).collect()
+}
+
+fn say(missing: &[&Need]) {
+    println!("setup: missing on this machine:");
+    for need in missing {
+        let source = match &need.source {
+            Source::Apt(packages) => format!("Debian packages: {}", packages.join(" ")),
+            Source::Cargo { args, .. } => format!("cargo install --locked {}", args.join(" ")),
+        };
+        println!("  {} ({}): {source}", need.what, need.why);
+    }
+}
+
+fn install(missing: &[&Need]) -> Result<()> {
+    say(missing);
+    let packages = packages_of(missing);
+    if !packages.is_empty() {
+        require_debian()?;
+        install_packages(&packages)?;
+    }
+    for need in missing {
+        if let Source::Cargo { args, env } = &need.source {
+            install_crate(args, env)?;
+        }
+    }
+    match missing.iter().find(|need| !(need.present)()) {
+        None => Ok(()),
+        Some(need) => bail!("{} is still missing after its installation", need.what),
+    }
+}
+
+fn packages_of(missing: &[&Need]) -> Vec<&'static str> {
+    let sources = missing.iter().map(|need| &need.source);
+    let packages = sources.filter_map(|source| match source {
+        Source::Apt(packages) => Some(*packages),
+        Source::Cargo { .. } => None,
+    });
+    packages.flatten().copied().collect()
+}
+
+fn require_debian() -> Result<()> {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let fields: HashMap<&str, &str> = release
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key, value.trim_matches('"')))
+        .collect();
+    let field = |key| fields.get(key).copied().unwrap_or_default();
+    let debian = field("ID") == "debian" || field("ID_LIKE").split(' ').any(|id| id == "debian");
+    if debian && has("apt-get") {
+        return Ok(());
+    }
+    bail!(
+        "this system ({}) is not known to setup: install the things listed above by its own means, under whatever \
+         names it has for these Debian packages, then run the command again",
+        fields.get("PRETTY_NAME").unwrap_or(&"no /etc/os-release")
+    )
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    let quiet = ServicePolicy::install();
+    apt(&["update"])?;
+    let mut args = vec!["install", "-y", "--no-install-recommends"];
+    args.extend(packages);
+    let installed = apt(&args);
+    drop(quiet);
+    installed.context("the packages could not be installed; as a user other than root, run `cargo xtask setup` with sudo")
+}
+
+fn apt(args: &[&str]) -> Result<()> {
+    shell::run(
+        Command::new("apt-get")
+            .arg("-q")
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
+fn install_crate(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let mut command = shell::cargo();
+    command
+        .args(["install", "--locked"])
+        .args(args)
+        .envs(env.iter().copied());
+    shell::run(&mut command)
+}
+
+/// Keeps apt from starting the services that it installs; an existing policy is left alone.
+struct ServicePolicy {
+    ours: bool,
+}
+
+impl ServicePolicy {
+    fn install() -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let exists = Path::new(SERVICE_POLICY).exists();
+        let written = !exists && fs::write(SERVICE_POLICY, "#!/bin/sh\nexit 101\n").is_ok();
+        if written {
+            let _ = fs::set_permissions(SERVICE_POLICY, fs::Permissions::from_mode(0o755));
+        }
+        Self { ours: written }
+    }
+}
+
+impl Drop for ServicePolicy {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = fs::remove_file(SERVICE_POLICY);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `soak`: what takes longer than two minutes. Its last result is committed as `docs/dev/soak.md`.
+//!
+//! A soak test is an ignored test whose name begins with `soak_`, beside the code that it strains. This verb runs
+//! them, optimised, and writes down when, at which commit and how each ended.
+
+use std::{collections::BTreeMap, fs, process::Command, time::Duration};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    release,
+    setup::{self, Group},
+    shell,
+};
+
+/// Where the last result is kept.
+const RESULT: &str = "docs/dev/soak.md";
+/// The longest that all soak tests together may take.
+const LIMIT: Duration = Duration::from_secs(4 * 3600);
+
+/// What `soak` is asked for.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only tests whose name contains this.
+    #[arg(default_value = "soak_")]
+    filter: String,
+}
+
+/// Runs the soak tests and writes their results.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::ensure(&[
+        Group::Build,
+        Group::Ebpf,
+        Group::Lab,
+        Group::Demo,
+        Group::Load,
+    ])?;
+    release::run()?;
+    let mut results = BTreeMap::new();
+    let mut test = shell::cargo();
+    test.args([
+        "test",
+        "--profile",
+        "quick-release",
+        "--workspace",
+        "--no-fail-fast",
+        "--",
+    ]);
+    test.args(["--ignored", "--test-threads=1", &args.filter]);
+    test.env("KARST_BIN_DIR", shell::root().join("target/release"));
+    let watched = shell::watch(&mut test, LIMIT, |line| {
+        let result = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.rsplit_once(" ... "));
+        if let Some((name, outcome)) = result {
+            results.insert(name.to_owned(), outcome.to_owned());
+        }
+    })?;
+    if results.is_empty() {
+        bail!("no soak test has {:?} in its name", args.filter);
+    }
+    write(&results)?;
+    if !watched.success {
+        bail!("soak tests failed; {RESULT} names them");
+    }
+    Ok(())
+}
+
+fn write(results: &BTreeMap<String, String>) -> Result<()> {
+    let said = |program: &str, args: &[&str]| {
+        let said = shell::capture(Command::new(program).args(args)).unwrap_or_default();
+        said.trim().to_owned()
+    };
+    let mut page = format!(
+        "# Last soak\n\nWritten by `cargo xtask soak` on {} at commit {}, kernel {}.\n\n| test | result |\n|---|---|\n",
+        said("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
+        said("git", &["rev-parse", "--short=12", "HEAD"]),
+        said("uname", &["-rm"]),
+    );
+    for (name, outcome) in results {
+        page.push_str(&format!("| `{name}` | {outcome} |\n"));
+    }
+    fs::write(RESULT, page)?;
+    println!("soak: {} results written to {RESULT}", results.len());
+    Ok(())
+}

@@ -1,0 +1,295 @@
+//! `test`: the rungs, each with a time budget, and a closing line that counts the tests.
+//!
+//! Compiling is a step of its own, so that the budgets of the rungs measure the tests. A rung past its budget is ended
+//! and fails: what takes longer belongs into `soak`.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+
+use crate::{
+    check, fuzz, release,
+    setup::{self, Group},
+    shell,
+    tidy::Workspace,
+};
+
+/// Multiplies every budget: for machines slower than the project's own.
+const SCALE_VARIABLE: &str = "KARST_TEST_BUDGET_SCALE";
+
+/// What `test` is asked for.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only this rung; without it, all of them in order.
+    rung: Option<Rung>,
+}
+
+/// The rungs of the ladder, cheapest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Rung {
+    /// Format, lints, licences, the project's own rules.
+    Check,
+    /// Compiles everything that the other rungs run.
+    Build,
+    /// The tests beside the code.
+    Unit,
+    /// A seeded clock and seeded faults.
+    Simulation,
+    /// Scripted peers over sockets, one part at a time.
+    Peer,
+    /// Network namespaces and the kernel programs; needs root.
+    Node,
+    /// Hostile input for every parser of peer bytes.
+    Fuzz,
+}
+
+impl Rung {
+    const ALL: [Self; 7] = [
+        Self::Check,
+        Self::Build,
+        Self::Unit,
+        Self::Simulation,
+        Self::Peer,
+        Self::Node,
+        Self::Fuzz,
+    ];
+
+    /// How long the rung may take, from a cold start on two cores.
+    fn budget(self) -> Duration {
+        let seconds = match self {
+            Self::Check => 600,
+            Self::Build => 1200,
+            Self::Unit | Self::Simulation | Self::Peer => 120,
+            Self::Node => 480,
+            Self::Fuzz => 300,
+        };
+        Duration::from_secs(seconds).mul_f64(scale())
+    }
+
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+fn scale() -> f64 {
+    let given = std::env::var(SCALE_VARIABLE)
+        .ok()
+        .and_then(|scale| scale.parse().ok());
+    given
+        .filter(|scale: &f64| scale.is_finite() && *scale > 0.0)
+        .unwrap_or(1.0)
+}
+
+/// Tests counted from the closing lines of the runners.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    /// Tests that held.
+    pub(crate) passed: u64,
+    /// Tests that did not.
+    pub(crate) failed: u64,
+    /// Tests that were not run.
+    pub(crate) skipped: u64,
+}
+
+impl Count {
+    /// Adds a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; ...`; other lines count nothing.
+    fn add_line(&mut self, line: &str) {
+        let Some((_, counts)) = line
+            .strip_prefix("test result: ")
+            .and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in counts.split("; ") {
+            let Some((number, word)) = part.split_once(' ') else {
+                continue;
+            };
+            let number: u64 = number.parse().unwrap_or(0);
+            match word {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.skipped += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Runs one rung or all; every rung is run even when an earlier one failed, except that nothing runs unbuilt.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let rungs = match args.rung {
+        Some(rung) => vec![rung],
+        None => Rung::ALL.to_vec(),
+    };
+    let started = Instant::now();
+    let mut ladder = Ladder::default();
+    for rung in rungs {
+        let built = ladder.climb(rung);
+        if rung == Rung::Build && !built {
+            break;
+        }
+    }
+    ladder.close(started.elapsed())
+}
+
+#[derive(Default)]
+struct Ladder {
+    count: Count,
+    lines: Vec<String>,
+    failures: Vec<String>,
+}
+
+impl Ladder {
+    fn climb(&mut self, rung: Rung) -> bool {
+        let (name, budget) = (rung.name(), rung.budget());
+        println!("\n== {name}: budget {} s", budget.as_secs());
+        let (before, started) = (self.count, Instant::now());
+        let result = self.attempt(rung, started + budget);
+        let taken = started.elapsed();
+        let late = taken > budget;
+        let verdict = match &result {
+            Ok(()) if late => "failed: over its budget".to_owned(),
+            Ok(()) => "ok".to_owned(),
+            Err(error) => format!("failed: {error:#}"),
+        };
+        let passed = self.count.passed - before.passed;
+        let line = format!(
+            "{name}: {verdict}; {passed} tests passed; {:.0} of {} s",
+            taken.as_secs_f64(),
+            budget.as_secs()
+        );
+        println!("== {line}");
+        self.lines.push(line);
+        let ok = result.is_ok() && !late;
+        if !ok {
+            self.failures.push(name);
+        }
+        ok
+    }
+
+    fn attempt(&mut self, rung: Rung, deadline: Instant) -> Result<()> {
+        match rung {
+            Rung::Check => check::run(),
+            Rung::Build => build(),
+            Rung::Unit => self.cargo_test(
+                deadline,
+                &[
+                    "--workspace",
+                    "--lib",
+                    "--bins",
+                    "--exclude",
+                    "karst-test-node",
+                    "--exclude",
+                    "karst-test-simulation",
+                ],
+            ),
+            Rung::Simulation => self.cargo_test(deadline, &["-p", "karst-test-simulation"]),
+            Rung::Peer => self.peer(deadline),
+            Rung::Node => self.node(deadline),
+            Rung::Fuzz => fuzz::saved_corpus(),
+        }
+    }
+
+    /// The `tests/` folders of the product's packages.
+    fn peer(&mut self, deadline: Instant) -> Result<()> {
+        let packages = Workspace::load()?.packages_with_tests_outside("tests/");
+        if packages.is_empty() {
+            bail!("no package has a tests/ folder");
+        }
+        let mut args = Vec::new();
+        for package in &packages {
+            args.extend(["-p", package.as_str()]);
+        }
+        args.extend(["--test", "*"]);
+        self.cargo_test(deadline, &args)
+    }
+
+    fn node(&mut self, deadline: Instant) -> Result<()> {
+        if shell::capture(Command::new("id").arg("-u"))?.trim() != "0" {
+            bail!(
+                "the node tests make network namespaces and load kernel programs: run them as root"
+            );
+        }
+        setup::ensure(&[Group::Lab, Group::Demo, Group::Load])?;
+        self.cargo_test(
+            deadline,
+            &["-p", "karst-test-node", "--", "--test-threads=1"],
+        )
+    }
+
+    fn cargo_test(&mut self, deadline: Instant, args: &[&str]) -> Result<()> {
+        let mut command = shell::cargo();
+        let (cargo_args, test_args) = match args.iter().position(|arg| *arg == "--") {
+            Some(at) => args.split_at(at),
+            None => (args, [].as_slice()),
+        };
+        command
+            .args(["test", "--no-fail-fast"])
+            .args(cargo_args)
+            .args(test_args);
+        command.env("KARST_BIN_DIR", shell::root().join("target/debug"));
+        let count = &mut self.count;
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let watched = shell::watch(&mut command, limit, |line| count.add_line(line))?;
+        if watched.overdue {
+            bail!("ended at its time budget: find the slow test, or move it to `soak`");
+        }
+        if !watched.success {
+            bail!("tests failed");
+        }
+        Ok(())
+    }
+
+    /// Prints what each rung said, then the one line that names the tests run.
+    fn close(self, taken: Duration) -> Result<()> {
+        println!();
+        for line in &self.lines {
+            println!("{line}");
+        }
+        println!("total: {:.0} s", taken.as_secs_f64());
+        let Count {
+            passed,
+            failed,
+            skipped,
+        } = self.count;
+        // A rung that fails without a failing test must show in the count as well.
+        let failed = failed.max(self.failures.len() as u64);
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        if self.failures.is_empty() {
+            return Ok(());
+        }
+        bail!("failed: {}", self.failures.join(", "))
+    }
+}
+
+fn build() -> Result<()> {
+    release::ebpf()?;
+    shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
+    shell::run(shell::cargo().args(["test", "--workspace", "--no-run", "--quiet"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_are_counted_and_others_are_not() {
+        let mut count = Count::default();
+        count.add_line("test result: ok. 12 passed; 0 failed; 2 ignored; 0 measured; 3 filtered out; finished in 0.1s");
+        count.add_line("test result: FAILED. 1 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s");
+        count.add_line("test a::b ... ok");
+        assert_eq!(
+            count,
+            Count {
+                passed: 13,
+                failed: 4,
+                skipped: 2
+            }
+        );
+    }
+}
