@@ -1,0 +1,25 @@
+//! The one record that tells the programs who the agent, the host and the kubelet are.
+
+use crate::plain;
+
+/// Changes whenever a map's layout does; pinned maps of another version are refused.
+pub const ABI_VERSION: u32 = 1;
+/// How many cgroups can count as the kubelet's.
+pub const KUBELET_CGROUPS: usize = 4;
+
+/// Element 0 of the map `CONFIG`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Config {
+    /// Cgroup v2 id of the agent's processes: their sockets are never captured.
+    pub agent_cgroup: u64,
+    /// Namespace cookie of the node itself.
+    pub host_cookie: u64,
+    /// Cgroups whose probes are exempt; 0 is an empty place.
+    pub kubelet_cgroups: [u64; KUBELET_CGROUPS],
+    /// [`ABI_VERSION`] of the writer.
+    pub version: u32,
+    pub reserved: u32,
+}
+
+plain!(Config = 56);

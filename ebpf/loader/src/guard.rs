@@ -1,0 +1,146 @@
+//! The tc guard on the host side of a pod's veth: a clsact filter, which outlives the agent and
+//! works from Linux 4.5 on.
+
+use std::io;
+use std::mem::forget;
+
+use aya::Ebpf;
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::{SchedClassifier, TcAttachType};
+use karst_netns::Netns;
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use crate::LoadError;
+
+const NAME: &str = "karst_guard";
+/// Our place among the filters of an interface: early, and found again after a restart.
+const PRIORITY: u16 = 19;
+const HANDLE: TcHandle = TcHandle::new(0, 0x6b74);
+
+/// Any of netlink's, tc's and the kernel's errors; the caller names the interface.
+pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Who made the interface's clsact qdisc.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Qdisc {
+    Ours,
+    Foreign,
+}
+
+/// Gives the guard to the kernel, once per agent.
+pub(crate) fn load(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let refused = |source| LoadError::Program {
+        name: NAME,
+        source: Box::new(source),
+    };
+    program(ebpf)?.load().map_err(refused)
+}
+
+/// Puts the guard on an interface, or replaces the one that is there.
+pub(crate) fn attach(ebpf: &mut Ebpf, host: &Netns, ifindex: u32) -> Result<Qdisc, Error> {
+    let program = program(ebpf)?;
+    host.run(|| {
+        let name = interface(ifindex)?;
+        let qdisc = match qdisc_add_clsact(&name) {
+            Ok(()) => Qdisc::Ours,
+            Err(_exists) => Qdisc::Foreign,
+        };
+        let old =
+            SchedClassifierLink::attached(&name, TcAttachType::Ingress, PRIORITY, HANDLE, None)?;
+        let id = match program.attach_to_link(old) {
+            Ok(id) => id,
+            Err(_absent) => program.attach_with_options(
+                &name,
+                TcAttachType::Ingress,
+                TcAttachOptions::Netlink(NlOptions {
+                    priority: PRIORITY,
+                    handle: HANDLE,
+                    classid: None,
+                }),
+            )?,
+        };
+        // Dropping the link would detach the filter: it stays until `detach`, over restarts.
+        forget(program.take_link(id)?);
+        Ok(qdisc)
+    })?
+}
+
+/// Takes the guard off, and the qdisc if it was ours. An interface that is gone is fine.
+pub(crate) fn detach(host: &Netns, ifindex: u32, qdisc: Qdisc) -> Result<(), Error> {
+    host.run(|| {
+        let Ok(name) = interface(ifindex) else {
+            return Ok(());
+        };
+        // Dropping an owned link detaches it.
+        drop(SchedClassifierLink::attached(
+            &name,
+            TcAttachType::Ingress,
+            PRIORITY,
+            HANDLE,
+            None,
+        )?);
+        match qdisc {
+            Qdisc::Ours => Ok(delete_clsact(ifindex)?),
+            Qdisc::Foreign => Ok(()),
+        }
+    })?
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, LoadError> {
+    let program = ebpf.program_mut(NAME).ok_or(LoadError::Missing(NAME))?;
+    program.try_into().map_err(|source| LoadError::Program {
+        name: NAME,
+        source: Box::new(source),
+    })
+}
+
+fn interface(ifindex: u32) -> io::Result<String> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    Ok(rustix::net::netdevice::index_to_name(&socket, ifindex)?)
+}
+
+/// RTM_DELQDISC for `clsact`, in the calling thread's namespace; absent is fine.
+fn delete_clsact(ifindex: u32) -> io::Result<()> {
+    let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+    // Protocol 0 of this family is NETLINK_ROUTE.
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    rustix::net::send(&socket, &delete_message(ifindex), SendFlags::empty())?;
+    let mut reply = [0_u8; 512];
+    let (got, _) = rustix::net::recv(&socket, &mut reply[..], RecvFlags::empty())?;
+    match error_of(&reply[..got]) {
+        0 | libc::ENOENT | libc::EINVAL | libc::ENODEV => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// `nlmsghdr` and `tcmsg` of rtnetlink(7).
+fn delete_message(ifindex: u32) -> [u8; 36] {
+    const RTM_DELQDISC: u32 = 37;
+    const REQUEST_AND_ACK: u32 = 0x5;
+    const CLSACT_HANDLE: u32 = 0xffff_0000;
+    const CLSACT_PARENT: u32 = 0xffff_fff1;
+    let words = [
+        36,
+        RTM_DELQDISC | REQUEST_AND_ACK << 16,
+        1,
+        0,
+        0,
+        ifindex,
+        CLSACT_HANDLE,
+        CLSACT_PARENT,
+        0,
+    ];
+    let mut message = [0; 36];
+    for (bytes, word) in message.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+        *bytes = word.to_ne_bytes();
+    }
+    message
+}
+
+/// The errno of an NLMSG_ERROR reply; 0 is an acknowledgement.
+fn error_of(reply: &[u8]) -> i32 {
+    let code = reply.get(16..20).and_then(|bytes| bytes.try_into().ok());
+    code.map_or(libc::EPROTO, |bytes| -i32::from_ne_bytes(bytes))
+}

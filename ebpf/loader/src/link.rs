@@ -1,0 +1,92 @@
+//! Pinned links: attached once, then only their program is replaced, so that no packet and no
+//! connect passes between two versions.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya::programs::ProgramFd;
+use aya::programs::links::FdLink;
+
+/// Commands of bpf(2), from `linux/bpf.h`.
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// What `establish` did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Established {
+    Attached,
+    Replaced,
+}
+
+/// Replaces the program of the link pinned at `path`; where there is none, attaches and pins.
+pub(crate) fn establish<E>(
+    path: &Path,
+    program: &ProgramFd,
+    attach: impl FnOnce() -> Result<FdLink, E>,
+) -> io::Result<Established>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    match open(path) {
+        Ok(link) => {
+            update(link.as_fd(), program.as_fd())?;
+            Ok(Established::Replaced)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let link = attach().map_err(io::Error::other)?;
+            link.pin(path).map_err(io::Error::other)?;
+            Ok(Established::Attached)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[repr(C)]
+struct ObjGet {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = ObjGet {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    // SAFETY: the kernel gives a new descriptor that nobody else owns.
+    bpf(BPF_OBJ_GET, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = LinkUpdate {
+        link_fd: link.as_raw_fd() as u32,
+        new_prog_fd: program.as_raw_fd() as u32,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &attr).map(drop)
+}
+
+fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
+    // SAFETY: `attr` is the command's own attribute struct, and its size is passed with it.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
+}
