@@ -16,6 +16,7 @@ pub mod bundle;
 mod certificate;
 pub mod clock;
 pub mod credential;
+pub mod join_token;
 mod key;
 pub mod peer;
 mod persist;
@@ -28,6 +29,7 @@ mod verify;
 
 pub use bundle::{BundleError, TrustBundle};
 pub use credential::{Credential, CredentialError, PeerTrust};
+pub use join_token::{JoinToken, JoinTokenError};
 pub use key::{KeyError, PrivateKey};
 pub use peer::{PeerCertError, peer_cert_error, peer_id};
 pub use rotation::Priority;

@@ -9,12 +9,15 @@ use std::{
         DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
-/// Names of unfinished writes end so; they are removed by [`prepare_dir`].
+/// Names of unfinished writes end so; old ones are removed by [`prepare_dir`].
 const UNFINISHED: &str = ".unfinished";
+/// No write takes this long: an unfinished file that old was left by a crash, a younger one may be somebody's.
+const UNFINISHED_AGE: Duration = Duration::from_secs(60);
 
 /// A private file or folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,10 +72,19 @@ pub fn prepare_dir(dir: &Path) -> Result<(), PrivateFileError> {
     if meta.mode() & 0o777 != DIR_MODE {
         fs::set_permissions(dir, fs::Permissions::from_mode(DIR_MODE)).map_err(failed)?;
     }
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.to_string_lossy().ends_with(UNFINISHED) {
-            fs::remove_file(&path).map_err(failed)?;
+    remove_unfinished(dir).map_err(failed)
+}
+
+fn remove_unfinished(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let age = entry
+            .metadata()
+            .and_then(|meta| meta.modified())
+            .map(|at| at.elapsed().unwrap_or_default());
+        let old = age.is_ok_and(|age| age >= UNFINISHED_AGE);
+        if old && entry.file_name().to_string_lossy().ends_with(UNFINISHED) {
+            fs::remove_file(entry.path())?;
         }
     }
     Ok(())
@@ -80,9 +92,7 @@ pub fn prepare_dir(dir: &Path) -> Result<(), PrivateFileError> {
 
 /// Replaces `path` by `content`, mode 0600. After an error the former file is still there, whole.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), PrivateFileError> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(UNFINISHED);
-    let unfinished = PathBuf::from(unfinished);
+    let unfinished = unfinished_name(path);
     let done =
         create(&unfinished).and_then(|file| fill_and_rename(file, content, &unfinished, path));
     done.map_err(|source| {
@@ -92,6 +102,36 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), PrivateFileError> {
             source,
         }
     })
+}
+
+/// Writes `path` unless it exists, and returns what it holds then: of two processes that start at once, one wins and
+/// both go on with its content.
+pub fn create_once(path: &Path, content: &[u8]) -> Result<Vec<u8>, PrivateFileError> {
+    let unfinished = unfinished_name(path);
+    let done = create(&unfinished).and_then(|mut file| {
+        file.write_all(content)?;
+        file.sync_all()?;
+        match fs::hard_link(&unfinished, path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => sync_parent(path),
+        }
+    });
+    let _may_not_exist = fs::remove_file(&unfinished);
+    done.map_err(|source| PrivateFileError::Write {
+        path: path.to_owned(),
+        source,
+    })?;
+    fs::read(path).map_err(|source| PrivateFileError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Different for each process, since `karst-controller token` may run beside the controller.
+fn unfinished_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}{UNFINISHED}", std::process::id()));
+    name.into()
 }
 
 /// The content, or `None` where there is no such file.
@@ -123,7 +163,11 @@ fn fill_and_rename(mut file: File, content: &[u8], from: &Path, to: &Path) -> io
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(from, to)?;
-    match to.parent() {
+    sync_parent(to)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
     }
@@ -151,11 +195,32 @@ mod tests {
     fn a_folder_open_to_others_is_closed_and_cleaned() {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let left = dir.path().join("a.unfinished");
+        let (left, young) = (
+            dir.path().join("a.unfinished"),
+            dir.path().join("b.unfinished"),
+        );
         fs::write(&left, "x").unwrap();
+        fs::write(&young, "x").unwrap();
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        File::options()
+            .write(true)
+            .open(&left)
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
         prepare_dir(dir.path()).unwrap();
         assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o777, 0o700);
         assert!(!left.exists());
+        assert!(young.exists());
+    }
+
+    #[test]
+    fn the_first_of_two_creators_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        assert_eq!(create_once(&file, b"first").unwrap(), b"first");
+        assert_eq!(create_once(&file, b"second").unwrap(), b"first");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

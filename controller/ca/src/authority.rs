@@ -1,0 +1,333 @@
+//! The authority: signs leaves for workloads and for the controller's own server, in the name of the signing root.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use karst_identity::{
+    CertificateSigner, SignError, SignedCertificate, TrustBundle,
+    bundle::Fingerprint,
+    clock::Clock,
+    private_file::{self, PrivateFileError},
+};
+use karst_model::identity::{SpiffeId, TrustDomain};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    csr::{CsrError, RequestedKey},
+    root::{Root, RootError, Roots, random_serial, signing_fingerprint},
+    rotation::{self, Phase, RotationTimes, Step, StepError},
+};
+
+/// Leaves start this far in the past, since clocks differ.
+pub const BACKDATE: Duration = Duration::from_secs(600);
+/// Life of a leaf where none, or a longer one, is asked for.
+pub const LEAF_TTL: Duration = Duration::from_secs(24 * 3600);
+const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const ROOT_LEFT_MIN: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Most names in a serving certificate.
+const SERVER_NAMES_MAX: usize = 100;
+
+/// Where the CA keeps its state, and for whom it signs.
+#[derive(Clone, Debug)]
+pub struct AuthorityConfig {
+    /// Mode 0700, made if missing. Whoever reads it is the mesh.
+    pub state_dir: PathBuf,
+    pub trust_domain: TrustDomain,
+    /// Longest life of a leaf; requests for more get this.
+    pub leaf_ttl_max: Duration,
+    pub root_life: Duration,
+}
+
+impl AuthorityConfig {
+    pub fn new(state_dir: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            trust_domain,
+            leaf_ttl_max: LEAF_TTL,
+            root_life: ROOT_LIFE,
+        }
+    }
+}
+
+/// Why a leaf or a root was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    #[error("{id} is not of our trust domain {own}")]
+    TrustDomain { id: SpiffeId, own: TrustDomain },
+    #[error("our signing root has expired: restore the clock, or rotate the root")]
+    RootExpired,
+    #[error(
+        "{0:?} is neither a DNS name nor an IP address, so it cannot stand in a serving certificate"
+    )]
+    Name(String),
+    #[error("a serving certificate needs between one and {SERVER_NAMES_MAX} names, got {0}")]
+    NameCount(usize),
+    #[error(
+        "signing failed in the crypto library: this is a bug in Karst, or the CA's key is damaged"
+    )]
+    Sign(#[source] rcgen::Error),
+    #[error(transparent)]
+    Root(#[from] RootError),
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
+    #[error(transparent)]
+    Step(#[from] StepError),
+}
+
+/// A certificate and key for the controller's own server.
+pub struct ServerPair {
+    /// Leaf, then the signing root, which joining nodes need to see.
+    pub chain_pem: String,
+    pub key_pem: Zeroizing<String>,
+    pub not_after: SystemTime,
+}
+
+/// See the module. Cheap to share by `Arc`; signing takes a read lock only.
+pub struct Authority {
+    cfg: AuthorityConfig,
+    signing: RwLock<Signing>,
+}
+
+struct Signing {
+    roots: Roots,
+    issuer: Issuer<'static, KeyPair>,
+    bundle: TrustBundle,
+    fingerprint: Fingerprint,
+    not_after: SystemTime,
+}
+
+impl Signing {
+    fn new(roots: Roots) -> Result<Self, RootError> {
+        let first = roots.roots.first().ok_or(RootError::Empty)?;
+        let issuer = first.issuer()?;
+        let not_after = first.not_after().ok_or(RootError::Pair)?;
+        let bundle = roots.bundle()?;
+        let fingerprint = signing_fingerprint(&bundle).ok_or(RootError::Empty)?;
+        Ok(Self {
+            issuer,
+            bundle,
+            fingerprint,
+            not_after,
+            roots,
+        })
+    }
+}
+
+impl Authority {
+    /// Reads the state, or makes a first root.
+    pub fn load_or_create(cfg: AuthorityConfig, now: SystemTime) -> Result<Self, AuthorityError> {
+        private_file::prepare_dir(&cfg.state_dir)?;
+        let roots = Roots::load_or_create(&cfg.state_dir, &cfg.trust_domain, cfg.root_life, now)?;
+        let signing = RwLock::new(Signing::new(roots)?);
+        Ok(Self { cfg, signing })
+    }
+
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.cfg.trust_domain
+    }
+
+    /// All roots that are trusted now, the signing one first.
+    pub fn bundle(&self) -> TrustBundle {
+        self.signing().bundle.clone()
+    }
+
+    /// [`Self::bundle`] as concatenated PEM.
+    pub fn root_pem(&self) -> String {
+        self.signing().bundle.pem()
+    }
+
+    /// SHA-256 of the signing root, for join tokens.
+    pub fn root_fingerprint(&self) -> Fingerprint {
+        self.signing().fingerprint
+    }
+
+    /// A leaf for `id` over the key of the request. The caller has checked that it may have it.
+    ///
+    /// A `ttl` of zero, or above the configured most, gets the most; no leaf outlives the root.
+    pub fn sign_workload(
+        &self,
+        csr_pem: &str,
+        id: &SpiffeId,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<SignedCertificate, AuthorityError> {
+        if id.trust_domain != self.cfg.trust_domain {
+            return Err(AuthorityError::TrustDomain {
+                id: id.clone(),
+                own: self.cfg.trust_domain.clone(),
+            });
+        }
+        let key = RequestedKey::from_pem(csr_pem)?;
+        let uri = id.to_string().try_into().map_err(AuthorityError::Sign)?;
+        let signing = self.signing();
+        let mut params = self.leaf(ttl, now, signing.not_after)?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let leaf = params
+            .signed_by(key.public_key(), &signing.issuer)
+            .map_err(AuthorityError::Sign)?;
+        Ok(SignedCertificate {
+            chain_pem: vec![leaf.pem(), signing.bundle.pem()],
+        })
+    }
+
+    /// A new key and certificate for a server of these DNS names and IP addresses.
+    pub fn server_certificate(
+        &self,
+        names: &[String],
+        now: SystemTime,
+    ) -> Result<ServerPair, AuthorityError> {
+        if names.is_empty() || names.len() > SERVER_NAMES_MAX {
+            return Err(AuthorityError::NameCount(names.len()));
+        }
+        let key =
+            KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(AuthorityError::Sign)?;
+        let signing = self.signing();
+        let mut params = self.leaf(self.cfg.leaf_ttl_max, now, signing.not_after)?;
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "karst-controller");
+        params.subject_alt_names = names
+            .iter()
+            .map(|name| server_name(name))
+            .collect::<Result<_, _>>()?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let not_after = params.not_after.into();
+        let leaf = params
+            .signed_by(&key, &signing.issuer)
+            .map_err(AuthorityError::Sign)?;
+        let root = signing
+            .roots
+            .roots
+            .first()
+            .map_or("", |root| &root.certificate_pem);
+        Ok(ServerPair {
+            chain_pem: leaf.pem() + root,
+            key_pem: Zeroizing::new(key.serialize_pem()),
+            not_after,
+        })
+    }
+
+    /// The parts that all leaves share. With an empty subject, names are critical (RFC 5280 section 4.2.1.6).
+    fn leaf(
+        &self,
+        ttl: Duration,
+        now: SystemTime,
+        root_not_after: SystemTime,
+    ) -> Result<CertificateParams, AuthorityError> {
+        if now >= root_not_after {
+            return Err(AuthorityError::RootExpired);
+        }
+        let ttl = if ttl.is_zero() {
+            self.cfg.leaf_ttl_max
+        } else {
+            ttl.min(self.cfg.leaf_ttl_max)
+        };
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
+        params.not_before = (now - BACKDATE).into();
+        params.not_after = (now + ttl).min(root_not_after).into();
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
+        params.use_authority_key_identifier_extension = true;
+        Ok(params)
+    }
+
+    fn signing(&self) -> std::sync::RwLockReadGuard<'_, Signing> {
+        self.signing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn times(&self) -> RotationTimes {
+        // A leaf of the phase before may also be young by its clock's error.
+        RotationTimes {
+            root_left_min: ROOT_LEFT_MIN,
+            leaf_ttl_max: self.cfg.leaf_ttl_max + BACKDATE,
+        }
+    }
+
+    /// Where a root rotation stands.
+    pub fn phase(&self) -> Phase {
+        self.signing().roots.phase
+    }
+
+    /// The step that is due by itself, if any; for the controller's leader to take.
+    pub fn due_step(&self, now: SystemTime) -> Option<Step> {
+        let signing = self.signing();
+        rotation::due(signing.roots.phase, signing.not_after, &self.times(), now)
+    }
+
+    /// Takes one step of a root rotation. On disk before it counts; after an error nothing has changed.
+    pub fn rotate(&self, step: Step, now: SystemTime) -> Result<(), AuthorityError> {
+        let mut signing = self.signing.write().unwrap_or_else(PoisonError::into_inner);
+        rotation::check(step, signing.roots.phase, &self.times(), now)?;
+        let mut roots = signing.roots.clone();
+        match step {
+            Step::Announce => {
+                roots
+                    .roots
+                    .push(Root::make(&self.cfg.trust_domain, self.cfg.root_life, now)?);
+                roots.phase = Phase::Announced { at: now };
+            }
+            Step::Switch => {
+                roots.roots.swap(0, 1);
+                roots.phase = Phase::Switched { at: now };
+            }
+            Step::Retire => {
+                roots.roots.truncate(1);
+                roots.phase = Phase::Steady;
+            }
+        }
+        let next = Signing::new(roots)?;
+        next.roots.save(&self.cfg.state_dir)?;
+        *signing = next;
+        Ok(())
+    }
+}
+
+fn server_name(name: &str) -> Result<SanType, AuthorityError> {
+    use rustls_pki_types::ServerName;
+    let bad = || AuthorityError::Name(name.to_owned());
+    match ServerName::try_from(name).ok().ok_or_else(bad)? {
+        ServerName::IpAddress(address) => Ok(SanType::IpAddress(std::net::IpAddr::from(address))),
+        _ => Ok(SanType::DnsName(name.try_into().ok().ok_or_else(bad)?)),
+    }
+}
+
+/// An [`Authority`] in this process as a signer: for tests and single-process set-ups. It authorizes nothing.
+pub struct LocalSigner {
+    pub authority: Arc<Authority>,
+    pub clock: Clock,
+}
+
+#[async_trait]
+impl CertificateSigner for LocalSigner {
+    async fn sign(
+        &self,
+        id: &SpiffeId,
+        csr_pem: String,
+        ttl: Duration,
+    ) -> Result<SignedCertificate, SignError> {
+        self.authority
+            .sign_workload(&csr_pem, id, ttl, self.clock.now())
+            .map_err(|error| SignError::Refused {
+                id: id.clone(),
+                reason: error.to_string(),
+            })
+    }
+}
