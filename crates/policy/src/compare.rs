@@ -20,6 +20,9 @@ pub(crate) enum Site {
     ListEmpty,
     ListHit,
     NotListHit,
+    /// Look-ups in the long lists of one match.
+    LookUp,
+    LookUpBlock,
     /// A match that says nothing is skipped.
     MatchEmpty,
     Unreadable,
@@ -121,6 +124,8 @@ pub(crate) mod mutant {
         Site::ListEmpty,
         Site::ListHit,
         Site::NotListHit,
+        Site::LookUp,
+        Site::LookUpBlock,
         Site::MatchEmpty,
         Site::Unreadable,
         Site::ClauseTrue,

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use karst_model::{name::PolicyKey, policy::Authorization};
 
 use crate::{
-    connection::Connection,
-    decision::Decision,
+    compare::{Site, holds},
+    connection::{Connection, View},
+    decision::{Decision, DenyReason, DryRun, DryRunAllow, RuleRef, Verdict},
     explain::{self, Explanation},
+    index::{Hits, Index, Phase, Place},
 };
 
 /// All policies that apply to one workload. Immutable: a change of policies compiles a new one.
@@ -16,6 +18,10 @@ pub struct Compiled {
     /// Sorted by key, so that the outcome does not depend on the order in which they came.
     policies: Vec<Arc<Authorization>>,
     missing: Vec<PolicyKey>,
+    index: Index,
+    /// Whether ALLOW policies apply, even such without rules.
+    allow_applies: bool,
+    dry_run_allow_applies: bool,
 }
 
 impl Compiled {
@@ -27,15 +33,80 @@ impl Compiled {
     ) -> Self {
         let mut policies: Vec<_> = policies.collect();
         policies.sort_by(|a, b| a.key.cmp(&b.key));
+        let index = Index::new(policies.iter().map(AsRef::as_ref));
+        let applies = |phase| policies.iter().any(|policy| Phase::of(policy) == phase);
+        let (allow_applies, dry_run_allow_applies) =
+            (applies(Phase::Allow), applies(Phase::DryRunAllow));
         Self {
             policies,
             missing: missing.to_vec(),
+            index,
+            allow_applies,
+            dry_run_allow_applies,
         }
     }
 
     /// Whether the connection may go on. Does not allocate when it may.
     pub fn decide(&self, connection: &Connection) -> Decision {
-        self.explain(connection).decision
+        let view = View::new(connection);
+        let hits = self.index.hits(&view);
+        let matching = |phase| {
+            self.index
+                .matching(phase, &hits, &view)
+                .map(|place| self.rule_ref(place))
+        };
+        let mut dry_run = DryRun {
+            deny: matching(Phase::DryRunDeny),
+            allow: DryRunAllow::Silent,
+        };
+        if let Some(rule) = matching(Phase::Deny) {
+            return Decision {
+                verdict: Verdict::Deny(DenyReason::Policy(rule)),
+                dry_run,
+            };
+        }
+        if holds(Site::Missing, !self.missing.is_empty()) {
+            let key = self
+                .missing
+                .first()
+                .cloned()
+                .unwrap_or_else(explain::nameless);
+            return Decision {
+                verdict: Verdict::Deny(DenyReason::Missing(key)),
+                dry_run,
+            };
+        }
+        dry_run.allow = self.dry_run_allow(&hits, &view);
+        Decision {
+            verdict: self.allow(&hits, &view),
+            dry_run,
+        }
+    }
+
+    fn allow(&self, hits: &Hits, view: &View<'_>) -> Verdict {
+        let applies = holds(Site::AllowApplies, self.allow_applies);
+        if !applies || self.index.matching(Phase::Allow, hits, view).is_some() {
+            return Verdict::Allow;
+        }
+        Verdict::Deny(DenyReason::NotAllowed)
+    }
+
+    fn dry_run_allow(&self, hits: &Hits, view: &View<'_>) -> DryRunAllow {
+        if !holds(Site::DryRunAllowApplies, self.dry_run_allow_applies) {
+            return DryRunAllow::Silent;
+        }
+        match self.index.matching(Phase::DryRunAllow, hits, view) {
+            Some(place) => DryRunAllow::Matches(self.rule_ref(place)),
+            None if holds(Site::AllowApplies, self.allow_applies) => DryRunAllow::Silent,
+            None => DryRunAllow::WouldDeny,
+        }
+    }
+
+    fn rule_ref(&self, place: Place) -> RuleRef {
+        RuleRef {
+            policy: self.policies[place.policy as usize].key.clone(),
+            rule: place.rule as usize,
+        }
     }
 
     /// The same decision, with what every policy says about it. Takes time and memory in proportion to the policies.

@@ -26,6 +26,7 @@ pub struct Connection {
 pub(crate) struct View<'a> {
     id: Option<&'a SpiffeId>,
     principal: SmallVec<[u8; PRINCIPAL_INLINE]>,
+    account: SmallVec<[u8; PRINCIPAL_INLINE]>,
     pub(crate) source_ip: IpAddr,
     pub(crate) destination_ip: IpAddr,
     pub(crate) port: u16,
@@ -37,6 +38,9 @@ impl<'a> View<'a> {
         Self {
             id,
             principal: id.map(spell).unwrap_or_default(),
+            account: id
+                .map(|id| join(&[&id.namespace, "\0", &id.service_account]))
+                .unwrap_or_default(),
             source_ip: addr::canonical_ip(connection.source_ip),
             destination_ip: addr::canonical_ip(connection.destination.ip()),
             port: connection.destination.port(),
@@ -46,6 +50,11 @@ impl<'a> View<'a> {
     /// `<trust domain>/ns/<namespace>/sa/<service account>`, if there is an identity.
     pub(crate) fn principal(&self) -> Option<&[u8]> {
         self.id.map(|_| self.principal.as_slice())
+    }
+
+    /// Namespace and service account as [`account_key`] has them, if there is an identity.
+    pub(crate) fn account(&self) -> Option<&[u8]> {
+        self.id.map(|_| self.account.as_slice())
     }
 
     /// The identity's namespace; empty without an identity.
@@ -59,17 +68,26 @@ impl<'a> View<'a> {
 }
 
 fn spell(id: &SpiffeId) -> SmallVec<[u8; PRINCIPAL_INLINE]> {
-    let mut text = SmallVec::new();
-    for part in [
+    join(&[
         &id.trust_domain.0,
         "/ns/",
         &id.namespace,
         "/sa/",
         &id.service_account,
-    ] {
-        text.extend_from_slice(part.as_bytes());
-    }
+    ])
+}
+
+fn join(parts: &[&str]) -> SmallVec<[u8; PRINCIPAL_INLINE]> {
+    let mut text = SmallVec::new();
+    parts
+        .iter()
+        .for_each(|part| text.extend_from_slice(part.as_bytes()));
     text
+}
+
+/// Bytes under which a service account is looked up. Neither half of an identity can hold the byte between them.
+pub(crate) fn account_key(namespace: &str, service_account: &str) -> Box<[u8]> {
+    join(&[namespace, "\0", service_account]).to_vec().into()
 }
 
 #[cfg(test)]

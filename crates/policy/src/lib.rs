@@ -11,12 +11,18 @@
 //! compared with a third, naive one in `tests/reference.rs`. The agent calls `decide` at the destination, for new
 //! connections and again when a policy changes; the agent's admin interface and `karst why` call `explain`.
 
+mod anchor;
 mod compare;
 mod compile;
 mod connection;
 mod decision;
 mod explain;
+mod forest;
+mod index;
+mod list;
 mod matcher;
+#[cfg(test)]
+mod mutation;
 mod scope;
 
 pub use compile::Compiled;

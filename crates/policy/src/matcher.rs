@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(block("10.1.2.3/8"), block("10.0.0.0/8"));
         assert_eq!(block("::ffff:10.0.0.0/104"), block("10.0.0.0/8"));
         assert_eq!(block("::ffff:10.0.0.1/128"), block("10.0.0.1/32"));
-        assert_eq!(block("::ffff:0:0/95").unwrap().v4, false);
+        assert!(!block("::ffff:0:0/95").unwrap().v4);
         assert!(block("0.0.0.0/0").unwrap().covers(u128::MAX));
         assert!(block("::/0").unwrap().covers(1));
         for bad in [

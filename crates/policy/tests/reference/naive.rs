@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use karst_model::policy::{
-    Action, Authorization, Clause, IpBlock, Match, PolicyScope, Rule, ServiceAccountMatch, StringMatch,
+    Action, Authorization, Clause, IpBlock, Match, Rule, ServiceAccountMatch, StringMatch,
 };
 
 use super::Connection;
@@ -35,14 +35,23 @@ pub(crate) enum DryRunAllowed {
 /// Section 4.2.
 pub(crate) fn evaluate(policies: &[&Authorization], missing: usize, c: &Connection) -> Expected {
     let matches = |action: Action, dry_run: bool| {
-        policies.iter().any(|p| p.action == action && p.dry_run == dry_run && policy_matches(p, c))
+        policies
+            .iter()
+            .any(|p| p.action == action && p.dry_run == dry_run && policy_matches(p, c))
     };
-    let exists =
-        |action: Action, dry_run: bool| policies.iter().any(|p| p.action == action && p.dry_run == dry_run);
+    let exists = |action: Action, dry_run: bool| {
+        policies
+            .iter()
+            .any(|p| p.action == action && p.dry_run == dry_run)
+    };
 
     // 1. dry-run DENY that match: log only.
     let dry_run_deny = matches(Action::Deny, true);
-    let early = |verdict| Expected { verdict, dry_run_deny, dry_run_allow: DryRunAllowed::Silent };
+    let early = |verdict| Expected {
+        verdict,
+        dry_run_deny,
+        dry_run_allow: DryRunAllowed::Silent,
+    };
     // 2. any enforced DENY matches: deny.
     if matches(Action::Deny, false) {
         return early(Outcome::DeniedByPolicy);
@@ -65,17 +74,26 @@ pub(crate) fn evaluate(policies: &[&Authorization], missing: usize, c: &Connecti
     } else {
         Outcome::NotAllowed
     };
-    Expected { verdict, dry_run_deny, dry_run_allow }
+    Expected {
+        verdict,
+        dry_run_deny,
+        dry_run_allow,
+    }
 }
 
 /// Policy = OR of rules; no rules never match.
 pub(crate) fn policy_matches(policy: &Authorization, c: &Connection) -> bool {
-    policy.rules.iter().any(|rule| rule_matches(rule, policy.action, c))
+    policy
+        .rules
+        .iter()
+        .any(|rule| rule_matches(rule, policy.action, c))
 }
 
 /// Rule = AND of clauses; a rule without clauses matches everything.
 pub(crate) fn rule_matches(rule: &Rule, action: Action, c: &Connection) -> bool {
-    rule.clauses.iter().all(|clause| clause_matches(clause, action, c))
+    rule.clauses
+        .iter()
+        .all(|clause| clause_matches(clause, action, c))
 }
 
 /// Clause = OR of matches; without matches it is true.
@@ -89,12 +107,24 @@ fn match_matches(m: &Match, action: Action, c: &Connection) -> bool {
         return false;
     }
     // Deviation: what cannot be read never helps an ALLOW rule and never hinders a DENY rule.
-    let blocks = [&m.source_ips, &m.not_source_ips, &m.destination_ips, &m.not_destination_ips];
+    let blocks = [
+        &m.source_ips,
+        &m.not_source_ips,
+        &m.destination_ips,
+        &m.not_destination_ips,
+    ];
     if m.unreadable || blocks.iter().any(|list| list.iter().any(too_long)) {
         return action == Action::Deny;
     }
-    let principal = c.source.as_ref().map(|id| id.to_string().trim_start_matches("spiffe://").to_owned());
-    let namespace = c.source.as_ref().map(|id| id.namespace.to_string()).unwrap_or_default();
+    let principal = c
+        .source
+        .as_ref()
+        .map(|id| id.to_string().trim_start_matches("spiffe://").to_owned());
+    let namespace = c
+        .source
+        .as_ref()
+        .map(|id| id.namespace.to_string())
+        .unwrap_or_default();
 
     let namespace_hit = |s: &StringMatch| string_matches(s, &namespace);
     let principal_hit = |s: &StringMatch| principal.as_ref().is_some_and(|p| string_matches(s, p));
@@ -102,7 +132,9 @@ fn match_matches(m: &Match, action: Action, c: &Connection) -> bool {
     let destination_hit = |b: &IpBlock| contains(b, c.destination.ip());
     let port_hit = |p: &u16| *p == c.destination.port();
     let account_hit = |s: &ServiceAccountMatch| {
-        c.source.as_ref().is_some_and(|id| id.namespace == s.namespace && id.service_account == s.service_account)
+        c.source.as_ref().is_some_and(|id| {
+            id.namespace == s.namespace && id.service_account == s.service_account
+        })
     };
 
     group(&m.namespaces, &m.not_namespaces, namespace_hit)
@@ -152,14 +184,8 @@ fn bits(ip: IpAddr) -> Vec<bool> {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
     };
-    octets.iter().flat_map(|octet| (0..8).rev().map(move |bit| octet >> bit & 1 == 1)).collect()
-}
-
-/// Section 4.1, for policies in scope of a workload of `namespace` that lists `listed`.
-pub(crate) fn in_scope(policy: &Authorization, namespace: &str, listed: bool) -> bool {
-    match policy.scope {
-        PolicyScope::Global => true,
-        PolicyScope::Namespace => &*policy.key.namespace == namespace,
-        PolicyScope::WorkloadSelector => listed,
-    }
+    octets
+        .iter()
+        .flat_map(|octet| (0..8).rev().map(move |bit| octet >> bit & 1 == 1))
+        .collect()
 }
