@@ -15,11 +15,10 @@ const BACKLOG: i32 = 4096;
 /// (ambient's own values, so that half-open peers vanish after the same time).
 const KEEPALIVE: (Duration, u32) = (Duration::from_secs(180), 9);
 
-/// An address that no host has (RFC 6666, discard only): a listener bound there is reached by
-/// `sk_lookup` and by nothing else.
-const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1);
-/// The same for hosts without IPv6 (RFC 5737, documentation).
-const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// An address that no host has (RFC 5737, documentation): a listener bound there is reached by
+/// `sk_lookup` and by nothing else. Written as v4-mapped for a listener of both families, as
+/// binding to any other IPv6 address would make it IPv6 only.
+const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// The address family of a socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,8 +65,8 @@ pub fn tcp_listener(netns: &Netns, port: u16) -> io::Result<TcpListener> {
 pub fn steered_listener(netns: &Netns) -> io::Result<TcpListener> {
     netns.run(|| {
         dual_stack(Type::STREAM, |family| match family {
-            Family::V4 => (NOWHERE_V4, 0).into(),
-            Family::V6 => (NOWHERE_V6, 0).into(),
+            Family::V4 => (NOWHERE, 0).into(),
+            Family::V6 => (NOWHERE.to_ipv6_mapped(), 0).into(),
         })
         .and_then(listen)
     })?

@@ -18,7 +18,7 @@ use crate::dns;
 use crate::maps::{
     CONFIG, DIAL_INTENT, PROBE_PORTS, count, fact_of, is_destination, is_excluded, pod_of, remember,
 };
-use crate::parse::{dialled, is_listener, is_loopback, is_own, mapped, own_like};
+use crate::parse::{dialled, field, is_listener, is_loopback, is_own, mapped, own_like};
 
 const TCP: u32 = 6;
 const UDP: u32 = 17;
@@ -35,7 +35,7 @@ pub enum Verdict {
 pub fn karst_connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel's context, valid while the program runs.
     let sa = unsafe { &mut *ctx.sock_addr };
-    let dst = dialled(mapped(sa.user_ip4), port_of(sa));
+    let dst = dialled(mapped(field!(sa.user_ip4)), port_of(sa));
     match decide(&ctx, sa, &dst) {
         Verdict::Allow => 1,
         Verdict::Refuse => 0,
@@ -69,7 +69,7 @@ fn decide(ctx: &SockAddrContext, sa: &bpf_sock_addr, dst: &Dialled) -> Verdict {
     let Some((slot, pod)) = pod_of(cookie) else {
         return probe(sa, cookie, dst);
     };
-    match sa.protocol {
+    match field!(sa.protocol) {
         TCP => tcp(ctx, sa, slot, pod, dst),
         UDP if dst.port == dns::PORT => dns::udp(ctx, sa, pod, dst),
         _ => Verdict::Allow,
@@ -138,7 +138,7 @@ fn probe(sa: &bpf_sock_addr, cookie: u64, dst: &Dialled) -> Verdict {
     let Some(config) = CONFIG.get(0) else {
         return Verdict::Allow;
     };
-    if cookie != config.host_cookie || sa.protocol != TCP || !is_kubelet(config) {
+    if cookie != config.host_cookie || field!(sa.protocol) != TCP || !is_kubelet(config) {
         return Verdict::Allow;
     }
     let key = ProbeKey {
@@ -204,8 +204,7 @@ pub fn fact(kind: FactKind, cookie: u64, shown: Dialled) -> SocketFact {
 
 #[inline(always)]
 pub fn socket(sa: &bpf_sock_addr) -> *mut core::ffi::c_void {
-    // SAFETY: the union's only member.
-    unsafe { sa.__bindgen_anon_1.sk.cast() }
+    field!(sa.__bindgen_anon_1.sk).cast()
 }
 
 #[inline(always)]
@@ -216,7 +215,7 @@ pub fn cookie_of(ctx: &SockAddrContext) -> u64 {
 
 #[inline(always)]
 pub fn port_of(sa: &bpf_sock_addr) -> u16 {
-    u16::from_be(sa.user_port as u16)
+    u16::from_be(field!(sa.user_port) as u16)
 }
 
 #[inline(always)]

@@ -13,7 +13,7 @@ use karst_ebpf_abi::{Address, Counter, Dialled, FactKind, Pod, pod_flag};
 
 use crate::connect::{Verdict, cookie_of, fact, pass, port_of, set_user_ip6, socket, user_ip6};
 use crate::maps::{CONFIG, count, fact_of, pod_of, remember};
-use crate::parse::{dialled, is_loopback, is_own, is_v4, mapped, own_like, same};
+use crate::parse::{dialled, field, is_loopback, is_own, is_v4, mapped, own_like, same};
 
 /// The port of every resolver.
 pub const PORT: u16 = 53;
@@ -22,7 +22,7 @@ pub const PORT: u16 = 53;
 pub fn karst_sendmsg4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel's context, valid while the program runs.
     let sa = unsafe { &mut *ctx.sock_addr };
-    let dst = dialled(mapped(sa.user_ip4), port_of(sa));
+    let dst = dialled(mapped(field!(sa.user_ip4)), port_of(sa));
     if let Verdict::Rewrite(to, port) = unconnected(&ctx, sa, &dst) {
         sa.user_ip4 = to[3];
         sa.user_port = u32::from(port.to_be());
@@ -46,7 +46,7 @@ pub fn karst_sendmsg6(ctx: SockAddrContext) -> i32 {
 pub fn karst_recvmsg4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel's context, valid while the program runs.
     let sa = unsafe { &mut *ctx.sock_addr };
-    let from = dialled(mapped(sa.user_ip4), port_of(sa));
+    let from = dialled(mapped(field!(sa.user_ip4)), port_of(sa));
     if let Some(resolver) = answered(sa, &from) {
         sa.user_ip4 = resolver.addr[3];
         sa.user_port = u32::from(resolver.port.to_be());

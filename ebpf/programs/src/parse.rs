@@ -2,6 +2,32 @@
 
 use karst_ebpf_abi::{Address, Dialled, Pod};
 
+/// Reads a field of the kernel's context, at its own constant offset.
+///
+/// Volatile, because the compiler otherwise merges two reads into one at a computed offset, which
+/// the verifier refuses ("dereference of modified ctx ptr").
+macro_rules! field {
+    ($place:expr) => {
+        // SAFETY: a field of a live context, read in place.
+        unsafe { core::ptr::read_volatile(&raw const $place) }
+    };
+}
+pub(crate) use field;
+
+/// Reads an IPv6 address out of the kernel's context. Read before branching on the family: reads
+/// in two branches are merged as well.
+macro_rules! words {
+    ($place:expr) => {
+        [
+            field!($place[0]),
+            field!($place[1]),
+            field!($place[2]),
+            field!($place[3]),
+        ]
+    };
+}
+pub(crate) use words;
+
 /// The third word of a v4-mapped address.
 const MAPPED: u32 = 0xffff_u32.to_be();
 

@@ -14,7 +14,7 @@ use karst_ebpf_abi::{
 };
 
 use crate::maps::{APPROVED, CONFIG, LISTENERS, ORIG_DST, PODS, count, is_excluded};
-use crate::parse::{is_listener, is_loopback, is_own, mapped};
+use crate::parse::{field, is_listener, is_loopback, is_own, mapped, words};
 
 const PASS: u32 = sk_action::SK_PASS;
 const DROP: u32 = sk_action::SK_DROP;
@@ -43,7 +43,7 @@ pub fn karst_sk_lookup(ctx: SkLookupContext) -> u32 {
     // SAFETY: the kernel's context, valid while the program runs.
     let lookup = unsafe { &*ctx.lookup };
     let ends = ends(lookup);
-    if lookup.protocol != TCP {
+    if field!(lookup.protocol) != TCP {
         return datagram(pod, &ends);
     }
     if pod.cookie == 0 {
@@ -152,20 +152,17 @@ fn refused(why: Counter) -> u32 {
 
 #[inline(always)]
 fn ends(lookup: &bpf_sk_lookup) -> Ends {
-    let (local, remote) = if lookup.family == AF_INET {
-        (mapped(lookup.local_ip4), mapped(lookup.remote_ip4))
+    let (local4, remote4) = (field!(lookup.local_ip4), field!(lookup.remote_ip4));
+    let (local6, remote6) = (words!(lookup.local_ip6), words!(lookup.remote_ip6));
+    let (local, remote) = if field!(lookup.family) == AF_INET {
+        (mapped(local4), mapped(remote4))
     } else {
-        (words(&lookup.local_ip6), words(&lookup.remote_ip6))
+        (local6, remote6)
     };
     Ends {
         local,
         remote,
-        local_port: lookup.local_port as u16,
-        remote_port: u16::from_be(lookup.remote_port),
+        local_port: field!(lookup.local_port) as u16,
+        remote_port: u16::from_be(field!(lookup.remote_port)),
     }
-}
-
-#[inline(always)]
-fn words(ip6: &[u32; 4]) -> Address {
-    [ip6[0], ip6[1], ip6[2], ip6[3]]
 }

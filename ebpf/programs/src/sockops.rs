@@ -20,7 +20,7 @@ use karst_ebpf_abi::{
 
 use crate::connect::fact;
 use crate::maps::{APPROVED, CONFIG, ORIG_DST, count, fact_of, pod_of, remember};
-use crate::parse::{is_own, is_v4, mapped};
+use crate::parse::{field, is_own, is_v4, mapped, words};
 
 const AF_INET: u32 = 2;
 
@@ -28,7 +28,7 @@ const AF_INET: u32 = 2;
 pub fn karst_sock_ops(ctx: SockOpsContext) -> u32 {
     // SAFETY: the kernel's context, valid while the program runs.
     let ops = unsafe { &*ctx.ops };
-    match ops.op {
+    match field!(ops.op) {
         BPF_SOCK_OPS_TCP_CONNECT_CB => connecting(&ctx, ops),
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => connected(ops),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accepted(&ctx, ops),
@@ -56,7 +56,7 @@ fn connecting(ctx: &SockOpsContext, ops: &bpf_sock_ops) {
         return;
     }
     let _unsupported =
-        ctx.set_cb_flags((ops.bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+        ctx.set_cb_flags((field!(ops.bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
 #[inline(always)]
@@ -140,7 +140,7 @@ fn client_key(ops: &bpf_sock_ops, cookie: u64) -> ClientKey {
     ClientKey {
         cookie,
         addr: local(ops),
-        port: ops.local_port as u16,
+        port: field!(ops.local_port) as u16,
         reserved: [0; 3],
     }
 }
@@ -151,7 +151,7 @@ fn outgoing(ops: &bpf_sock_ops, cookie: u64) -> Tuple {
         cookie,
         src: local(ops),
         dst: remote(ops),
-        src_port: ops.local_port as u16,
+        src_port: field!(ops.local_port) as u16,
         dst_port: remote_port(ops),
         reserved: 0,
     }
@@ -165,45 +165,36 @@ fn incoming(ops: &bpf_sock_ops, cookie: u64) -> Tuple {
         src: remote(ops),
         dst: local(ops),
         src_port: remote_port(ops),
-        dst_port: ops.local_port as u16,
+        dst_port: field!(ops.local_port) as u16,
         reserved: 0,
     }
 }
 
 #[inline(always)]
 fn remote_port(ops: &bpf_sock_ops) -> u16 {
-    u32::from_be(ops.remote_port) as u16
+    u32::from_be(field!(ops.remote_port)) as u16
 }
 
 #[inline(always)]
 fn remote(ops: &bpf_sock_ops) -> Address {
-    if ops.family == AF_INET {
-        return mapped(ops.remote_ip4);
+    let v4 = field!(ops.remote_ip4);
+    let v6 = words!(ops.remote_ip6);
+    if field!(ops.family) == AF_INET {
+        mapped(v4)
+    } else {
+        v6
     }
-    [
-        ops.remote_ip6[0],
-        ops.remote_ip6[1],
-        ops.remote_ip6[2],
-        ops.remote_ip6[3],
-    ]
 }
 
 /// The local address; of a socket that carries IPv4 in an IPv6 family, the IPv4 one.
 #[inline(always)]
 fn local(ops: &bpf_sock_ops) -> Address {
-    if ops.family == AF_INET || is_v4(&remote(ops)) {
-        return mapped(ops.local_ip4);
-    }
-    [
-        ops.local_ip6[0],
-        ops.local_ip6[1],
-        ops.local_ip6[2],
-        ops.local_ip6[3],
-    ]
+    let v4 = field!(ops.local_ip4);
+    let v6 = words!(ops.local_ip6);
+    if is_v4(&remote(ops)) { mapped(v4) } else { v6 }
 }
 
 #[inline(always)]
 fn socket(ops: &bpf_sock_ops) -> *mut core::ffi::c_void {
-    // SAFETY: the union's only member.
-    unsafe { ops.__bindgen_anon_2.sk.cast() }
+    field!(ops.__bindgen_anon_2.sk).cast()
 }

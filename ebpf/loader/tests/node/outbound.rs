@@ -1,0 +1,192 @@
+//! What an enrolled pod dials.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+
+use karst_ebpf_loader::Capture;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::world::{World, accept, connect, refusal};
+
+/// Mesh addresses that exist nowhere: only capture can answer.
+const VIPS: [&str; 2] = ["10.99.0.5:80", "[fd99::5]:80"];
+
+fn with_vips() -> Option<World> {
+    let world = World::enrolled()?;
+    let vips = VIPS.map(|vip| vip.parse::<SocketAddr>().unwrap().ip());
+    world.kernel().set_destinations(&vips, &[]).unwrap();
+    Some(world)
+}
+
+#[test]
+fn a_mesh_destination_goes_to_the_agent_and_both_names_stay_true() {
+    let Some(world) = with_vips() else { return };
+    let pod = &world.pods[0];
+    for vip in VIPS {
+        let vip: SocketAddr = vip.parse().unwrap();
+        let client = connect(&pod.netns, vip).unwrap();
+        assert_eq!(client.peer_addr().unwrap(), vip);
+        let own: IpAddr = if vip.is_ipv4() { pod.v4 } else { pod.v6 };
+        assert_eq!(client.local_addr().unwrap().ip(), own);
+
+        let (_accepted, from) = accept(&pod.sockets.outbound);
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        assert_eq!(from, client.local_addr().unwrap());
+        let cookie = pod.netns.cookie().unwrap();
+        assert_eq!(world.kernel().take_orig_dst(cookie, from), Some(vip));
+        assert_eq!(
+            world.kernel().take_orig_dst(cookie, from),
+            None,
+            "once only"
+        );
+    }
+    assert_eq!(world.counter("captured"), 2);
+}
+
+#[test]
+fn a_v4_mapped_destination_is_the_ipv4_one() {
+    let Some(world) = with_vips() else { return };
+    let pod = &world.pods[0];
+    let mapped: SocketAddr = "[::ffff:10.99.0.5]:80".parse().unwrap();
+    let client = connect(&pod.netns, mapped).unwrap();
+    assert_eq!(client.peer_addr().unwrap(), mapped);
+    let (_accepted, from) = accept(&pod.sockets.outbound);
+    let cookie = pod.netns.cookie().unwrap();
+    let orig = world.kernel().take_orig_dst(cookie, from).unwrap();
+    assert_eq!(orig, VIPS[0].parse().unwrap());
+}
+
+#[test]
+fn a_missing_listener_refuses() {
+    let Some(mut world) = with_vips() else { return };
+    world.pods[0].sockets.outbound = None;
+    for vip in VIPS {
+        let vip: SocketAddr = vip.parse().unwrap();
+        assert_eq!(
+            refusal(&world.pods[0].netns, vip),
+            ErrorKind::ConnectionRefused
+        );
+    }
+    assert_eq!(world.counter("listener_missing"), 2);
+}
+
+#[test]
+fn nobody_dials_a_listener_itself() {
+    let Some(world) = with_vips() else { return };
+    let pod = &world.pods[0];
+    let app = pod.app("[::]:8080");
+    let port = |listener: &Option<std::net::TcpListener>| {
+        listener.as_ref().unwrap().local_addr().unwrap().port()
+    };
+    let sockets = &pod.sockets;
+    let steered = [
+        port(&sockets.hbone),
+        port(&sockets.inbound),
+        port(&sockets.outbound),
+        15008,
+    ];
+    for port in steered {
+        for addr in [
+            pod.v4,
+            pod.v6,
+            "127.0.0.1".parse().unwrap(),
+            "::1".parse().unwrap(),
+        ] {
+            assert!(connect(&pod.netns, (addr, port)).is_err(), "{addr} {port}");
+        }
+    }
+    assert!(
+        connect(&pod.netns, (pod.v4, 8080)).is_ok(),
+        "its own application is fine"
+    );
+    assert!(connect(&pod.netns, ("127.0.0.1".parse::<IpAddr>().unwrap(), 8080)).is_ok());
+    drop(app);
+}
+
+#[test]
+fn other_namespaces_and_other_destinations_are_left_alone() {
+    let Some(world) = World::enrolled() else {
+        return;
+    };
+    let addr = SocketAddr::new(crate::world::NODE.parse().unwrap(), 8080);
+    let server = world
+        .node
+        .run(|| std::net::TcpListener::bind(addr))
+        .unwrap()
+        .unwrap();
+    let direct = connect(&world.pods[0].netns, addr).unwrap();
+    assert_eq!(direct.peer_addr().unwrap(), addr);
+    assert!(server.accept().is_ok());
+
+    world.kernel().set_destinations(&[addr.ip()], &[]).unwrap();
+    assert!(connect(&world.outside, addr).is_ok());
+    assert!(server.accept().is_ok());
+    assert_eq!(world.counter("captured"), 0);
+
+    connect(&world.pods[0].netns, addr).unwrap();
+    assert_eq!(world.counter("captured"), 1);
+    world.kernel().set_destinations(&[], &[addr.ip()]).unwrap();
+    assert!(world.kernel().destinations().unwrap().is_empty());
+    connect(&world.pods[0].netns, addr).unwrap();
+    assert_eq!(world.counter("captured"), 1);
+}
+
+#[test]
+fn an_excluded_port_reaches_a_mesh_destination_directly() {
+    let Some(world) = World::enrolled() else {
+        return;
+    };
+    let addr = SocketAddr::new(crate::world::NODE.parse().unwrap(), 9999);
+    let server = world
+        .node
+        .run(|| std::net::TcpListener::bind(addr))
+        .unwrap()
+        .unwrap();
+    world.kernel().set_destinations(&[addr.ip()], &[]).unwrap();
+    let capture = Capture {
+        exclude_outbound_ports: vec![9999],
+        ..Capture::default()
+    };
+    world.attach(0, &capture, &[]);
+    let client = connect(&world.pods[0].netns, addr).unwrap();
+    assert_eq!(server.accept().unwrap().1, client.local_addr().unwrap());
+    assert_eq!(world.counter("guard_syn"), 0, "the guard knows of it");
+}
+
+#[test]
+fn fast_open_and_multipath_are_captured_too() {
+    let Some(world) = with_vips() else { return };
+    let pod = &world.pods[0];
+    let vip = SockAddr::from(VIPS[0].parse::<SocketAddr>().unwrap());
+    for (protocol, flags) in [(Protocol::TCP, libc::MSG_FASTOPEN), (Protocol::MPTCP, 0)] {
+        let socket = pod
+            .netns
+            .run(|| Socket::new(Domain::IPV4, Type::STREAM, Some(protocol)));
+        let socket = socket.unwrap().unwrap();
+        if flags == 0 {
+            socket.connect(&vip).unwrap();
+        } else {
+            socket.send_to_with_flags(b"early", &vip, flags).unwrap();
+        }
+        let (_accepted, from) = accept(&pod.sockets.outbound);
+        let orig = world
+            .kernel()
+            .take_orig_dst(pod.netns.cookie().unwrap(), from);
+        assert_eq!(orig, vip.as_socket(), "{protocol:?}");
+    }
+}
+
+#[test]
+fn a_connect_that_is_given_up_leaves_nothing() {
+    let Some(world) = with_vips() else { return };
+    let pod = &world.pods[0];
+    let client = connect(&pod.netns, VIPS[0].parse::<SocketAddr>().unwrap()).unwrap();
+    let from = client.local_addr().unwrap();
+    let (accepted, _) = accept(&pod.sockets.outbound);
+    drop((client, accepted));
+    let cookie = pod.netns.cookie().unwrap();
+    // Closed both ways, the entry goes with the socket: within TIME_WAIT's start, not its end.
+    crate::world::eventually("the entry is gone", || {
+        world.kernel().take_orig_dst(cookie, from).is_none()
+    });
+}
