@@ -1,3 +1,29 @@
-//! The per-node L4 proxy: enrolls pods, tunnels their traffic, holds their identities.
+//! The per-node L4 proxy of Karst. See `app` for how its parts are wired.
 
-fn main() {}
+mod admin;
+mod app;
+mod capture;
+mod config;
+mod controller;
+mod destinations;
+mod dns;
+mod error;
+mod inbound;
+mod listeners;
+mod live;
+mod mesh;
+mod metrics;
+mod outbound;
+mod recheck;
+mod reset;
+mod tracked;
+mod workers;
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    app::main()
+}

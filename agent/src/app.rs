@@ -1,0 +1,333 @@
+//! Wires the parts of the agent together and decides nothing: start in order, run until a signal, drain, end.
+
+use std::{
+    collections::BTreeMap, fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt as _,
+    process::ExitCode, sync::Arc,
+};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use karst_discovery::{
+    Kind, State,
+    client::{self, ClientConfig, ClientStats, NodeIdentity, TokenSource},
+    state::Origin,
+};
+use karst_ebpf_loader::{Kernel, KernelConfig, probe};
+use karst_identity::{PeerTrust, Store, StoreConfig};
+use karst_model::identity::TrustDomain;
+use karst_netns::{Netns, cgroup2_root, own_cgroup_id, raise_nofile_limit};
+use karst_runtime::{
+    admin, drain,
+    readiness::Readiness,
+    signal,
+    supervise::{Shutdown, spawn_essential},
+};
+use karst_telemetry::{
+    logging::{self, LogConfig, LogHandle},
+    metrics::Registry,
+};
+use tokio::{net::TcpListener, sync::mpsc};
+
+use crate::{
+    admin::{admin_pages, everywhere, metrics_pages, ready_pages},
+    capture::{Enroller, MAX_COMMANDS, cni, datapath::Datapath},
+    config::Config,
+    controller::{ControllerSigner, Link, run_reports},
+    inbound::authorize::Authorizer,
+    live::LiveConnections,
+    mesh::Mesh,
+    metrics::Metrics,
+    outbound::balancer::Balancer,
+    recheck,
+    workers::Workers,
+};
+
+/// Limit of open files that the agent asks for: two a connection, half a million connections.
+const WANTED_OPEN_FILES: u64 = 1 << 20;
+
+/// Runs the program and turns its outcome into an exit code: 0 ended as asked, 1 failed, 2 wrong use.
+pub(crate) fn main() -> ExitCode {
+    let config = Config::parse();
+    if let Err(error) = config.validate() {
+        complain(&error.to_string());
+        return ExitCode::from(2);
+    }
+    let done = if config.print_config {
+        print_config(&config)
+    } else if config.self_test {
+        self_test()
+    } else if config.remove {
+        Kernel::remove(&config.pin_dir).context("cannot remove what the agent left in the kernel")
+    } else {
+        run(config)
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the log may not be set up, and this is the program's last word"
+)]
+fn complain(text: &str) {
+    eprintln!("karst-agent: {text}");
+}
+
+#[expect(clippy::print_stdout, reason = "the flag asks for it")]
+fn print_config(config: &Config) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(config)?);
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the flag asks for it")]
+fn self_test() -> anyhow::Result<()> {
+    let mut failed = 0;
+    for feature in probe::self_test() {
+        match &feature.result {
+            Ok(()) => println!("ok    {}", feature.name),
+            Err(why) => {
+                failed += 1;
+                println!("FAIL  {}: {why}", feature.name);
+            }
+        }
+    }
+    anyhow::ensure!(
+        failed == 0,
+        "{failed} kernel feature(s) that Karst needs do not work here"
+    );
+    Ok(())
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let logs = logging::init(&LogConfig {
+        format: config.log_format.parse()?,
+        filter: config.log_filter.clone(),
+    })?;
+    karst_identity::tls::install_provider();
+    let (soft_before, soft) =
+        raise_nofile_limit(WANTED_OPEN_FILES).context("cannot raise the limit of open files")?;
+    tracing::info!(
+        node = config.node,
+        open_files_before = soft_before,
+        open_files = soft,
+        "starting"
+    );
+    prepare_run_dir(&config)
+        .with_context(|| format!("cannot use {} as run directory", config.run_dir.display()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .thread_name("karst-control")
+        .build()?;
+    runtime.block_on(serve(config, logs))
+}
+
+/// The run directory holds keys: root alone may look inside.
+fn prepare_run_dir(config: &Config) -> io::Result<()> {
+    fs::create_dir_all(&config.run_dir)?;
+    fs::set_permissions(&config.run_dir, fs::Permissions::from_mode(0o700))
+}
+
+fn load_kernel(config: &Config) -> anyhow::Result<Kernel> {
+    let cgroup_root = match &config.cgroup_root {
+        Some(root) => root.clone(),
+        None => cgroup2_root().context("no cgroup v2 hierarchy is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup`")?,
+    };
+    let kernel = KernelConfig {
+        pin_dir: config.pin_dir.clone(),
+        agent_cgroup_id: own_cgroup_id()
+            .context("cannot tell the agent's own cgroup: it must run in a cgroup of its own")?,
+        host_netns_cookie: Netns::current()
+            .and_then(|host| host.cookie())
+            .context("cannot read the node's network namespace")?
+            .0,
+        kubelet_cgroup_ids: Vec::new(),
+        cgroup_root,
+    };
+    Ok(Kernel::load(&kernel)?)
+}
+
+async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
+    let (shutdown, stopped) = (Shutdown::new(), Shutdown::new());
+    signal::cancel_on_signal(&shutdown)?;
+    let readiness = Readiness::new();
+    let registry = Arc::new(Registry::new());
+    let metrics = Arc::new(Metrics::register(&registry));
+    let (drain, watch) = drain::channel();
+
+    listen(
+        everywhere(config.metrics_port),
+        metrics_pages(&registry),
+        &stopped,
+    )
+    .await?;
+    listen(
+        everywhere(config.ready_port),
+        ready_pages(&readiness),
+        &stopped,
+    )
+    .await?;
+    let kernel_ready = readiness.task("kernel programs");
+    let datapath: Arc<dyn Datapath> = Arc::new(load_kernel(&config)?);
+    kernel_ready.done();
+
+    let state = Arc::new(State::new());
+    let synced = readiness.task("first answers of the controller");
+    let joined = readiness.task("joining the controller");
+    let cni_socket = cni::listen(&config.run_dir).context("cannot listen for the CNI plugin")?;
+
+    let link = match Link::establish(&config, &shutdown).await {
+        Ok(link) => link,
+        Err(crate::controller::JoinError::Ended) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    joined.done();
+    let store = StoreConfig {
+        trust: PeerTrust {
+            own: TrustDomain(config.trust_domain.as_str().into()),
+            ..PeerTrust::default()
+        },
+        persist_dir: Some(config.run_dir.join("identity")),
+        ..StoreConfig::default()
+    };
+    let identities = Store::new(store, Arc::new(ControllerSigner(link.clone())))?;
+    let mesh = Arc::new(Mesh {
+        authorizer: Authorizer::new(state.clone()),
+        live: Arc::new(LiveConnections::default()),
+        balancer: Balancer::default(),
+        shutdown: shutdown.clone(),
+        stopped: stopped.clone(),
+        config,
+        state,
+        identities,
+        datapath,
+        metrics,
+    });
+    let (workers, threads) = Workers::start(mesh.config.workers(), &mesh)?;
+    let (enroller, captured) = Enroller::new(mesh.clone(), workers, watch);
+    let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
+
+    spawn_essential(
+        "identities",
+        &shutdown,
+        mesh.identities.clone().run(stopped.clone()),
+    );
+    spawn_essential(
+        "discovery",
+        &shutdown,
+        discovery(mesh.clone(), link.clone()),
+    );
+    spawn_essential(
+        "policy and destinations",
+        &shutdown,
+        recheck::run(mesh.clone()),
+    );
+    spawn_essential("enrolment", &shutdown, enroller.run(inbox));
+    spawn_essential(
+        "cni socket",
+        &shutdown,
+        cni::serve(cni_socket, commands, shutdown.clone()),
+    );
+    spawn_essential(
+        "reports",
+        &shutdown,
+        run_reports(link.clone(), captured.clone(), shutdown.clone()),
+    );
+    spawn_essential("node token", &shutdown, link.keep_fresh(shutdown.clone()));
+    listen(
+        mesh.config.admin,
+        admin_pages(&mesh, captured, logs),
+        &stopped,
+    )
+    .await?;
+    {
+        let state = mesh.state.clone();
+        karst_runtime::supervise::spawn_connection("readiness", async move {
+            let mut origin = state.origin();
+            if origin
+                .wait_for(|origin| *origin >= Origin::Disk)
+                .await
+                .is_ok()
+            {
+                synced.done();
+            }
+        });
+    }
+
+    shutdown.cancelled().await;
+    tracing::info!(
+        seconds = mesh.config.drain_seconds,
+        "draining: new connections go to the next agent, open ones may finish"
+    );
+    let outcome = drain.drain(mesh.config.drain_deadline()).await;
+    tracing::info!(?outcome, "drained");
+    stopped.cancel();
+    tokio::task::spawn_blocking(move || join_threads(threads)).await?;
+    Ok(())
+}
+
+fn join_threads(threads: Vec<std::thread::JoinHandle<()>>) {
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a data-path thread panicked, this is a bug in Karst");
+        }
+    }
+}
+
+async fn listen(
+    addr: std::net::SocketAddr,
+    pages: admin::Router,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let bound = match TcpListener::bind(addr).await {
+        // A kernel without IPv6.
+        Err(_no_ipv6) if addr.ip().is_unspecified() => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, addr.port())).await
+        }
+        bound => bound,
+    };
+    let listener = bound.with_context(|| {
+        format!("cannot listen on {addr}: is another agent running on this node?")
+    })?;
+    spawn_essential(
+        "http pages",
+        shutdown,
+        admin::serve(listener, pages, shutdown.clone()),
+    );
+    Ok(())
+}
+
+/// Follows the controller until shutdown; the state is kept on disk for the next start.
+async fn discovery(mesh: Arc<Mesh>, link: Link) {
+    let token = link.clone();
+    let dial_link = link.clone();
+    let config = ClientConfig {
+        dial: Arc::new(move || {
+            let link = dial_link.clone();
+            Box::pin(async move { link.connect().await.map_err(Into::into) })
+        }),
+        token: TokenSource::Read(Arc::new(move || Ok(token.node_token()))),
+        node: NodeIdentity {
+            node_name: mesh.config.node.clone(),
+            pod_name: mesh.config.node.clone(),
+            namespace: "karst-system".to_owned(),
+            cluster_domain: mesh.config.cluster_domain.clone(),
+            cluster_id: "Kubernetes".to_owned(),
+            ip: Ipv4Addr::LOCALHOST.into(),
+            metadata: BTreeMap::new(),
+        },
+        kinds: Kind::ALL.to_vec(),
+    };
+    client::run(
+        config,
+        mesh.state.clone(),
+        Arc::new(ClientStats::default()),
+        mesh.shutdown.clone(),
+    )
+    .await;
+}

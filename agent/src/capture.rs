@@ -1,0 +1,340 @@
+//! Enrolment: which pods of this node are captured, and making it so.
+//!
+//! ```text
+//!   controller ── NodeWorkload ─┐
+//!   runtime ──── CNI ADD/DEL ───┴─► desired (pure diff) ─► steps ─► datapath, listeners ─► report "captured"
+//! ```
+//!
+//! One task owns all of it ([`Enroller`]); others send it [`Command`]s. Level-triggered: after every event the whole
+//! plan is made anew, so whatever a crash or an error left half-done is repaired by the next event.
+
+pub(crate) mod cni;
+pub(crate) mod datapath;
+pub(crate) mod desired;
+pub(crate) mod pods;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use karst_discovery::{Change, Changed, state::Origin};
+use karst_model::{
+    enrollment::{EnrollMode, NodeWorkload},
+    name::PodUid,
+};
+use karst_runtime::drain;
+use karst_telemetry::error_chain::Chain;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    capture::{
+        desired::{Captured, Step, plan},
+        pods::{KnownNamespace, LocalPod, NamespaceRecords},
+    },
+    error::EnrollError,
+    mesh::Mesh,
+    workers::Workers,
+};
+
+/// Commands that may wait; the CNI socket is the only other sender and waits for its answer.
+pub(crate) const MAX_COMMANDS: usize = 64;
+
+/// Listeners of a released pod stay this long, for connections that were captured just before.
+const LISTENER_LINGER: Duration = Duration::from_secs(2);
+
+/// How often a step that failed is tried again.
+const RETRY_PERIOD: Duration = Duration::from_secs(2);
+
+/// What others ask of the [`Enroller`].
+pub(crate) enum Command {
+    /// A pod's namespace came into being. Answered when the pod is captured or known as not enrolled.
+    Added {
+        namespace: KnownNamespace,
+        done: oneshot::Sender<Result<(), EnrollError>>,
+    },
+    /// A pod's namespace is going away.
+    Deleted {
+        pod_uid: PodUid,
+        done: oneshot::Sender<()>,
+    },
+    /// Is the pod as it should be?
+    Check {
+        pod_uid: PodUid,
+        done: oneshot::Sender<Result<(), EnrollError>>,
+    },
+}
+
+/// The pods that are captured now, by UID: what is reported to the controller.
+pub(crate) type CapturedPods = BTreeMap<PodUid, Arc<LocalPod>>;
+
+/// Owns the capture of this node's pods.
+pub(crate) struct Enroller {
+    mesh: Arc<Mesh>,
+    workers: Workers,
+    records: NamespaceRecords,
+    captured: BTreeMap<PodUid, Active>,
+    waiting: Vec<(PodUid, oneshot::Sender<Result<(), EnrollError>>)>,
+    last_failure: BTreeMap<PodUid, String>,
+    published: watch::Sender<CapturedPods>,
+    drain: drain::Watch,
+}
+
+struct Active {
+    seen: Captured,
+    pod: Arc<LocalPod>,
+}
+
+impl Enroller {
+    pub(crate) fn new(
+        mesh: Arc<Mesh>,
+        workers: Workers,
+        drain: drain::Watch,
+    ) -> (Self, watch::Receiver<CapturedPods>) {
+        let records = NamespaceRecords::load(&mesh.config.run_dir);
+        let (published, captured) = watch::channel(CapturedPods::new());
+        let enroller = Self {
+            mesh,
+            workers,
+            records,
+            captured: BTreeMap::new(),
+            waiting: Vec::new(),
+            last_failure: BTreeMap::new(),
+            published,
+            drain,
+        };
+        (enroller, captured)
+    }
+
+    /// Runs until shutdown. Captured pods stay captured: their programs and maps are pinned.
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut changes = self.mesh.state.changes();
+        let mut origin = self.mesh.state.origin();
+        let mut retry = tokio::time::interval(RETRY_PERIOD);
+        retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.converge();
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.handle_command(command),
+                    None => return,
+                },
+                changed = changes.next() => match changed {
+                    Some(changed) if concerns_pods(&changed) => {}
+                    Some(_) => continue,
+                    None => return,
+                },
+                Ok(()) = origin.changed() => {}
+                _ = retry.tick() => {}
+                () = self.mesh.shutdown.cancelled() => return,
+            }
+            self.converge();
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Added { namespace, done } => {
+                let pod_uid = namespace.pod_uid.clone();
+                self.records.insert(namespace);
+                self.waiting.push((pod_uid, done));
+            }
+            Command::Deleted { pod_uid, done } => {
+                self.records.remove(&pod_uid);
+                self.release(&pod_uid, "the pod is gone");
+                let _ = done.send(());
+            }
+            Command::Check { pod_uid, done } => {
+                let _ = done.send(
+                    self.status(&pod_uid)
+                        .unwrap_or(Err(EnrollError::NotYetCaptured { pod_uid })),
+                );
+            }
+        }
+    }
+
+    /// Makes the plan and carries it out; answers those who waited for a pod that is now as it should be.
+    fn converge(&mut self) {
+        let desired = self.desired();
+        let namespaces = self.records.cookies();
+        let captured = self
+            .captured
+            .iter()
+            .map(|(uid, active)| (uid.clone(), active.seen.clone()))
+            .collect();
+        let mut pending = 0;
+        for step in plan(&desired, &namespaces, &captured) {
+            match step {
+                Step::Attach { pod, .. } => pending += i64::from(!self.attach(pod)),
+                Step::Detach { pod_uid, .. } => self.release(&pod_uid, "it left the mesh"),
+                Step::FindNamespace { pod_uid } => {
+                    pending += 1;
+                    tracing::debug!(pod = %pod_uid, "waiting for the container runtime to name the pod's namespace");
+                }
+            }
+        }
+        self.release_leftovers(&desired);
+        self.mesh
+            .metrics
+            .captured_pods
+            .set(i64::try_from(self.captured.len()).unwrap_or(i64::MAX));
+        self.mesh.metrics.pending_pods.set(pending);
+        self.answer_waiting();
+        self.publish();
+    }
+
+    /// The controller's view, with the addresses that the container runtime told where the controller has none yet.
+    fn desired(&self) -> BTreeMap<PodUid, NodeWorkload> {
+        let mut desired: BTreeMap<_, _> = self
+            .mesh
+            .state
+            .node_workloads()
+            .into_iter()
+            .map(|pod| (pod.pod_uid.clone(), (*pod).clone()))
+            .collect();
+        for pod in desired.values_mut() {
+            if let Some(namespace) = self.records.get(&pod.pod_uid)
+                && !namespace.addresses.is_empty()
+            {
+                pod.addresses.clone_from(&namespace.addresses);
+            }
+        }
+        desired
+    }
+
+    fn attach(&mut self, desired: NodeWorkload) -> bool {
+        let pod_uid = desired.pod_uid.clone();
+        let Some(namespace) = self.records.get(&pod_uid) else {
+            return false;
+        };
+        let previous = self.captured.get(&pod_uid).map(|active| active.pod.clone());
+        match LocalPod::capture(&self.mesh, &desired, namespace, previous.as_deref()) {
+            Ok((pod, listeners)) => {
+                let pod = Arc::new(pod);
+                if let Some(listeners) = listeners {
+                    listeners.serve(&self.workers, &self.mesh, &pod, &self.drain);
+                }
+                if previous.is_none() {
+                    if let Err(error) = self.mesh.identities.require(&pod.identity) {
+                        tracing::error!(pod = %pod_uid, error = %Chain(&error), "cannot get a certificate for the pod");
+                    }
+                    tracing::info!(pod = %format_args!("{}/{}", desired.namespace, desired.name), "captured");
+                }
+                self.last_failure.remove(&pod_uid);
+                let seen = Captured {
+                    cookie: pod.cookie,
+                    as_desired: desired,
+                };
+                self.captured.insert(pod_uid, Active { seen, pod });
+                true
+            }
+            Err(error) => {
+                self.note_failure(&pod_uid, &error);
+                false
+            }
+        }
+    }
+
+    /// Logs a failure once, not at every retry.
+    fn note_failure(&mut self, pod_uid: &PodUid, error: &EnrollError) {
+        let text = Chain(error).to_string();
+        if self.last_failure.get(pod_uid) != Some(&text) {
+            tracing::warn!(pod = %pod_uid, error = %text, "cannot capture the pod yet, will try again");
+            self.last_failure.insert(pod_uid.clone(), text);
+        }
+    }
+
+    fn release(&mut self, pod_uid: &PodUid, why: &str) {
+        let Some(active) = self.captured.remove(pod_uid) else {
+            return;
+        };
+        if let Err(error) = self.mesh.datapath.detach(active.pod.cookie) {
+            tracing::error!(pod = %pod_uid, error = %Chain(&error), "cannot release the pod");
+        }
+        tracing::info!(pod = %format_args!("{}/{}", active.pod.namespace, active.pod.name), why, "released");
+        self.mesh.identities.release(&active.pod.identity);
+        let stop = active.pod.stop.clone();
+        karst_runtime::supervise::spawn_connection("listener linger", async move {
+            tokio::time::sleep(LISTENER_LINGER).await;
+            stop.cancel();
+        });
+    }
+
+    /// Releases what an earlier process captured and nobody wants any more. Only once the desired state is known.
+    fn release_leftovers(&self, desired: &BTreeMap<PodUid, NodeWorkload>) {
+        if *self.mesh.state.origin().borrow() == Origin::Empty {
+            return;
+        }
+        let wanted = |cookie| {
+            self.captured
+                .values()
+                .any(|active| active.pod.cookie == cookie)
+                || self.records.iter().any(|known| {
+                    known.cookie == cookie
+                        && desired
+                            .get(&known.pod_uid)
+                            .is_some_and(|pod| pod.mode == EnrollMode::Ambient)
+                })
+        };
+        for left in self
+            .mesh
+            .datapath
+            .attached()
+            .into_iter()
+            .filter(|pod| !wanted(pod.cookie))
+        {
+            tracing::info!(netns = %left.cookie, "releasing a namespace that an earlier agent captured");
+            if let Err(error) = self.mesh.datapath.detach(left.cookie) {
+                tracing::error!(netns = %left.cookie, error = %Chain(&error), "cannot release the namespace");
+            }
+        }
+    }
+
+    /// Ok or an error when the pod's fate is known, None while the controller has not told it.
+    fn status(&self, pod_uid: &PodUid) -> Option<Result<(), EnrollError>> {
+        if self.captured.contains_key(pod_uid) {
+            return Some(Ok(()));
+        }
+        let desired = self.mesh.state.node_workload(pod_uid)?;
+        match desired.mode {
+            EnrollMode::Off => Some(Ok(())),
+            EnrollMode::Ambient => None,
+        }
+    }
+
+    fn answer_waiting(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for (pod_uid, done) in waiting {
+            match self.status(&pod_uid) {
+                Some(answer) => drop(done.send(answer)),
+                None if done.is_closed() => {}
+                None => self.waiting.push((pod_uid, done)),
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let pods: CapturedPods = self
+            .captured
+            .iter()
+            .map(|(uid, active)| (uid.clone(), active.pod.clone()))
+            .collect();
+        self.published.send_if_modified(|old| {
+            let same = old.len() == pods.len()
+                && old
+                    .iter()
+                    .zip(&pods)
+                    .all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
+            if !same {
+                *old = pods;
+            }
+            !same
+        });
+    }
+}
+
+fn concerns_pods(changed: &Changed) -> bool {
+    match changed {
+        Changed::Everything => true,
+        Changed::Some(batch) => batch
+            .iter()
+            .any(|change| matches!(change, Change::NodeWorkload(_))),
+    }
+}

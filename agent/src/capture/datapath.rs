@@ -1,0 +1,57 @@
+//! What capture and the proxies need from the kernel side. The real implementation is `karst_ebpf_loader::Kernel`; tests
+//! bring their own.
+
+use std::net::{IpAddr, SocketAddr};
+
+use karst_ebpf_loader::{AttachError, AttachedPod, Kernel, MapError, PodAttachment};
+use karst_netns::NetnsCookie;
+
+pub(crate) trait Datapath: Send + Sync {
+    /// Captures a pod, or renews its capture. Idempotent per namespace.
+    fn attach(&self, pod: &PodAttachment<'_>) -> Result<(), AttachError>;
+    /// Releases a pod. Releasing one that is not captured is no error.
+    fn detach(&self, cookie: NetnsCookie) -> Result<(), AttachError>;
+    /// The pods that the kernel captures now, also those from before a restart.
+    fn attached(&self) -> Vec<AttachedPod>;
+    fn set_destinations(&self, add: &[IpAddr], remove: &[IpAddr]) -> Result<(), MapError>;
+    fn destinations(&self) -> Result<Vec<IpAddr>, MapError>;
+    /// What a captured client dialled; each connection can be asked for once.
+    fn take_orig_dst(&self, cookie: NetnsCookie, client: SocketAddr) -> Option<SocketAddr>;
+    /// Tells the kernel which peer the application should see on the connection that this socket is about to make.
+    fn announce_dial(&self, socket_cookie: u64, show_peer: SocketAddr) -> Result<(), MapError>;
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+}
+
+impl Datapath for Kernel {
+    fn attach(&self, pod: &PodAttachment<'_>) -> Result<(), AttachError> {
+        self.attach_pod(pod)
+    }
+
+    fn detach(&self, cookie: NetnsCookie) -> Result<(), AttachError> {
+        self.detach_pod(cookie)
+    }
+
+    fn attached(&self) -> Vec<AttachedPod> {
+        Self::attached(self)
+    }
+
+    fn set_destinations(&self, add: &[IpAddr], remove: &[IpAddr]) -> Result<(), MapError> {
+        Self::set_destinations(self, add, remove)
+    }
+
+    fn destinations(&self) -> Result<Vec<IpAddr>, MapError> {
+        Self::destinations(self)
+    }
+
+    fn take_orig_dst(&self, cookie: NetnsCookie, client: SocketAddr) -> Option<SocketAddr> {
+        Self::take_orig_dst(self, cookie, client)
+    }
+
+    fn announce_dial(&self, socket_cookie: u64, show_peer: SocketAddr) -> Result<(), MapError> {
+        Self::announce_dial(self, socket_cookie, show_peer)
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Self::counters(self)
+    }
+}

@@ -1,0 +1,361 @@
+//! Local pods: where their namespaces are, and what a captured one consists of.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{IpAddr, TcpListener, UdpSocket},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use karst_ebpf_loader::{Capture, Cidr, HostLink, Listeners, PodAttachment};
+use karst_model::{
+    enrollment::NodeWorkload,
+    identity::{SpiffeId, TrustDomain},
+    name::{PodUid, WorkloadUid},
+};
+use karst_netns::{Netns, NetnsCookie};
+use karst_runtime::{drain, supervise::Shutdown};
+use serde::{Deserialize, Serialize};
+
+use crate::{error::EnrollError, listeners, mesh::Mesh, workers::Workers};
+
+/// Most pods of one node whose namespaces are remembered; Kubernetes itself stops far earlier.
+const MAX_RECORDS: usize = 4096;
+
+/// A pod's namespace, as the container runtime told it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KnownNamespace {
+    pub(crate) pod_uid: PodUid,
+    pub(crate) path: PathBuf,
+    /// Checked at every use: a path can be reused.
+    #[serde(with = "cookie_number")]
+    pub(crate) cookie: NetnsCookie,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Name of the host's end of the pod's link, in the node's namespace.
+    pub(crate) host_veth: Option<String>,
+}
+
+mod cookie_number {
+    use karst_netns::NetnsCookie;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        cookie: &NetnsCookie,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(cookie.0)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<NetnsCookie, D::Error> {
+        u64::deserialize(deserializer).map(NetnsCookie)
+    }
+}
+
+/// What the container runtime told, kept on disk so that an agent restart knows it too.
+pub(crate) struct NamespaceRecords {
+    file: PathBuf,
+    records: BTreeMap<PodUid, KnownNamespace>,
+}
+
+impl NamespaceRecords {
+    /// Reads the records and drops those whose namespace is gone or is another one by now.
+    pub(crate) fn load(run_dir: &Path) -> Self {
+        let file = run_dir.join("namespaces.json");
+        let read = fs::read(&file)
+            .map_err(|error| (error.kind() != io::ErrorKind::NotFound).then(|| error.to_string()));
+        let parsed = read.and_then(|bytes| {
+            serde_json::from_slice::<Vec<KnownNamespace>>(&bytes)
+                .map_err(|error| Some(error.to_string()))
+        });
+        let records = parsed.unwrap_or_else(|problem| {
+            if let Some(problem) = problem {
+                tracing::warn!(file = %file.display(), problem, "cannot read the pods that an earlier agent knew: their \
+                    namespaces will be learned again when the container runtime names them");
+            }
+            Vec::new()
+        });
+        let alive = |known: &KnownNamespace| {
+            Netns::open(&known.path)
+                .and_then(|netns| netns.cookie())
+                .is_ok_and(|cookie| cookie == known.cookie)
+        };
+        let records = records
+            .into_iter()
+            .filter(alive)
+            .map(|known| (known.pod_uid.clone(), known))
+            .collect();
+        Self { file, records }
+    }
+
+    pub(crate) fn get(&self, pod_uid: &PodUid) -> Option<&KnownNamespace> {
+        self.records.get(pod_uid)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &KnownNamespace> {
+        self.records.values()
+    }
+
+    pub(crate) fn cookies(&self) -> BTreeMap<PodUid, NetnsCookie> {
+        self.records
+            .iter()
+            .map(|(uid, known)| (uid.clone(), known.cookie))
+            .collect()
+    }
+
+    pub(crate) fn insert(&mut self, known: KnownNamespace) {
+        if self.records.len() >= MAX_RECORDS && !self.records.contains_key(&known.pod_uid) {
+            tracing::error!(pod = %known.pod_uid, limit = MAX_RECORDS, "too many pods on this node: this one is not remembered");
+            return;
+        }
+        self.records.insert(known.pod_uid.clone(), known);
+        self.save();
+    }
+
+    pub(crate) fn remove(&mut self, pod_uid: &PodUid) {
+        if self.records.remove(pod_uid).is_some() {
+            self.save();
+        }
+    }
+
+    fn save(&self) {
+        let records: Vec<_> = self.records.values().collect();
+        let written = serde_json::to_vec_pretty(&records)
+            .map_err(io::Error::other)
+            .and_then(|bytes| {
+                let aside = self.file.with_extension("json.new");
+                fs::write(&aside, bytes)?;
+                fs::rename(&aside, &self.file)
+            });
+        if let Err(error) = written {
+            tracing::error!(file = %self.file.display(), %error, "cannot keep the pods' namespaces on disk: after a restart \
+                the agent must learn them again");
+        }
+    }
+}
+
+/// A captured pod.
+pub(crate) struct LocalPod {
+    pub(crate) pod_uid: PodUid,
+    pub(crate) workload_uid: WorkloadUid,
+    pub(crate) name: Arc<str>,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) identity: SpiffeId,
+    pub(crate) netns: Netns,
+    pub(crate) cookie: NetnsCookie,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Ports of our own listeners in the pod: never a destination.
+    pub(crate) listener_ports: Vec<u16>,
+    /// Stops the pod's listeners.
+    pub(crate) stop: Shutdown,
+    sockets: Arc<Sockets>,
+}
+
+/// The listening sockets in the pod's namespace. Kept with the pod so that a change of options can attach them again.
+pub(crate) struct Sockets {
+    pub(crate) hbone: TcpListener,
+    pub(crate) inbound: TcpListener,
+    pub(crate) outbound: TcpListener,
+    pub(crate) dns_udp: UdpSocket,
+    pub(crate) dns_tcp: TcpListener,
+}
+
+/// Fresh sockets that must now be served.
+pub(crate) struct ToServe(Arc<Sockets>);
+
+impl Sockets {
+    fn open(netns: &Netns) -> io::Result<Self> {
+        Ok(Self {
+            hbone: karst_netns::steered_listener(netns)?,
+            inbound: karst_netns::steered_listener(netns)?,
+            outbound: karst_netns::steered_listener(netns)?,
+            dns_udp: karst_netns::udp_socket(netns, 0)?,
+            dns_tcp: karst_netns::steered_listener(netns)?,
+        })
+    }
+
+    /// Second handles on the same sockets, for the thread that serves them.
+    fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self {
+            hbone: self.hbone.try_clone()?,
+            inbound: self.inbound.try_clone()?,
+            outbound: self.outbound.try_clone()?,
+            dns_udp: self.dns_udp.try_clone()?,
+            dns_tcp: self.dns_tcp.try_clone()?,
+        })
+    }
+
+    fn tcp_ports(&self) -> io::Result<Vec<u16>> {
+        [&self.hbone, &self.inbound, &self.outbound, &self.dns_tcp]
+            .into_iter()
+            .map(|listener| listener.local_addr().map(|addr| addr.port()))
+            .collect()
+    }
+}
+
+impl LocalPod {
+    /// Opens the listeners (or takes those of `previous`), fills the maps and attaches the programs, in this order.
+    pub(crate) fn capture(
+        mesh: &Mesh,
+        desired: &NodeWorkload,
+        known: &KnownNamespace,
+        previous: Option<&Self>,
+    ) -> Result<(Self, Option<ToServe>), EnrollError> {
+        let pod_uid = || desired.pod_uid.clone();
+        let netns = Netns::open(&known.path).map_err(|source| EnrollError::Namespace {
+            pod_uid: pod_uid(),
+            path: known.path.clone(),
+            source,
+        })?;
+        let cookie = netns.cookie().map_err(|source| EnrollError::Namespace {
+            pod_uid: pod_uid(),
+            path: known.path.clone(),
+            source,
+        })?;
+        if cookie != known.cookie {
+            return Err(EnrollError::NamespaceReplaced {
+                pod_uid: pod_uid(),
+                path: known.path.clone(),
+            });
+        }
+        if desired.addresses.is_empty() {
+            return Err(EnrollError::NoAddress { pod_uid: pod_uid() });
+        }
+        let reused = previous.filter(|pod| pod.cookie == cookie);
+        let sockets = match reused {
+            Some(pod) => pod.sockets.clone(),
+            None => Arc::new(Sockets::open(&netns).map_err(|source| EnrollError::Listen {
+                pod_uid: pod_uid(),
+                source,
+            })?),
+        };
+        let listener_ports = sockets.tcp_ports().map_err(|source| EnrollError::Listen {
+            pod_uid: pod_uid(),
+            source,
+        })?;
+        attach(mesh, desired, known, &netns, &sockets)?;
+        let fresh = reused.is_none().then(|| ToServe(sockets.clone()));
+        let pod = Self {
+            pod_uid: pod_uid(),
+            workload_uid: desired.workload_uid.clone(),
+            name: desired.name.clone(),
+            namespace: desired.namespace.clone(),
+            identity: SpiffeId::new(
+                &TrustDomain(mesh.config.trust_domain.as_str().into()),
+                &desired.namespace,
+                &desired.service_account,
+            ),
+            netns,
+            cookie,
+            addresses: desired.addresses.clone(),
+            listener_ports,
+            stop: reused.map_or_else(Shutdown::new, |pod| pod.stop.clone()),
+            sockets,
+        };
+        Ok((pod, fresh))
+    }
+
+    /// Our own listeners and the ports that other implementations reserve: tunnelling to them would loop.
+    pub(crate) fn is_reserved(&self, port: u16) -> bool {
+        karst_model::protocol::RESERVED_PORTS.contains(&port) || self.listener_ports.contains(&port)
+    }
+}
+
+fn attach(
+    mesh: &Mesh,
+    desired: &NodeWorkload,
+    known: &KnownNamespace,
+    netns: &Netns,
+    sockets: &Sockets,
+) -> Result<(), EnrollError> {
+    let failed = |source| EnrollError::Attach {
+        pod_uid: desired.pod_uid.clone(),
+        source,
+    };
+    let host = Netns::current().map_err(|source| EnrollError::Namespace {
+        pod_uid: desired.pod_uid.clone(),
+        path: "/proc/thread-self/ns/net".into(),
+        source,
+    })?;
+    let host_veth = match &known.host_veth {
+        None => None,
+        Some(name) => Some(HostLink {
+            netns: host.as_fd(),
+            ifindex: interface(name).map_err(|source| EnrollError::Link {
+                pod_uid: desired.pod_uid.clone(),
+                name: name.clone(),
+                source,
+            })?,
+        }),
+    };
+    let dns = desired.capture.dns_capture.unwrap_or(true);
+    let attachment = PodAttachment {
+        cookie: known.cookie,
+        netns: netns.as_fd(),
+        addresses: &desired.addresses,
+        host_veth,
+        capture: &Capture {
+            exclude_outbound_ports: desired.capture.exclude_outbound_ports.clone(),
+            exclude_outbound_cidrs: desired
+                .capture
+                .exclude_outbound_cidrs
+                .iter()
+                .map(cidr)
+                .collect(),
+            exclude_inbound_ports: desired.capture.exclude_inbound_ports.clone(),
+            exclude_inbound_cidrs: Vec::new(),
+            dns,
+        },
+        probe_ports: &desired.probe_ports,
+        listeners: Listeners {
+            hbone: sockets.hbone.as_fd(),
+            inbound: sockets.inbound.as_fd(),
+            outbound: sockets.outbound.as_fd(),
+            dns_udp: dns.then(|| sockets.dns_udp.as_fd()),
+            dns_tcp: dns.then(|| sockets.dns_tcp.as_fd()),
+        },
+    };
+    mesh.datapath.attach(&attachment).map_err(failed)
+}
+
+/// Index of an interface of the node.
+fn interface(name: &str) -> io::Result<u32> {
+    let any = UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    Ok(rustix::net::netdevice::name_to_index(any, name)?)
+}
+
+fn cidr(block: &ipnet::IpNet) -> Cidr {
+    Cidr {
+        addr: block.addr(),
+        prefix: block.prefix_len(),
+    }
+}
+
+impl ToServe {
+    /// Starts the accept loops of the pod on one data-path thread.
+    pub(crate) fn serve(
+        self,
+        workers: &Workers,
+        mesh: &Arc<Mesh>,
+        pod: &Arc<LocalPod>,
+        drain: &drain::Watch,
+    ) {
+        let (pod, drain) = (pod.clone(), drain.clone());
+        let sockets = match self.0.duplicate() {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                tracing::error!(pod = %pod.pod_uid, %error, "cannot serve the pod's listeners: raise the limit of open files");
+                return;
+            }
+        };
+        let index = usize::try_from(pod.cookie.0).unwrap_or(0);
+        if !workers.run_on(index, move |worker| {
+            listeners::spawn(&worker, &pod, &drain, sockets)
+        }) {
+            mesh.metrics.worker_queue_full.inc();
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What the agent is told at start: flags, each with an environment variable, all mistakes collected before failing.
+//!
+//! `--print-config` shows the outcome as JSON and ends.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Parser;
+use karst_model::{addr::Network, identity::DEFAULT_TRUST_DOMAIN};
+use serde::Serialize;
+
+/// Per-node proxy of the Karst mesh.
+#[derive(Clone, Debug, Parser, Serialize)]
+#[command(name = "karst-agent", version, about)]
+pub(crate) struct Config {
+    /// Name of this node, as the Node object has it.
+    #[arg(
+        long,
+        env = "NODE_NAME",
+        required_unless_present = "remove",
+        default_value = ""
+    )]
+    pub(crate) node: String,
+    /// Directory for the CNI socket, keys (should be a tmpfs) and the last known state.
+    #[arg(long, env = "KARST_RUN_DIR", default_value = "/run/karst")]
+    pub(crate) run_dir: PathBuf,
+    /// Address of the controller: https://HOST:PORT.
+    #[arg(
+        long,
+        env = "KARST_CONTROLLER",
+        default_value = "https://karst-controller.karst-system.svc:15012"
+    )]
+    pub(crate) controller: String,
+    /// Name that the controller's certificate must hold; the host of --controller where unset.
+    #[arg(long, env = "KARST_CONTROLLER_NAME")]
+    pub(crate) controller_name: Option<String>,
+    /// File that holds the join token for the first contact with the controller.
+    #[arg(long, env = "KARST_JOIN_TOKEN_FILE")]
+    pub(crate) join_token_file: Option<PathBuf>,
+    /// Directory in a BPF file system for this node's pins.
+    #[arg(long, env = "KARST_PIN_DIR", default_value = "/sys/fs/bpf/karst")]
+    pub(crate) pin_dir: PathBuf,
+    /// Root of the cgroup v2 hierarchy; found in /proc/mounts where unset.
+    #[arg(long, env = "KARST_CGROUP_ROOT")]
+    pub(crate) cgroup_root: Option<PathBuf>,
+    /// Address of the cluster's DNS server, for names outside the mesh.
+    #[arg(long, env = "KARST_CLUSTER_DNS")]
+    pub(crate) cluster_dns: Option<IpAddr>,
+    /// Domain of cluster names.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub(crate) cluster_domain: String,
+    /// Trust domain of the identities that are issued here.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = DEFAULT_TRUST_DOMAIN)]
+    pub(crate) trust_domain: String,
+    /// Network of this node's pods; empty is the default network.
+    #[arg(long, env = "NETWORK", default_value = "")]
+    pub(crate) network: String,
+    /// Address of the admin endpoint (config dump, log levels). Loopback only.
+    #[arg(long, env = "KARST_ADMIN", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)))]
+    pub(crate) admin: SocketAddr,
+    /// Port for Prometheus on all addresses of the node.
+    #[arg(long, env = "KARST_METRICS_PORT", default_value_t = 15020)]
+    pub(crate) metrics_port: u16,
+    /// Port of the readiness endpoint on all addresses of the node.
+    #[arg(long, env = "KARST_READY_PORT", default_value_t = 15021)]
+    pub(crate) ready_port: u16,
+    /// Data-path threads; 0 means a quarter of the processors, at least two.
+    #[arg(long, env = "KARST_WORKER_THREADS", default_value_t = 0)]
+    pub(crate) worker_threads: usize,
+    /// Seconds that connections get to finish after SIGTERM.
+    #[arg(long, env = "KARST_DRAIN_SECONDS", default_value_t = 25)]
+    pub(crate) drain_seconds: u64,
+    /// Log format: text or json.
+    #[arg(long, env = "LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: String,
+    /// Log filter, as tracing's `EnvFilter` reads it.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub(crate) log_filter: String,
+    /// Print the resulting configuration as JSON and end.
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) print_config: bool,
+    /// Remove everything that an agent with this pin directory left in the kernel, and end.
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) remove: bool,
+    /// Test every kernel feature that Karst needs in a throw-away namespace, print the result and end.
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) self_test: bool,
+}
+
+/// Every mistake found, one a line.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {} mistake(s):\n  {}", .0.len(), .0.join("\n  "))]
+pub(crate) struct ConfigError(pub Vec<String>);
+
+impl Config {
+    /// Checks what clap cannot, and reports all mistakes at once.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        let mut mistakes = Vec::new();
+        if !self.admin.ip().is_loopback() {
+            mistakes.push(format!(
+                "--admin {}: must be a loopback address, the endpoint has no authentication",
+                self.admin
+            ));
+        }
+        if !self.controller.starts_with("https://") {
+            mistakes.push(format!(
+                "--controller {}: must start with https://, tokens travel only over TLS",
+                self.controller
+            ));
+        }
+        if !matches!(self.log_format.as_str(), "text" | "json") {
+            mistakes.push(format!(
+                "--log-format {}: expected text or json",
+                self.log_format
+            ));
+        }
+        if self.cluster_domain.is_empty() || self.cluster_domain.starts_with('.') {
+            mistakes.push(format!(
+                "--cluster-domain {:?}: expected a domain such as cluster.local",
+                self.cluster_domain
+            ));
+        }
+        if self.drain_seconds > 3600 {
+            mistakes.push(format!(
+                "--drain-seconds {}: expected at most 3600",
+                self.drain_seconds
+            ));
+        }
+        if mistakes.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError(mistakes))
+        }
+    }
+
+    /// Number of data-path threads.
+    pub(crate) fn workers(&self) -> usize {
+        if self.worker_threads > 0 {
+            return self.worker_threads;
+        }
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        (processors / 4).max(2)
+    }
+
+    pub(crate) fn own_network(&self) -> Network {
+        Network(self.network.as_str().into())
+    }
+
+    pub(crate) fn drain_deadline(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_mistakes_are_reported_together() {
+        let cfg = Config::parse_from([
+            "karst-agent",
+            "--node",
+            "n1",
+            "--admin",
+            "0.0.0.0:15000",
+            "--controller",
+            "http://x",
+            "--log-format",
+            "xml",
+        ]);
+        let ConfigError(mistakes) = cfg.validate().unwrap_err();
+        assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+    }
+}

@@ -1,0 +1,103 @@
+//! Tells the controller which pods are captured, so that it publishes them as reachable through HBONE only then.
+//!
+//! Level-triggered: a stream begins with everything that is captured; after that, differences.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use karst_model::name::PodUid;
+use karst_proto::karst::{PodReport, ReportRequest, reports_client::ReportsClient};
+use karst_runtime::supervise::Shutdown;
+use karst_telemetry::error_chain::Chain;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{capture::CapturedPods, controller::Link};
+
+/// First and longest pause between streams.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(15));
+
+/// Reports until shutdown, over as many streams as it takes.
+pub(crate) async fn run(
+    link: Link,
+    mut captured: watch::Receiver<CapturedPods>,
+    shutdown: Shutdown,
+) {
+    let mut pause = BACKOFF.0;
+    loop {
+        tokio::select! {
+            ended = stream(&link, &mut captured) => match ended {
+                Ok(()) => pause = BACKOFF.0,
+                Err(error) => tracing::debug!(error = %Chain(&error), "the report stream ended"),
+            },
+            () = shutdown.cancelled() => return,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(BACKOFF.1),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn stream(
+    link: &Link,
+    captured: &mut watch::Receiver<CapturedPods>,
+) -> Result<(), tonic::Status> {
+    let (requests, outgoing) = mpsc::channel(4);
+    let mut reported: BTreeSet<PodUid> = BTreeSet::new();
+    let mut sequence = 0;
+    let first = request(&mut sequence, &mut reported, &captured.borrow_and_update());
+    requests
+        .try_send(ReportRequest {
+            complete: true,
+            ..first
+        })
+        .map_err(|_full| tonic::Status::internal("report queue"))?;
+    let mut client = ReportsClient::new(link.channel());
+    let mut responses = client
+        .report(link.authorized(ReceiverStream::new(outgoing)))
+        .await?
+        .into_inner();
+    loop {
+        tokio::select! {
+            changed = captured.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                let next = request(&mut sequence, &mut reported, &captured.borrow_and_update());
+                if !next.pods.is_empty() && requests.send(next).await.is_err() {
+                    return Ok(());
+                }
+            }
+            response = responses.message() => match response? {
+                Some(response) if !response.unknown_pods.is_empty() => {
+                    tracing::debug!(pods = ?response.unknown_pods, "the controller does not know these pods on this node yet");
+                }
+                Some(_) => {}
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+/// What changed since the last report.
+fn request(
+    sequence: &mut u64,
+    reported: &mut BTreeSet<PodUid>,
+    captured: &CapturedPods,
+) -> ReportRequest {
+    *sequence += 1;
+    let now: BTreeSet<PodUid> = captured.keys().cloned().collect();
+    let pod = |uid: &PodUid, captured| PodReport {
+        pod_uid: uid.to_string(),
+        captured,
+    };
+    let gone = reported.difference(&now).map(|uid| pod(uid, false));
+    let new = now.difference(reported).map(|uid| pod(uid, true));
+    let pods = gone.chain(new).collect();
+    *reported = now;
+    ReportRequest {
+        sequence: *sequence,
+        complete: false,
+        pods,
+    }
+}

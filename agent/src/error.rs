@@ -1,0 +1,134 @@
+//! What can go wrong in the agent: small enums, one per operation, each with whose fault it is and what to do.
+
+use std::{io, path::PathBuf};
+
+use karst_model::{name::PodUid, name::ServiceKey, name::WorkloadUid};
+
+use karst_hbone::Flag;
+
+/// Why a pod cannot be captured (yet).
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrollError {
+    #[error("cannot enter the network namespace {} of pod {pod_uid}", path.display())]
+    Namespace {
+        pod_uid: PodUid,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{} is another namespace by now than when pod {pod_uid} was added: waiting for the container runtime to add it again", path.display())]
+    NamespaceReplaced { pod_uid: PodUid, path: PathBuf },
+    #[error("pod {pod_uid} has no address yet")]
+    NoAddress { pod_uid: PodUid },
+    #[error("cannot open the listeners of pod {pod_uid}")]
+    Listen { pod_uid: PodUid, source: io::Error },
+    #[error(
+        "the node has no interface {name}, which the container runtime named as the link of pod {pod_uid}"
+    )]
+    Link {
+        pod_uid: PodUid,
+        name: String,
+        source: io::Error,
+    },
+    #[error("the kernel refused to capture pod {pod_uid}")]
+    Attach {
+        pod_uid: PodUid,
+        source: karst_ebpf_loader::AttachError,
+    },
+    #[error(
+        "pod {pod_uid} should be in the mesh and is not captured yet: see this agent's log for the cause"
+    )]
+    NotYetCaptured { pod_uid: PodUid },
+}
+
+/// Why an outbound connection cannot be made. The client sees a reset; the access log says this.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutboundError {
+    #[error(
+        "the kernel did not capture this connection: something dialled the agent's listener itself"
+    )]
+    NotCaptured,
+    #[error("workload {0} of this pod is not known to the mesh yet")]
+    UnknownSource(WorkloadUid),
+    #[error("service {service} has no port {port}")]
+    NoPort { service: ServiceKey, port: u16 },
+    #[error("service {service} has no endpoint to send this to: {why}")]
+    NoEndpoint { service: ServiceKey, why: String },
+    #[error(
+        "{name} must be reached through its waypoint {waypoint}, and none of its endpoints can be: {why}"
+    )]
+    Waypoint {
+        name: String,
+        waypoint: String,
+        why: String,
+    },
+    #[error("{name} is in network {network}, for which no gateway is known")]
+    OtherNetwork { name: String, network: String },
+    #[error("cannot reach {addr}")]
+    Connect {
+        addr: std::net::SocketAddr,
+        source: io::Error,
+    },
+    #[error("cannot open a tunnel to {addr}")]
+    Tunnel {
+        addr: std::net::SocketAddr,
+        source: karst_hbone::OpenError,
+    },
+}
+
+impl OutboundError {
+    /// Istio's response flag for it.
+    pub(crate) fn flag(&self) -> Flag {
+        match self {
+            Self::NotCaptured => Flag::Deny,
+            Self::UnknownSource(_) => Flag::IdentityError,
+            Self::Tunnel { source, .. } => source.flag(),
+            Self::NoPort { .. }
+            | Self::NoEndpoint { .. }
+            | Self::Waypoint { .. }
+            | Self::OtherNetwork { .. }
+            | Self::Connect { .. } => Flag::Connect,
+        }
+    }
+}
+
+/// Why an inbound connection is refused; HBONE peers see the status.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InboundError {
+    #[error("workload {0} is not known to this node's agent yet")]
+    UnknownWorkload(WorkloadUid),
+    #[error("the request is for {asked}, which is not an address of this pod")]
+    NotOurs { asked: String },
+    #[error("the request names {asked}, which is no service port of this pod")]
+    NoSuchService { asked: String },
+    #[error("port {port} belongs to the proxy itself")]
+    Reserved { port: u16 },
+    #[error("denied: {reason}")]
+    Denied { reason: String },
+    #[error("the application does not accept connections at {addr}")]
+    Application {
+        addr: std::net::SocketAddr,
+        source: io::Error,
+    },
+}
+
+impl InboundError {
+    /// Status of the CONNECT response.
+    pub(crate) fn status(&self) -> u16 {
+        match self {
+            Self::NotOurs { .. } => 400,
+            Self::Denied { .. } => 401,
+            Self::UnknownWorkload(_)
+            | Self::NoSuchService { .. }
+            | Self::Reserved { .. }
+            | Self::Application { .. } => 503,
+        }
+    }
+
+    pub(crate) fn flag(&self) -> Flag {
+        match self {
+            Self::Denied { .. } => Flag::Deny,
+            Self::UnknownWorkload(_) => Flag::IdentityError,
+            _ => Flag::Connect,
+        }
+    }
+}

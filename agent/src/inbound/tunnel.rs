@@ -1,0 +1,249 @@
+//! HBONE to a captured pod: one mutual-TLS connection per peer, one authorized stream per application connection.
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use karst_hbone::{
+    Authority, Baggage, Flag, InboundRequest, Incoming, RelayEnd, ServerConfig, relay, server, tls,
+};
+use karst_identity::peer_id;
+use karst_model::{
+    addr::canonical, addr::canonical_ip, identity::SpiffeId, service::Service, workload::Workload,
+};
+use karst_policy::Connection;
+use karst_runtime::{drain, supervise::spawn_local_connection};
+use karst_telemetry::{
+    access_log::{Direction, Record},
+    error_chain::Chain,
+};
+use tokio::net::TcpStream;
+
+use crate::{
+    capture::pods::LocalPod,
+    error::InboundError,
+    inbound::{admit, dial_application, labels, own_workload},
+    live::Registered,
+    mesh::Mesh,
+    tracked::{Bytes, Tracked},
+    workers::Worker,
+};
+
+/// How long a certificate for the pod may take when the first peer comes before it was issued.
+const CREDENTIAL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the TLS handshake may take.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Everything that the streams of one connection share.
+struct Session {
+    worker: Rc<Worker>,
+    pod: Arc<LocalPod>,
+    peer: SocketAddr,
+    local: SocketAddr,
+    identity: SpiffeId,
+}
+
+/// Serves one HBONE connection until its peer or the drain ends it.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    pod: Arc<LocalPod>,
+    drain: drain::Watch,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
+    let Ok(local) = stream.local_addr().map(canonical) else {
+        return;
+    };
+    let credential = match worker
+        .mesh
+        .identities
+        .wait(&pod.identity, CREDENTIAL_PATIENCE)
+        .await
+    {
+        Ok(credential) => credential,
+        Err(error) => return refused(peer, local, Flag::IdentityError, &error),
+    };
+    let io = match tls::tls_accept(stream, credential.server_config(), TLS_TIMEOUT).await {
+        Ok(io) => io,
+        Err(error) => return refused(peer, local, Flag::TlsFailure, &error),
+    };
+    let identity = match peer_id(tls::peer_certificates(&io)) {
+        Ok(identity) => identity,
+        Err(error) => return refused(peer, local, Flag::TlsFailure, &error),
+    };
+    let config = ServerConfig {
+        drain_deadline: worker.mesh.config.drain_deadline(),
+        ..ServerConfig::default()
+    };
+    let session = Rc::new(Session {
+        worker,
+        pod,
+        peer,
+        local,
+        identity,
+    });
+    let served = server::serve(io, &config, drain, |incoming| {
+        let session = session.clone();
+        spawn_local_connection(
+            "hbone stream",
+            async move { session.stream(incoming).await },
+        );
+    })
+    .await;
+    if let Err(error) = served {
+        tracing::debug!(peer = %session.peer, error = %Chain(&error), "an HBONE connection ended with an error");
+    }
+}
+
+/// A connection that failed before anybody knew what it was for.
+fn refused(peer: SocketAddr, local: SocketAddr, flag: Flag, error: &dyn std::error::Error) {
+    let mut record = Record::new(Direction::Inbound);
+    record.source.addr = Some(peer);
+    record.destination.addr = Some(local);
+    record.error = Some(format!("{flag}: {}", Chain(error)));
+    record.failed();
+}
+
+impl Session {
+    async fn stream(&self, incoming: Incoming) {
+        let mesh = &self.worker.mesh;
+        let own = own_workload(mesh, &self.pod).await;
+        let target = own
+            .as_deref()
+            .ok_or_else(|| InboundError::UnknownWorkload(self.pod.workload_uid.clone()))
+            .and_then(|own| self.target(own, &incoming.request));
+        let destination = *target.as_ref().unwrap_or(&self.local);
+        let connection = Arc::new(Connection {
+            source: Some(self.identity.clone()),
+            source_ip: self.peer.ip(),
+            destination,
+        });
+        let service = own
+            .as_deref()
+            .and_then(|own| reported_service(mesh, own, &incoming.request, destination.port()));
+        let labels = labels(mesh, own.as_deref(), &connection, service.as_deref());
+        let mut tracked = Tracked::start(&mesh.metrics.tcp, labels, self.peer, self.local);
+        tracked.through_tunnel(self.local, incoming.request.authority.to_string());
+        let prepared = match target {
+            Ok(_) => self.prepare(&connection, &incoming.request).await,
+            Err(error) => Err(error),
+        };
+        let (registered, application) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                incoming.reject(
+                    StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+                );
+                return tracked.refuse(&error, error.flag());
+            }
+        };
+        let baggage = own.as_deref().and_then(|own| Baggage::of(own).encode());
+        let Ok(tunnel) = incoming.accept(baggage) else {
+            return;
+        };
+        tracked.opened();
+        let cut = &registered.cut;
+        let RelayEnd {
+            sent,
+            received,
+            end,
+        } = relay(application, tunnel, &cut.flow).await;
+        if cut.reason().is_some() {
+            mesh.metrics.cut_by_policy.inc();
+        }
+        // The relay counts from the application's side: what it was given is the request.
+        tracked.finish(
+            Bytes {
+                request: received,
+                response: sent,
+            },
+            &end,
+            cut.reason(),
+        );
+    }
+
+    async fn prepare(
+        &self,
+        connection: &Arc<Connection>,
+        request: &InboundRequest,
+    ) -> Result<(Registered, TcpStream), InboundError> {
+        let mesh = &self.worker.mesh;
+        let port = connection.destination.port();
+        if self.pod.is_reserved(port) {
+            return Err(InboundError::Reserved { port });
+        }
+        let registered = admit(mesh, &self.pod, connection)?;
+        let client = self.client_to_show(request);
+        Ok((
+            registered,
+            dial_application(mesh, &self.pod, connection.destination, client).await?,
+        ))
+    }
+
+    /// The application sees the TCP peer's address, with the client's own port where the peer tells it. The port is
+    /// only shown, never decided on, so a peer that lies about it lies to its own server alone.
+    fn client_to_show(&self, request: &InboundRequest) -> SocketAddr {
+        match request.forwarded_for {
+            Some(claimed) if canonical_ip(claimed.ip()) == self.peer.ip() => claimed,
+            _ => self.peer,
+        }
+    }
+
+    /// Where the request really goes: always this pod; the authority only chooses among its addresses and ports.
+    fn target(&self, own: &Workload, request: &InboundRequest) -> Result<SocketAddr, InboundError> {
+        match &request.authority {
+            Authority::Addr(addr) => {
+                let addr = canonical(*addr);
+                let ours = addr.ip() == self.local.ip();
+                if ours {
+                    Ok(addr)
+                } else {
+                    Err(InboundError::NotOurs {
+                        asked: addr.to_string(),
+                    })
+                }
+            }
+            Authority::Host(host, port) => {
+                let asked = || InboundError::NoSuchService {
+                    asked: format!("{host}:{port}"),
+                };
+                let service = self
+                    .worker
+                    .mesh
+                    .state
+                    .service_by_host(host, &own.namespace)
+                    .ok_or_else(asked)?;
+                let mapped = own
+                    .services
+                    .get(&service.key)
+                    .and_then(|ports| ports.get(port))
+                    .copied();
+                let declared = service.ports.get(port).map(|declared| declared.target_port);
+                match mapped.or(declared) {
+                    Some(target) if target != 0 && own.services.contains_key(&service.key) => {
+                        Ok(SocketAddr::new(self.local.ip(), target))
+                    }
+                    _ => Err(asked()),
+                }
+            }
+        }
+    }
+}
+
+/// The service that telemetry names: the one the peer says it meant if it is ours, else the first with this port.
+fn reported_service(
+    mesh: &Mesh,
+    own: &Workload,
+    request: &InboundRequest,
+    port: u16,
+) -> Option<Arc<Service>> {
+    let meant = request.forwarded_host.as_deref();
+    let named = own.services.keys().find(|key| meant == Some(&key.hostname));
+    let by_port = || {
+        own.services
+            .iter()
+            .find(|(_, ports)| ports.values().any(|target| *target == port))
+            .map(|(key, _)| key)
+    };
+    mesh.state.service(named.or_else(by_port)?)
+}

@@ -1,1 +1,0 @@
-//! The per-node L4 proxy: enrolls pods, tunnels their traffic, holds their identities.

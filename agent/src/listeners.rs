@@ -1,0 +1,134 @@
+//! Accept loops of a captured pod: HBONE, plaintext inbound, outbound and DNS, all on one data-path thread.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use karst_runtime::{drain, supervise::spawn_local_connection};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+use crate::{
+    capture::pods::{LocalPod, Sockets},
+    dns, inbound, outbound,
+    workers::Worker,
+};
+
+/// Pause after an accept error that concerns the process (no descriptors left), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Starts all loops of the pod on the current thread. They end when `pod.stop` is cancelled or the drain starts.
+pub(crate) fn spawn(
+    worker: &Rc<Worker>,
+    pod: &Arc<LocalPod>,
+    drain: &drain::Watch,
+    sockets: Sockets,
+) {
+    if let Err(error) = try_spawn(worker, pod, drain, sockets) {
+        tracing::error!(pod = %pod.pod_uid, %error, "cannot serve the listeners of a captured pod: its connections are refused");
+    }
+}
+
+fn try_spawn(
+    worker: &Rc<Worker>,
+    pod: &Arc<LocalPod>,
+    drain: &drain::Watch,
+    sockets: Sockets,
+) -> io::Result<()> {
+    let start = |listener: std::net::TcpListener, kind: Kind| -> io::Result<()> {
+        let listener = TcpListener::from_std(listener)?;
+        let (worker, pod, drain) = (worker.clone(), pod.clone(), drain.clone());
+        spawn_local_connection(kind.name(), async move {
+            accept_loop(listener, kind, worker, pod, drain).await
+        });
+        Ok(())
+    };
+    start(sockets.hbone, Kind::Hbone)?;
+    start(sockets.inbound, Kind::Inbound)?;
+    start(sockets.outbound, Kind::Outbound)?;
+    start(sockets.dns_tcp, Kind::DnsTcp)?;
+    let socket = UdpSocket::from_std(sockets.dns_udp)?;
+    let (mesh, pod, drain) = (worker.mesh.clone(), pod.clone(), drain.clone());
+    spawn_local_connection("dns udp", async move {
+        dns::server::serve_udp(socket, mesh, pod, drain).await
+    });
+    Ok(())
+}
+
+/// What a listener is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Hbone,
+    Inbound,
+    Outbound,
+    DnsTcp,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Hbone => "hbone listener",
+            Self::Inbound => "inbound listener",
+            Self::Outbound => "outbound listener",
+            Self::DnsTcp => "dns tcp listener",
+        }
+    }
+}
+
+async fn accept_loop(
+    listener: TcpListener,
+    kind: Kind,
+    worker: Rc<Worker>,
+    pod: Arc<LocalPod>,
+    mut drain: drain::Watch,
+) {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => dispatch(kind, &worker, &pod, &drain, stream, karst_model::addr::canonical(peer)),
+                Err(error) => pause_after(&error, &pod).await,
+            },
+            () = pod.stop.cancelled() => return,
+            () = drain.signaled() => return,
+            () = worker.mesh.shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// A client that went away before we accepted is nothing; anything else (descriptors) needs a pause.
+async fn pause_after(error: &io::Error, pod: &LocalPod) {
+    if matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    ) {
+        return;
+    }
+    tracing::warn!(pod = %pod.pod_uid, %error, "cannot accept a connection: raise the limit of open files if this repeats");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+fn dispatch(
+    kind: Kind,
+    worker: &Rc<Worker>,
+    pod: &Arc<LocalPod>,
+    drain: &drain::Watch,
+    stream: TcpStream,
+    peer: SocketAddr,
+) {
+    // A connection that is gone already makes this fail: nothing to serve then.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let (pod, drain) = (pod.clone(), drain.clone());
+    match kind {
+        Kind::Hbone => worker.place("hbone connection", stream, move |worker, stream| {
+            inbound::tunnel::serve(worker, pod, drain, stream, peer)
+        }),
+        Kind::Inbound => worker.place("inbound connection", stream, move |worker, stream| {
+            inbound::passthrough::serve(worker, pod, drain, stream, peer)
+        }),
+        Kind::Outbound => worker.place("outbound connection", stream, move |worker, stream| {
+            outbound::serve(worker, pod, drain, stream, peer)
+        }),
+        Kind::DnsTcp => worker.place("dns connection", stream, move |worker, stream| {
+            dns::server::serve_tcp(worker.mesh.clone(), pod, drain, stream, peer)
+        }),
+    }
+}

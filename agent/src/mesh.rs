@@ -1,0 +1,28 @@
+//! What all parts of the agent share: the state of the mesh, identities, the kernel side, policy and counters.
+
+use std::sync::Arc;
+
+use karst_discovery::State;
+use karst_identity::Store;
+use karst_runtime::supervise::Shutdown;
+
+use crate::{
+    capture::datapath::Datapath, config::Config, inbound::authorize::Authorizer,
+    live::LiveConnections, metrics::Metrics, outbound::balancer::Balancer,
+};
+
+/// One per process, immutable after start; each field owns its own synchronisation.
+pub(crate) struct Mesh {
+    pub(crate) config: Config,
+    pub(crate) state: Arc<State>,
+    pub(crate) identities: Store,
+    pub(crate) datapath: Arc<dyn Datapath>,
+    pub(crate) authorizer: Authorizer,
+    pub(crate) live: Arc<LiveConnections>,
+    pub(crate) balancer: Balancer,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The program should end: listeners stop, connections finish.
+    pub(crate) shutdown: Shutdown,
+    /// The drain is over: everything stops now.
+    pub(crate) stopped: Shutdown,
+}

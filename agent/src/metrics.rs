@@ -1,0 +1,118 @@
+//! What the agent counts: Istio's L4 metrics (`karst-telemetry`), and its own.
+
+use karst_hbone::Flag;
+use karst_model::{identity::SpiffeId, service::Service, workload::Workload};
+use karst_telemetry::metrics::{
+    Registry,
+    tcp::{Peer, ResponseFlags, ServiceLabels, TcpMetrics},
+};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+
+/// All counters of the agent.
+pub(crate) struct Metrics {
+    pub(crate) tcp: TcpMetrics,
+    /// Connections that found the queue of every data-path thread full.
+    pub(crate) worker_queue_full: Counter,
+    /// Captured connections for which the kernel had no original destination: somebody dialled a listener itself.
+    pub(crate) no_original_destination: Counter,
+    /// Live connections cut because policy changed.
+    pub(crate) cut_by_policy: Counter,
+    pub(crate) captured_pods: Gauge,
+    pub(crate) pending_pods: Gauge,
+    pub(crate) dns_queries: Counter,
+    pub(crate) dns_forwarded: Counter,
+    pub(crate) dns_failures: Counter,
+    pub(crate) dns_overload: Counter,
+}
+
+impl Metrics {
+    /// Creates the counters and registers them under their public names.
+    pub(crate) fn register(registry: &Registry) -> Self {
+        let counter = |name, help| registry.register(name, help, Counter::default());
+        let gauge = |name, help| registry.register(name, help, Gauge::default());
+        Self {
+            tcp: TcpMetrics::register(registry),
+            worker_queue_full: counter(
+                "karst_worker_queue_full",
+                "Connections refused because a data-path thread's queue was full",
+            ),
+            no_original_destination: counter(
+                "karst_no_original_destination",
+                "Connections to an outbound listener that the kernel did not capture",
+            ),
+            cut_by_policy: counter(
+                "karst_connections_cut_by_policy",
+                "Live connections ended because policy changed",
+            ),
+            captured_pods: gauge("workload_manager_active_proxy_count", "Pods captured now"),
+            pending_pods: gauge(
+                "workload_manager_pending_proxy_count",
+                "Pods that should be captured and are not",
+            ),
+            dns_queries: counter("istio_dns_requests", "DNS queries of captured pods"),
+            dns_forwarded: counter(
+                "istio_dns_upstream_requests",
+                "DNS queries forwarded to the cluster's resolver",
+            ),
+            dns_failures: counter(
+                "istio_dns_upstream_failures",
+                "Forwarded DNS queries that failed",
+            ),
+            dns_overload: counter(
+                "karst_dns_overload",
+                "DNS queries dropped because too many were in flight",
+            ),
+        }
+    }
+}
+
+/// One end of a connection, for metrics and the access log. `principal` only where TLS proved it.
+pub(crate) fn peer(workload: Option<&Workload>, principal: Option<&SpiffeId>) -> Peer {
+    let principal = principal
+        .map(|id| id.to_string().into())
+        .unwrap_or_default();
+    let Some(workload) = workload else {
+        return Peer {
+            principal,
+            ..Peer::default()
+        };
+    };
+    let owner = if workload.workload_name.is_empty() {
+        &workload.name
+    } else {
+        &workload.workload_name
+    };
+    Peer {
+        workload: owner.clone(),
+        canonical_service: workload.canonical_name.clone(),
+        canonical_revision: workload.canonical_revision.clone(),
+        namespace: workload.namespace.clone(),
+        principal,
+        app: workload.canonical_name.clone(),
+        version: workload.canonical_revision.clone(),
+        cluster: workload.cluster_id.clone(),
+        region: workload.locality.region.clone(),
+        zone: workload.locality.zone.clone(),
+    }
+}
+
+pub(crate) fn service_labels(service: Option<&Service>) -> ServiceLabels {
+    service.map_or_else(ServiceLabels::default, |service| ServiceLabels {
+        host: service.key.hostname.clone(),
+        namespace: service.key.namespace.clone(),
+        name: service.name.clone(),
+    })
+}
+
+/// The tunnel's word for a failure as metrics have it.
+pub(crate) fn response_flags(flag: Flag) -> ResponseFlags {
+    match flag {
+        Flag::None => ResponseFlags::None,
+        Flag::Connect => ResponseFlags::Connect,
+        Flag::Deny => ResponseFlags::Deny,
+        Flag::TlsFailure => ResponseFlags::TlsFailure,
+        Flag::H2HandshakeFailure => ResponseFlags::H2HandshakeFailure,
+        Flag::NetworkPolicy => ResponseFlags::NetworkPolicy,
+        Flag::IdentityError => ResponseFlags::IdentityError,
+    }
+}

@@ -1,0 +1,174 @@
+//! One connection from its start to its end, as metrics and access log tell it: every path through the proxies ends in
+//! exactly one of [`Tracked::refuse`] and [`Tracked::finish`].
+
+use std::{net::SocketAddr, sync::Arc, time::Instant};
+
+use karst_hbone::{End, Flag};
+use karst_telemetry::{
+    access_log::{Destination, Direction, Record, Source},
+    error_chain::Chain,
+    metrics::tcp::{Handles, Peer, Reporter, ResponseFlags, TcpLabels, TcpMetrics},
+};
+
+use crate::metrics::response_flags;
+
+/// A connection that is being served.
+pub(crate) struct Tracked<'a> {
+    metrics: &'a TcpMetrics,
+    labels: TcpLabels,
+    record: Record,
+    open: Option<Open>,
+    since: Instant,
+}
+
+/// What a connection carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bytes {
+    /// From client to server.
+    pub(crate) request: u64,
+    /// From server to client.
+    pub(crate) response: u64,
+}
+
+/// Counts a connection as closed when it goes, however that happens.
+struct Open {
+    handles: Handles,
+    sockets: prometheus_client::metrics::gauge::Gauge,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.handles.closed.inc();
+        self.sockets.dec();
+    }
+}
+
+impl<'a> Tracked<'a> {
+    /// Starts the record of a connection from `client` to `target`.
+    pub(crate) fn start(
+        metrics: &'a TcpMetrics,
+        labels: TcpLabels,
+        client: SocketAddr,
+        target: SocketAddr,
+    ) -> Self {
+        let direction = match labels.reporter {
+            Reporter::Source => Direction::Outbound,
+            Reporter::Destination => Direction::Inbound,
+        };
+        let mut record = Record::new(direction);
+        record.source = Source {
+            addr: Some(client),
+            ..source(&labels.source)
+        };
+        record.destination = Destination {
+            addr: Some(target),
+            service: text(&labels.service.host),
+            ..destination(&labels.destination)
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the duration in the access log is wall time of this shell"
+        )]
+        let since = Instant::now();
+        Self {
+            metrics,
+            labels,
+            record,
+            open: None,
+            since,
+        }
+    }
+
+    /// Names the authority of the tunnel and the address that it goes to.
+    pub(crate) fn through_tunnel(&mut self, addr: SocketAddr, authority: String) {
+        self.record.destination.addr = Some(addr);
+        self.record.destination.hbone_addr = Some(authority);
+    }
+
+    /// The connection reached its destination.
+    pub(crate) fn opened(&mut self) {
+        let handles = self.metrics.handles(&self.labels);
+        let sockets = self.metrics.sockets_open(self.labels.reporter);
+        handles.opened.inc();
+        sockets.inc();
+        self.open = Some(Open { handles, sockets });
+        self.record.opened();
+    }
+
+    /// The connection was not made.
+    pub(crate) fn refuse(mut self, error: &dyn std::error::Error, flag: Flag) {
+        self.fail(response_flags(flag));
+        self.record.error = Some(Chain(error).to_string());
+        self.record.failed();
+    }
+
+    /// The connection is over. `cut_because` is set when policy ended it.
+    pub(crate) fn finish(mut self, bytes: Bytes, end: &End, cut_because: Option<&str>) {
+        let Bytes { request, response } = bytes;
+        (self.record.bytes_sent, self.record.bytes_recv) = match self.labels.reporter {
+            Reporter::Source => (request, response),
+            Reporter::Destination => (response, request),
+        };
+        self.record.duration = self.since.elapsed();
+        self.record.error = describe(end, cut_because);
+        self.record.completed();
+        if matches!(end, End::Cut) {
+            self.fail(ResponseFlags::Deny);
+        }
+        if let Some(Open { handles, .. }) = &self.open {
+            handles.received.inc_by(request);
+            handles.sent.inc_by(response);
+        }
+    }
+
+    fn fail(&self, response_flags: ResponseFlags) {
+        self.metrics.failed(&TcpLabels {
+            response_flags,
+            ..self.labels.clone()
+        });
+    }
+}
+
+fn describe(end: &End, cut_because: Option<&str>) -> Option<String> {
+    match end {
+        End::Finished => None,
+        End::App(error) => Some(format!("the application's side ended it: {error}")),
+        End::Upstream(error) => Some(format!("the other side ended it: {error}")),
+        End::Tunnel(error) => Some(Chain(error).to_string()),
+        End::Cut => Some(format!(
+            "closed because policy changed: {}",
+            cut_because.unwrap_or("no longer allowed")
+        )),
+    }
+}
+
+fn text(value: &Arc<str>) -> Option<String> {
+    (!value.is_empty()).then(|| value.to_string())
+}
+
+fn source(peer: &Peer) -> Source {
+    Source {
+        addr: None,
+        workload: text(&peer.workload),
+        namespace: text(&peer.namespace),
+        identity: text(&peer.principal),
+        cluster: text(&peer.cluster),
+    }
+}
+
+fn destination(peer: &Peer) -> Destination {
+    let Source {
+        workload,
+        namespace,
+        identity,
+        cluster,
+        ..
+    } = source(peer);
+    Destination {
+        workload,
+        namespace,
+        identity,
+        cluster,
+        ..Destination::default()
+    }
+}
