@@ -135,10 +135,10 @@ impl Follower {
         loop {
             let Err(error) = self.follow().await;
             let pause = jittered(self.backoff);
-            let chain = Chain(&error);
+            let chain = Chain(&error).to_string();
             match error.is_routine() {
-                true => tracing::info!(error = %chain, ?pause, "discovery reconnects"),
-                false => tracing::warn!(error = %chain, ?pause, "discovery is not connected; what is known stays in force"),
+                true => tracing::info!(error = chain, ?pause, "discovery reconnects"),
+                false => tracing::warn!(error = chain, ?pause, "discovery is not connected; what is known stays in force"),
             }
             self.backoff = (self.backoff * 2).min(BACKOFF.1);
             tokio::time::sleep(pause).await;
