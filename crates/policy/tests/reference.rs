@@ -1,6 +1,10 @@
 //! The product's two evaluators against the naive one, over a million random cases.
 //!
 //! `KARST_POLICY_CASES` sets the number of cases, `KARST_POLICY_SEED` the seed, which every run prints.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed unwrap is a failed test, in its helpers too"
+)]
 
 use std::{env, str::FromStr, sync::Arc};
 

@@ -1,4 +1,8 @@
 //! Endpoint choice: each rule by example, and as properties over random services, endpoints and places.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed unwrap is a failed test, in its helpers too"
+)]
 
 use std::{net::SocketAddr, sync::Arc};
 
