@@ -2,6 +2,10 @@
 //!
 //! Needs root, a bpf file system, `ip`, `bpftool` and the programs (`cargo xtask ebpf`). Without
 //! root it fails, unless KARST_SKIP_ROOT_TESTS is set.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests too, and a panic names their line"
+)]
 
 mod dns;
 mod guard;
