@@ -6,6 +6,7 @@
 //! it holds bytes, so that an idle connection has none.
 
 use std::{
+    fmt,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -59,6 +60,16 @@ impl<T> BulkIo<T> {
         } else if read < room / 4 {
             self.step = self.step.saturating_sub(1);
         }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for BulkIo<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let buffered = self.buffer.len() - self.start;
+        f.debug_struct("BulkIo")
+            .field("io", &self.io)
+            .field("buffered", &buffered)
+            .finish_non_exhaustive()
     }
 }
 

@@ -265,6 +265,8 @@ pub enum ServeError {
     Connection(#[source] h2::Error),
     #[error("peer did not answer a ping within {0:?}")]
     PingTimeout(Duration),
+    #[error("peer keeps opening and resetting streams")]
+    Abandoned,
     #[error("streams still open at the drain deadline")]
     DrainDeadline,
 }
@@ -285,7 +287,7 @@ impl ServeError {
         match self {
             Self::HandshakeTimeout(_) | Self::Handshake(_) => Flag::H2HandshakeFailure,
             Self::DrainDeadline => Flag::None,
-            Self::Connection(_) | Self::PingTimeout(_) => Flag::Connect,
+            Self::Connection(_) | Self::PingTimeout(_) | Self::Abandoned => Flag::Connect,
         }
     }
 }

@@ -196,6 +196,3 @@ impl Downlink {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

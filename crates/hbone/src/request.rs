@@ -157,6 +157,8 @@ pub struct InboundRequest {
     pub authority: Authority,
     /// Description of the source, for telemetry only.
     pub baggage: Baggage,
+    /// The client's own socket, as the peer claims it: only to be shown, never decided on.
+    pub forwarded_for: Option<SocketAddr>,
     /// Service that the client meant, for telemetry only.
     pub forwarded_host: Option<Arc<str>>,
     pub traceparent: Option<TraceParent>,
@@ -179,6 +181,7 @@ pub fn parse(parts: &Parts) -> Result<InboundRequest, RequestError> {
     Ok(InboundRequest {
         authority: authority.as_str().parse()?,
         baggage: Baggage::parse(&parts.headers),
+        forwarded_for: Forwarded::parse_for(&parts.headers),
         forwarded_host: Forwarded::parse_host(&parts.headers),
         traceparent: text(&parts.headers, &TRACEPARENT).and_then(|value| value.parse().ok()),
         forwarded_network: text(&parts.headers, &FORWARDED_NETWORK)
@@ -298,8 +301,19 @@ pub struct Forwarded {
 }
 
 impl Forwarded {
-    /// The first `host=` of all lines, quotes stripped, ASCII only. `for=` is not trusted and not read.
+    /// The first `host=` of all lines, quotes stripped, ASCII only.
     fn parse_host(headers: &HeaderMap) -> Option<Arc<str>> {
+        Self::parameter(headers, "host")
+            .filter(|host| host.len() <= HOSTNAME_MAX)
+            .map(Into::into)
+    }
+
+    /// The first `for=` of all lines, if it is an address and a port (RFC 7239 section 6).
+    fn parse_for(headers: &HeaderMap) -> Option<SocketAddr> {
+        Self::parameter(headers, "for")?.parse().ok()
+    }
+
+    fn parameter<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         let lines = headers
             .get_all(FORWARDED)
             .into_iter()
@@ -307,10 +321,9 @@ impl Forwarded {
         lines
             .flat_map(|line| line.split([';', ',']))
             .filter_map(|pair| pair.trim().split_once('='))
-            .find(|(key, _)| key.eq_ignore_ascii_case("host"))
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
             .map(|(_, value)| value.trim_matches('"'))
-            .filter(|host| !host.is_empty() && host.len() <= HOSTNAME_MAX)
-            .map(Into::into)
+            .filter(|value| !value.is_empty())
     }
 }
 

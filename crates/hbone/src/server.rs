@@ -17,7 +17,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use karst_runtime::drain::Watch;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 
 use crate::{
@@ -43,6 +43,9 @@ pub struct ServerConfig {
     /// Streams that the peer reset before we looked at them, and streams that we reset, remembered at once: beyond it the
     /// peer is told ENHANCE_YOUR_CALM (rapid reset, CVE-2023-44487).
     pub max_reset_streams: usize,
+    /// Requests that the peer may open and reset again before their answer: this many at once, and as many again in ten
+    /// seconds. Each has cost us work, and such streams do not count as open.
+    pub max_abandoned: usize,
     /// From the end of the TLS handshake to the peer's HTTP/2 preface and SETTINGS.
     pub handshake_timeout: Duration,
     pub keepalive: KeepaliveConfig,
@@ -60,6 +63,7 @@ impl Default for ServerConfig {
             max_header_list: 64 << 10,
             send_buffer: MAX_FRAME as usize,
             max_reset_streams: 50,
+            max_abandoned: 1000,
             handshake_timeout: Duration::from_secs(10),
             keepalive: KeepaliveConfig::default(),
             drain_deadline: Duration::from_secs(5),
@@ -83,7 +87,10 @@ impl Incoming {
     pub fn accept(mut self, baggage: Option<HeaderValue>) -> Result<Tunnel, StreamError> {
         let mut response = Response::new(());
         request::put_baggage(response.headers_mut(), baggage);
-        let send = self.respond.send_response(response, false)?;
+        let send = self
+            .respond
+            .send_response(response, false)
+            .inspect_err(|_gone| self.load.count_abandoned())?;
         Ok(Tunnel::new(
             send,
             self.body,
@@ -101,6 +108,7 @@ impl Incoming {
     pub async fn abandoned(&mut self) {
         // Either result means that nobody waits any more.
         let _reason_or_error = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        self.load.count_abandoned();
     }
 }
 
@@ -142,6 +150,7 @@ where
         keepalive: Keepalive::new(pings, cfg.keepalive),
         cut: None,
         drain_deadline: cfg.drain_deadline,
+        patience: Patience::new(cfg.max_abandoned),
         load: Arc::default(),
         handler,
     };
@@ -168,8 +177,41 @@ struct Served<Io, H> {
     /// Runs from the start of a drain.
     cut: Option<Pin<Box<Sleep>>>,
     drain_deadline: Duration,
+    patience: Patience,
     load: Arc<StreamLoad>,
     handler: H,
+}
+
+/// A leaky bucket of abandoned requests.
+struct Patience {
+    max: f64,
+    level: f64,
+    updated: Instant,
+}
+
+/// Time in which a full bucket runs empty.
+const PATIENCE_TIME: Duration = Duration::from_secs(10);
+
+impl Patience {
+    fn new(max: usize) -> Self {
+        Self {
+            max: max as f64,
+            level: 0.0,
+            updated: Instant::now(),
+        }
+    }
+
+    /// Adds to the bucket; false when it runs over.
+    fn bears(&mut self, abandoned: usize) -> bool {
+        if abandoned > 0 {
+            let now = Instant::now();
+            let drained =
+                self.max * (now - self.updated).as_secs_f64() / PATIENCE_TIME.as_secs_f64();
+            self.level = (self.level - drained).max(0.0) + abandoned as f64;
+            self.updated = now;
+        }
+        self.level <= self.max
+    }
 }
 
 impl<Io, H> Served<Io, H>
@@ -205,6 +247,9 @@ where
         cx: &mut Context<'_>,
         ping_timeout: Duration,
     ) -> Poll<Result<(), ServeError>> {
+        if !self.patience.bears(self.load.take_abandoned()) {
+            return Poll::Ready(Err(ServeError::Abandoned));
+        }
         loop {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => self.handle(request, respond),

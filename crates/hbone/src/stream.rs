@@ -27,12 +27,25 @@ const CHUNK_MIN: usize = 16 << 10;
 
 /// Streams that are open on one connection. Each holds one [`StreamPermit`] until both halves are dropped.
 #[derive(Debug, Default)]
-pub(crate) struct StreamLoad(AtomicUsize);
+pub(crate) struct StreamLoad {
+    open: AtomicUsize,
+    abandoned: AtomicUsize,
+}
 
 impl StreamLoad {
+    /// The peer reset a stream that had cost us work and had not been answered.
+    pub(crate) fn count_abandoned(&self) {
+        self.abandoned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Streams abandoned since the last call.
+    pub(crate) fn take_abandoned(&self) -> usize {
+        self.abandoned.swap(0, Ordering::Relaxed)
+    }
+
     /// Largest chunk that one stream should hand over at once, in bytes.
     fn chunk_max(&self) -> usize {
-        let streams = self.0.load(Ordering::Relaxed).max(1);
+        let streams = self.open.load(Ordering::Relaxed).max(1);
         (SEND_SHARE_TOTAL / streams).clamp(CHUNK_MIN, MAX_FRAME as usize)
     }
 }
@@ -48,14 +61,14 @@ impl StreamPermit {
         load: Arc<StreamLoad>,
         on_close: Option<Box<dyn FnOnce() + Send + Sync>>,
     ) -> Arc<Self> {
-        load.0.fetch_add(1, Ordering::Relaxed);
+        load.open.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { load, on_close })
     }
 }
 
 impl Drop for StreamPermit {
     fn drop(&mut self) {
-        self.load.0.fetch_sub(1, Ordering::Relaxed);
+        self.load.open.fetch_sub(1, Ordering::Relaxed);
         if let Some(on_close) = self.on_close.take() {
             on_close();
         }
