@@ -184,7 +184,7 @@ fn workload_type_to(kind: WorkloadType) -> wire::WorkloadType {
 }
 
 fn services_from(
-    services: std::collections::HashMap<String, wire::PortList>,
+    services: BTreeMap<String, wire::PortList>,
     interner: &mut Interner,
 ) -> Result<BTreeMap<ServiceKey, PortMap>, ConvertError> {
     let mut found = BTreeMap::new();
