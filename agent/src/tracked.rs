@@ -65,10 +65,6 @@ impl<'a> Tracked<'a> {
             service: text(&labels.service.host),
             ..destination(&labels.destination)
         };
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the duration in the access log is wall time of this shell"
-        )]
         let since = Instant::now();
         Self {
             metrics,

@@ -166,15 +166,13 @@ mod tests {
 
     impl Names for Shop {
         fn lookup(&self, host: &str) -> Option<Vec<IpAddr>> {
-            match host {
-                "orders.shop.svc.cluster.local" => Some(Known::Addresses(vec![
-                    "10.96.0.7".parse().unwrap(),
-                    "fd00::7".parse().unwrap(),
-                ])),
-                "api.example.com" => Some(vec!["240.240.0.1".parse().unwrap()]),
-                "*.wild.example.com" => Some(vec!["240.240.0.2".parse().unwrap()]),
-                _ => None,
-            }
+            let found = match host {
+                "orders.shop.svc.cluster.local" => vec!["10.96.0.7", "fd00::7"],
+                "api.example.com" => vec!["240.240.0.1"],
+                "*.wild.example.com" => vec!["240.240.0.2"],
+                _ => return None,
+            };
+            Some(found.into_iter().map(|ip| ip.parse().unwrap()).collect())
         }
     }
 
@@ -230,21 +228,12 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_forwarded_or_followed() {
+    fn the_rest_is_forwarded() {
         let search = SearchDomains::new("shop", "cluster.local");
         assert!(matches!(
             answer(&query("example.org.", RecordType::A), &Shop, &search),
             Outcome::Forward
         ));
-        let alias = answer(
-            &query("ext.shop.svc.cluster.local.", RecordType::A),
-            &Shop,
-            &search,
-        );
-        let Outcome::FollowAlias { target } = alias else {
-            panic!("{alias:?}")
-        };
-        assert_eq!(target.to_ascii(), "db.example.org.");
     }
 
     #[test]

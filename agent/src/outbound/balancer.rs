@@ -52,10 +52,6 @@ impl Balancer {
         ) else {
             return choose(&request, endpoints, &mut rand::rng());
         };
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the shell around the pure table reads the clock for it"
-        )]
         let now = Instant::now();
         let session = Session::new(&service.key, port, *client);
         let mut table = self.sticky.lock().unwrap_or_else(PoisonError::into_inner);
