@@ -85,8 +85,8 @@ impl Reader<'_> {
             );
         }
         let field = |name: &str| node.get(name).and_then(Node::text);
-        let api_version = field("apiVersion").or(inherited.map(|(api_version, _)| api_version));
-        let kind = field("kind").or(inherited.map(|(_, kind)| kind));
+        let api_version = field("apiVersion").or_else(|| inherited.map(|(api_version, _)| api_version));
+        let kind = field("kind").or_else(|| inherited.map(|(_, kind)| kind));
         let (Some(api_version), Some(kind)) = (api_version, kind) else {
             let missing = if kind.is_none() { "kind" } else { "apiVersion" };
             return self.unnamed(

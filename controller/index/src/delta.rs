@@ -102,10 +102,6 @@ impl<K, V> Default for Table<K, V> {
 }
 
 impl<K: Eq + Hash + Clone, V: PartialEq> Table<K, V> {
-    pub(crate) fn get(&self, key: &K) -> Option<&Arc<V>> {
-        self.rows.get(key)
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.rows.len()
     }

@@ -1,11 +1,117 @@
-//! The index itself.
+//! The index itself: facts by object, who depends on whom, and what is to be compiled again.
+//!
+//! This file holds the state and takes events; [`apply`] turns objects into facts and marks, [`flush`] compiles what
+//! is marked.
 
-use crate::{config::IndexConfig, delta::Delta, event::Event};
+mod apply;
+mod flush;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use hashbrown::{HashMap, HashSet};
+use karst_k8s_api::{Kind, ObjectKey, labels};
+use karst_model::{
+    addr::Network,
+    enrollment::NodeWorkload,
+    locality::Locality,
+    name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
+    policy::Authorization,
+    service::Service,
+    workload::Workload,
+};
+
+use crate::{
+    capture::Capture,
+    conditions::Condition,
+    config::IndexConfig,
+    delta::{Delta, ExternalName, Table},
+    event::Event,
+    facts::{Created, EntryFacts, Name, pod::PodFacts, service::ServiceFacts, slice::SliceFacts},
+    peer_authentication::{Defaults, PeerFacts},
+    policies::PolicyFacts,
+    selector::{Labels, Postings, Selectors},
+    vips::Vips,
+};
 
 /// Turns events into changes of the model.
 #[derive(Debug)]
 pub struct Index {
     config: IndexConfig,
+    /// Network of this cluster's pods.
+    network: Network,
+    spaces: HashMap<Arc<str>, Space>,
+    nodes: HashMap<Arc<str>, Locality>,
+    pods: HashMap<Name, PodFacts>,
+    services: HashMap<Name, ServiceFacts>,
+    slices: HashMap<Name, SliceFacts>,
+    entries: HashMap<Name, EntryFacts>,
+    policies: HashMap<Name, PolicyFacts>,
+    peers: HashMap<Name, PeerFacts>,
+    peer_defaults: Defaults,
+    pods_by_uid: HashMap<PodUid, Name>,
+    pods_by_node: HashMap<Arc<str>, HashSet<Name>>,
+    slices_by_node: HashMap<Arc<str>, HashSet<Name>>,
+    slices_by_pod: HashMap<Name, HashSet<Name>>,
+    slices_by_service: HashMap<Name, HashSet<Name>>,
+    /// Objects that stand for each hostname, best first.
+    hosts: HashMap<Arc<str>, BTreeSet<Claim>>,
+    vips: Vips,
+    capture: Capture,
+    dirty: Dirty,
+    out: Output,
+}
+
+/// What belongs to one namespace, whether or not its object is there.
+#[derive(Debug, Default)]
+struct Space {
+    labels: Option<Labels>,
+    traffic_distribution: Option<String>,
+    pods: Postings,
+    services: Selectors,
+    service_names: HashSet<Arc<str>>,
+    entries: Selectors,
+    policies: Selectors,
+    peers: Selectors,
+}
+
+/// An object that stands for a hostname. Order is precedence: Services first, then the oldest.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    is_entry: bool,
+    created: Created,
+    name: Name,
+}
+
+/// What must be compiled again.
+#[derive(Debug, Default)]
+struct Dirty {
+    hosts: HashSet<Arc<str>>,
+    services: HashSet<Name>,
+    pods: HashSet<Name>,
+    slices: HashSet<Name>,
+    entries: HashSet<Name>,
+    policies: HashSet<Name>,
+    peers: HashSet<Name>,
+    namespaces: HashSet<Arc<str>>,
+}
+
+/// What was handed out last.
+#[derive(Debug, Default)]
+struct Output {
+    workloads: Table<WorkloadUid, Workload>,
+    services: Table<ServiceKey, Service>,
+    policies: Table<PolicyKey, Authorization>,
+    external_names: Table<ServiceKey, ExternalName>,
+    /// By pod, since a pod can move to another node or get another UID under one name.
+    nodes: HashMap<Name, Arc<NodeWorkload>>,
+    node_of: HashMap<Name, Arc<str>>,
+    conditions: BTreeMap<ObjectKey, Vec<Condition>>,
+    /// Workloads of slices and entries, of which one object makes several.
+    workloads_of: HashMap<ObjectKey, Vec<WorkloadUid>>,
+    services_of: HashMap<Arc<str>, Vec<ServiceKey>>,
 }
 
 /// How much the index holds.
@@ -19,7 +125,29 @@ pub struct Stats {
 
 impl Index {
     pub fn new(config: IndexConfig) -> Self {
-        Self { config }
+        Self {
+            config,
+            network: Network::default(),
+            spaces: HashMap::new(),
+            nodes: HashMap::new(),
+            pods: HashMap::new(),
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            entries: HashMap::new(),
+            policies: HashMap::new(),
+            peers: HashMap::new(),
+            peer_defaults: Defaults::default(),
+            pods_by_uid: HashMap::new(),
+            pods_by_node: HashMap::new(),
+            slices_by_node: HashMap::new(),
+            slices_by_pod: HashMap::new(),
+            slices_by_service: HashMap::new(),
+            hosts: HashMap::new(),
+            vips: Vips::default(),
+            capture: Capture::default(),
+            dirty: Dirty::default(),
+            out: Output::default(),
+        }
     }
 
     pub fn config(&self) -> &IndexConfig {
@@ -31,12 +159,143 @@ impl Index {
         self.handle_all([event])
     }
 
-    /// Takes many events at once; returns what they change together.
-    pub fn handle_all(&mut self, _events: impl IntoIterator<Item = Event>) -> Delta {
-        Delta::default()
+    /// Takes many events at once, as at start; returns what they change together. The states between are not seen.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) -> Delta {
+        for event in events {
+            match event {
+                Event::Apply(object) => self.apply(object),
+                Event::Delete(key) => self.delete(key),
+                Event::Captured { pod_uid, captured } => self.captured(pod_uid, captured),
+                Event::Withdrawn { pod_uid } => self.withdrawn(&pod_uid),
+            }
+        }
+        self.flush()
+    }
+
+    /// The node that a pod runs on, to check who reports about it.
+    pub fn node_of(&self, pod_uid: &PodUid) -> Option<&str> {
+        let pod = self
+            .pods_by_uid
+            .get(pod_uid)
+            .and_then(|name| self.pods.get(name))?;
+        (!pod.node.is_empty()).then_some(&*pod.node)
+    }
+
+    /// Everything that holds now, as a delta from nothing.
+    pub fn snapshot(&self) -> Delta {
+        fn all<K: Eq + std::hash::Hash + Clone, V: PartialEq>(
+            table: &Table<K, V>,
+        ) -> crate::Changes<K, V> {
+            let updated = table
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+            crate::Changes {
+                updated,
+                removed: Vec::new(),
+            }
+        }
+        let node_row = |(name, workload): (&Name, &Arc<NodeWorkload>)| {
+            let node = self.out.node_of.get(name)?.clone();
+            Some(crate::NodeChange::Updated {
+                node,
+                workload: workload.clone(),
+            })
+        };
+        let conditions =
+            self.out
+                .conditions
+                .iter()
+                .map(|(object, conditions)| crate::ObjectConditions {
+                    object: object.clone(),
+                    conditions: conditions.clone(),
+                });
+        Delta {
+            workloads: all(&self.out.workloads),
+            services: all(&self.out.services),
+            policies: all(&self.out.policies),
+            external_names: all(&self.out.external_names),
+            node_workloads: self.out.nodes.iter().filter_map(node_row).collect(),
+            conditions: conditions.collect(),
+            withdrawing: Vec::new(),
+        }
     }
 
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        Stats {
+            workloads: self.out.workloads.len(),
+            services: self.out.services.len(),
+            policies: self.out.policies.len(),
+            node_workloads: self.out.nodes.len(),
+        }
+    }
+
+    fn captured(&mut self, pod_uid: PodUid, captured: bool) {
+        let pod = self.pods_by_uid.get(&pod_uid);
+        self.dirty.pods.extend(pod.cloned());
+        self.capture.report(pod_uid, captured, pod.is_some());
+    }
+
+    fn withdrawn(&mut self, pod_uid: &PodUid) {
+        self.capture.withdrawn(pod_uid);
+        self.dirty
+            .pods
+            .extend(self.pods_by_uid.get(pod_uid).cloned());
+    }
+
+    fn space(&self, namespace: &str) -> Option<&Space> {
+        self.spaces.get(namespace)
+    }
+
+    fn space_mut(&mut self, namespace: &Arc<str>) -> &mut Space {
+        self.spaces.entry(namespace.clone()).or_default()
+    }
+
+    /// Drops a namespace's drawer once nothing is in it.
+    fn tidy_space(&mut self, namespace: &Arc<str>) {
+        if self.spaces.get(namespace).is_some_and(Space::is_empty) {
+            self.spaces.remove(namespace);
+        }
+    }
+
+    /// Whether pods of this namespace follow policies of the root namespace too.
+    fn policy_namespaces<'a>(
+        &'a self,
+        namespace: &'a Arc<str>,
+    ) -> impl Iterator<Item = &'a Arc<str>> {
+        let root = &self.config.root_namespace;
+        std::iter::once(namespace).chain((root != namespace).then_some(root))
+    }
+
+    fn network_of_root(labels: Option<&Labels>) -> Network {
+        let label = labels.and_then(|labels| labels.get(labels::NETWORK));
+        Network(label.map(String::as_str).unwrap_or_default().into())
+    }
+}
+
+impl Space {
+    fn is_empty(&self) -> bool {
+        self.labels.is_none()
+            && self.pods.is_empty()
+            && self.service_names.is_empty()
+            && self.entries.is_empty()
+            && self.policies.is_empty()
+            && self.peers.is_empty()
+    }
+
+    fn label(&self, name: &str) -> Option<&str> {
+        self.labels
+            .as_ref()
+            .and_then(|labels| labels.get(name))
+            .map(String::as_str)
+    }
+}
+
+/// The key of an object known by its name.
+fn key(kind: Kind, name: &Name) -> ObjectKey {
+    ObjectKey {
+        kind,
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
     }
 }

@@ -1,10 +1,29 @@
 //! Pure index from Kubernetes objects to the model.
+//!
+//! ```text
+//!   Event ──► facts (what objects say, compact) ──► dirty marks ──► compile ──► tables ──► Delta
+//!             one file per kind of object           who depends     pure        last       only what
+//!                                                   on the change   functions   output     differs
+//! ```
+//!
+//! The index is one owned struct without sockets, clocks or tasks. An event changes facts and marks what depends on
+//! them; only that is compiled again, and only what differs from the last output leaves. The output is a function of
+//! the facts and of what agents reported, never of the order in which they came.
 
+mod capture;
 mod conditions;
 mod config;
 mod delta;
 mod event;
+mod facts;
 mod index;
+mod peer_authentication;
+mod policies;
+mod selector;
+mod service_entries;
+mod services;
+mod vips;
+mod workloads;
 
 pub use conditions::{Condition, ConditionType, ObjectConditions};
 pub use config::IndexConfig;

@@ -1,0 +1,598 @@
+//! What is marked is compiled again, and what differs from the last output becomes the delta.
+
+use std::{collections::BTreeMap, mem, sync::Arc};
+
+use karst_k8s_api::{Kind, ObjectKey, istio::peer_authentication::Mode, labels};
+use karst_model::{
+    name::{PolicyKey, ServiceKey},
+    service::{PortMap, Service, Visibility},
+    workload::Workload,
+};
+
+use super::{Claim, Index, apply, key};
+use crate::{
+    conditions::{Condition, ConditionType, ObjectConditions},
+    delta::{Delta, ExternalName, NodeChange},
+    facts::{EntryFacts, Name, pod::PodFacts, service::ServiceFacts},
+    peer_authentication,
+    selector::matches,
+    service_entries, services,
+    workloads::{self, BareEndpoint, Surroundings},
+};
+
+impl Index {
+    /// Compiles everything that is marked.
+    pub(super) fn flush(&mut self) -> Delta {
+        let dirty = mem::take(&mut self.dirty);
+        let mut delta = Delta::default();
+        dirty
+            .namespaces
+            .iter()
+            .for_each(|name| self.flush_namespace(name, &mut delta));
+        dirty
+            .policies
+            .iter()
+            .for_each(|name| self.flush_policy(name, &mut delta));
+        if !dirty.peers.is_empty() {
+            self.flush_static_strict(&mut delta);
+            dirty
+                .peers
+                .iter()
+                .for_each(|name| self.flush_peer(name, &mut delta));
+        }
+        let mut hosts = dirty.hosts;
+        hosts.extend(
+            dirty
+                .services
+                .iter()
+                .map(|name| services::hostname(&self.config, name)),
+        );
+        for name in dirty.entries.iter() {
+            hosts.extend(
+                self.entries
+                    .get(name)
+                    .map(apply::hosts_of)
+                    .into_iter()
+                    .flatten(),
+            );
+        }
+        dirty
+            .services
+            .iter()
+            .for_each(|name| self.flush_service(name, &mut delta));
+        hosts
+            .iter()
+            .for_each(|host| self.flush_host(host, &mut delta));
+        dirty
+            .slices
+            .iter()
+            .for_each(|name| self.flush_slice(name, &mut delta));
+        dirty
+            .entries
+            .iter()
+            .for_each(|name| self.flush_entry(name, &mut delta));
+        dirty
+            .pods
+            .iter()
+            .for_each(|name| self.flush_pod(name, &mut delta));
+        delta
+    }
+
+    fn flush_namespace(&mut self, name: &Arc<str>, delta: &mut Delta) {
+        let object = ObjectKey::new(Kind::Namespace, "", name);
+        let space = self.space(name);
+        let wanted = space.and_then(|space| space.label(labels::USE_WAYPOINT));
+        let conditions = unbound_waypoint(wanted).into_iter().collect();
+        self.set_conditions(object, conditions, delta);
+    }
+
+    fn flush_policy(&mut self, name: &Name, delta: &mut Delta) {
+        let facts = self.policies.get(name);
+        let authorization = facts.and_then(|facts| facts.authorization.clone());
+        let conditions = facts
+            .map(|facts| facts.conditions.clone())
+            .unwrap_or_default();
+        let policy_key = PolicyKey {
+            namespace: name.namespace.clone(),
+            name: name.name.clone(),
+        };
+        self.out
+            .policies
+            .set(policy_key, authorization, &mut delta.policies);
+        self.set_conditions(key(Kind::AuthorizationPolicy, name), conditions, delta);
+    }
+
+    /// The static policy is there as soon as any PeerAuthentication is.
+    fn flush_static_strict(&mut self, delta: &mut Delta) {
+        let root = &self.config.root_namespace;
+        let policy = (!self.peers.is_empty()).then(|| peer_authentication::static_strict(root));
+        self.out.policies.set(
+            peer_authentication::static_strict_key(root),
+            policy,
+            &mut delta.policies,
+        );
+    }
+
+    fn flush_peer(&mut self, name: &Name, delta: &mut Delta) {
+        let in_root = name.namespace == self.config.root_namespace;
+        let facts = self.peers.get(name);
+        let converts = facts.filter(|facts| !in_root && !facts.selector.is_empty());
+        let policy =
+            converts.and_then(|facts| facts.convert(name, self.base_mode(name, facts.mode)));
+        let chosen = self.peer_defaults.chosen(&name.namespace);
+        let conditions =
+            facts.map(|facts| peer_authentication::conditions(facts, name, in_root, chosen));
+        let conditions = conditions.unwrap_or_default();
+        self.out.policies.set(
+            peer_authentication::converted_key(name),
+            policy,
+            &mut delta.policies,
+        );
+        self.set_conditions(key(Kind::PeerAuthentication, name), conditions, delta);
+    }
+
+    fn base_mode(&self, name: &Name, own: Mode) -> Mode {
+        if own == Mode::Unset {
+            self.default_mode(&name.namespace)
+        } else {
+            own
+        }
+    }
+
+    fn flush_service(&mut self, name: &Name, delta: &mut Delta) {
+        let facts = self.services.get(name);
+        let service_key = self.service_key(name);
+        let external = facts.and_then(|facts| facts.external_name.clone());
+        let external = external.map(|target| ExternalName {
+            key: service_key.clone(),
+            target,
+        });
+        let mut conditions = facts
+            .map(|facts| services::conditions(name, facts))
+            .unwrap_or_default();
+        let wanted = facts.and_then(|facts| facts.labels.get(labels::USE_WAYPOINT));
+        conditions.extend(unbound_waypoint(wanted.map(String::as_str)));
+        self.out
+            .external_names
+            .set(service_key, external, &mut delta.external_names);
+        self.set_conditions(key(Kind::Service, name), conditions, delta);
+    }
+
+    fn service_key(&self, name: &Name) -> ServiceKey {
+        ServiceKey {
+            namespace: name.namespace.clone(),
+            hostname: services::hostname(&self.config, name),
+        }
+    }
+
+    /// All services of one hostname: per namespace the best claim, and of those one is canonical.
+    fn flush_host(&mut self, host: &Arc<str>, delta: &mut Delta) {
+        let mut compiled: Vec<Service> = self
+            .owners(host)
+            .filter_map(|claim| self.compile_claim(host, claim))
+            .collect();
+        let canonical = compiled
+            .iter()
+            .position(|service| service.visibility == Visibility::Public)
+            .unwrap_or(0);
+        for (position, service) in compiled.iter_mut().enumerate() {
+            service.canonical = position == canonical;
+        }
+        let keys: Vec<ServiceKey> = compiled.iter().map(|service| service.key.clone()).collect();
+        let before = match keys.is_empty() {
+            true => self.out.services_of.remove(host),
+            false => self.out.services_of.insert(host.clone(), keys.clone()),
+        };
+        for gone in before
+            .into_iter()
+            .flatten()
+            .filter(|key| !keys.contains(key))
+        {
+            self.out.services.set(gone, None, &mut delta.services);
+        }
+        for service in compiled {
+            self.out
+                .services
+                .set(service.key.clone(), Some(service), &mut delta.services);
+        }
+    }
+
+    /// The claims that count, one for each namespace, best first. A Service of Kubernetes is canonical wherever it is.
+    fn owners<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a Claim> + use<'a> {
+        let mut seen: Vec<&Arc<str>> = Vec::new();
+        self.hosts
+            .get(host)
+            .into_iter()
+            .flatten()
+            .filter(move |claim| {
+                let first = !seen.contains(&&claim.name.namespace);
+                seen.push(&claim.name.namespace);
+                first
+            })
+    }
+
+    fn compile_claim(&self, host: &Arc<str>, claim: &Claim) -> Option<Service> {
+        let key = ServiceKey {
+            namespace: claim.name.namespace.clone(),
+            hostname: host.clone(),
+        };
+        if claim.is_entry {
+            let facts = self.entries.get(&claim.name)?;
+            let allocated = self
+                .vips
+                .addresses(&apply::claimant(&claim.name, facts, host));
+            return Some(service_entries::service(
+                &claim.name,
+                facts,
+                key,
+                &self.network,
+                allocated,
+            ));
+        }
+        let facts = self.services.get(&claim.name)?;
+        let space = self.space(&claim.name.namespace);
+        let traffic_distribution = space.and_then(|space| space.traffic_distribution.as_deref());
+        let around = services::Surroundings {
+            key,
+            network: &self.network,
+            traffic_distribution,
+        };
+        Some(services::compile(
+            &claim.name,
+            facts,
+            services::visibility(&facts.export_to)?,
+            &around,
+        ))
+    }
+
+    fn flush_slice(&mut self, name: &Name, delta: &mut Delta) {
+        let workloads = self.bare_endpoints(name);
+        let names_hosts = self.slices.get(name).is_some_and(|facts| facts.names_hosts);
+        let conditions = names_hosts.then(|| {
+            let message = "addressType FQDN is not supported: its endpoints are left out";
+            Condition::no(ConditionType::Accepted, "UnsupportedValue", message)
+        });
+        self.set_workloads(key(Kind::EndpointSlice, name), workloads, delta);
+        self.set_conditions(
+            key(Kind::EndpointSlice, name),
+            conditions.into_iter().collect(),
+            delta,
+        );
+    }
+
+    /// Workloads of a slice's endpoints that are no pods.
+    fn bare_endpoints(&self, name: &Name) -> Vec<Workload> {
+        let Some(slice) = self.slices.get(name) else {
+            return Vec::new();
+        };
+        let service_name = Name::new(&name.namespace, &slice.service);
+        let Some(service) = self
+            .services
+            .get(&service_name)
+            .filter(|facts| is_in_mesh(facts))
+        else {
+            return Vec::new();
+        };
+        let ports = services::ports_at_slice(service, &slice.ports);
+        let mut workloads: Vec<Workload> = Vec::new();
+        for endpoint in slice
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.pod.is_none())
+        {
+            for ip in endpoint.addresses.iter().copied() {
+                let service = (self.service_key(&service_name), ports.clone());
+                let locality = self.nodes.get(&endpoint.node);
+                let bare = BareEndpoint {
+                    slice: name,
+                    endpoint,
+                    ip,
+                    locality,
+                    network: &self.network,
+                    service,
+                };
+                let workload = workloads::of_endpoint(&self.config, bare);
+                if workloads.iter().all(|other| other.uid != workload.uid) {
+                    workloads.push(workload);
+                }
+            }
+        }
+        workloads
+    }
+
+    fn flush_entry(&mut self, name: &Name, delta: &mut Delta) {
+        let mut conditions = Vec::new();
+        let mut made = Vec::new();
+        if let Some(facts) = self.entries.get(name) {
+            let hosts = apply::hosts_of(facts);
+            let keys = self.keys_of_entry(name, facts);
+            made = service_entries::workloads(&self.config, name, facts, &keys, &self.network);
+            let visible = services::visibility(&facts.spec.export_to).is_some();
+            let owned = |host: &&Arc<str>| keys.iter().any(|key| key.hostname == **host);
+            let taken: Vec<&str> = hosts
+                .iter()
+                .filter(|host| visible && !owned(host))
+                .map(|host| &**host)
+                .collect();
+            let wanting = hosts
+                .iter()
+                .filter(|host| visible && service_entries::wants_address(facts, host));
+            let bare = wanting.filter(|host| {
+                self.vips
+                    .addresses(&apply::claimant(name, facts, host))
+                    .is_none()
+            });
+            let bare: Vec<&str> = bare.map(|host| &**host).collect();
+            conditions = service_entries::conditions(name, facts, &taken, &bare);
+            conditions.extend(unbound_waypoint(
+                facts.labels.get(labels::USE_WAYPOINT).map(String::as_str),
+            ));
+        }
+        self.set_workloads(key(Kind::ServiceEntry, name), made, delta);
+        self.set_conditions(key(Kind::ServiceEntry, name), conditions, delta);
+    }
+
+    /// Services of the hosts for which this entry stands in its namespace.
+    fn keys_of_entry(&self, name: &Name, facts: &EntryFacts) -> Vec<ServiceKey> {
+        let owns = |host: &Arc<str>| {
+            let mut owners = self.owners(host);
+            owners.any(|claim| claim.is_entry && claim.name == *name)
+        };
+        let hosts = apply::hosts_of(facts).into_iter().filter(owns);
+        hosts
+            .map(|hostname| ServiceKey {
+                namespace: name.namespace.clone(),
+                hostname,
+            })
+            .collect()
+    }
+
+    fn flush_pod(&mut self, name: &Name, delta: &mut Delta) {
+        let Some(pod) = self.pods.get(name) else {
+            self.out.workloads.set(
+                workloads::pod_uid(&self.config, name),
+                None,
+                &mut delta.workloads,
+            );
+            self.set_node_row(name, None, delta);
+            return self.set_conditions(key(Kind::Pod, name), Vec::new(), delta);
+        };
+        let of_namespace = self
+            .space(&name.namespace)
+            .and_then(|space| space.labels.as_ref());
+        let enrolled = workloads::is_enrolled(&self.config, name, pod, of_namespace);
+        let standing = self.capture.settle(&pod.uid, enrolled);
+        if standing.withdraws_now {
+            delta.withdrawing.push(pod.uid.clone());
+        }
+        let around = Surroundings {
+            services: self.services_of_pod(name, pod),
+            policies: self.policies_of_pod(name, pod),
+            locality: self.nodes.get(&pod.node).cloned().unwrap_or_default(),
+            network: self.network.clone(),
+            hbone: standing.hbone,
+        };
+        let workload = workloads::of_pod(&self.config, name, pod, around);
+        let row = workloads::for_node(&self.config, name, pod, standing.mode);
+        let row = row.map(|workload| (pod.node.clone(), workload));
+        let mut conditions = pod.complaints.clone();
+        conditions.extend(unbound_waypoint(pod.label(labels::USE_WAYPOINT)));
+        self.out.workloads.set(
+            workloads::pod_uid(&self.config, name),
+            workload,
+            &mut delta.workloads,
+        );
+        self.set_node_row(name, row, delta);
+        self.set_conditions(key(Kind::Pod, name), conditions, delta);
+    }
+
+    fn services_of_pod(&self, name: &Name, pod: &PodFacts) -> BTreeMap<ServiceKey, PortMap> {
+        let mut services: BTreeMap<ServiceKey, PortMap> = BTreeMap::new();
+        if let Some(space) = self.space(&name.namespace) {
+            for service in space.services.candidates(&pod.labels) {
+                let service = Name::new(&name.namespace, service);
+                let Some(facts) = self
+                    .services
+                    .get(&service)
+                    .filter(|facts| is_in_mesh(facts))
+                else {
+                    continue;
+                };
+                if matches(&facts.selector, &pod.labels) {
+                    services.insert(
+                        self.service_key(&service),
+                        services::ports_at_pod(facts, pod),
+                    );
+                }
+            }
+            for entry in space.entries.candidates(&pod.labels) {
+                let entry = Name::new(&name.namespace, entry);
+                let Some(facts) = self.entries.get(&entry) else {
+                    continue;
+                };
+                if facts
+                    .selector()
+                    .is_some_and(|selector| matches(selector, &pod.labels))
+                {
+                    let ports = service_entries::ports_at_pod(facts, pod);
+                    services.extend(
+                        self.keys_of_entry(&entry, facts)
+                            .into_iter()
+                            .map(|key| (key, ports.clone())),
+                    );
+                }
+            }
+        }
+        for slice in self.slices_by_pod.get(name).into_iter().flatten() {
+            let Some(facts) = self.slices.get(slice) else {
+                continue;
+            };
+            let service = Name::new(&slice.namespace, &facts.service);
+            // Where there is a selector it decides: a slice may lag behind the labels.
+            let without_selector =
+                |service: &&ServiceFacts| is_in_mesh(service) && service.selector.is_empty();
+            if let Some(selected) = self.services.get(&service).filter(without_selector) {
+                let ports = services::ports_at_slice(selected, &facts.ports);
+                services
+                    .entry(self.service_key(&service))
+                    .or_default()
+                    .extend(ports);
+            }
+        }
+        services
+    }
+
+    /// Keys of the selector policies that pick a pod, in order.
+    fn policies_of_pod(&self, name: &Name, pod: &PodFacts) -> Vec<PolicyKey> {
+        let mut keys = Vec::new();
+        for namespace in self.policy_namespaces(&name.namespace) {
+            let Some(space) = self.space(namespace) else {
+                continue;
+            };
+            for policy in space.policies.candidates(&pod.labels) {
+                let facts = self.policies.get(&Name::new(namespace, policy));
+                if facts.is_some_and(|facts| matches(&facts.selector, &pod.labels)) {
+                    keys.push(PolicyKey {
+                        namespace: namespace.clone(),
+                        name: policy.clone(),
+                    });
+                }
+            }
+        }
+        keys.extend(self.strictness_of_pod(name, pod));
+        keys.sort();
+        keys
+    }
+
+    /// The policy that PeerAuthentication puts on a pod: that of the oldest one that picks it, else of its namespace.
+    fn strictness_of_pod(&self, name: &Name, pod: &PodFacts) -> Option<PolicyKey> {
+        let peers = self.space(&name.namespace).map(|space| &space.peers);
+        let candidates = peers
+            .into_iter()
+            .flat_map(|peers| peers.candidates(&pod.labels));
+        let candidates = candidates.map(|peer| Name::new(&name.namespace, peer));
+        let picking = candidates.filter_map(|peer| {
+            self.peers
+                .get(&peer)
+                .map(|facts| (facts.created, peer, facts))
+        });
+        let picking = picking.filter(|(_, _, facts)| matches(&facts.selector, &pod.labels));
+        let oldest = picking.min_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        let mode = match oldest {
+            Some((_, peer, facts)) => {
+                let base = self.base_mode(&peer, facts.mode);
+                if facts.convert(&peer, base).is_some() {
+                    return Some(peer_authentication::converted_key(&peer));
+                }
+                base
+            }
+            None => self.default_mode(&name.namespace),
+        };
+        (mode == Mode::Strict)
+            .then(|| peer_authentication::static_strict_key(&self.config.root_namespace))
+    }
+
+    /// Puts the workloads that one object makes in the place of those that it made before.
+    fn set_workloads(&mut self, object: ObjectKey, workloads: Vec<Workload>, delta: &mut Delta) {
+        let uids: Vec<_> = workloads
+            .iter()
+            .map(|workload| workload.uid.clone())
+            .collect();
+        let before = match uids.is_empty() {
+            true => self.out.workloads_of.remove(&object),
+            false => self.out.workloads_of.insert(object, uids.clone()),
+        };
+        for gone in before
+            .into_iter()
+            .flatten()
+            .filter(|uid| !uids.contains(uid))
+        {
+            self.out.workloads.set(gone, None, &mut delta.workloads);
+        }
+        for workload in workloads {
+            self.out
+                .workloads
+                .set(workload.uid.clone(), Some(workload), &mut delta.workloads);
+        }
+    }
+
+    /// Puts what a pod's node is told. Another node or another UID is another row.
+    fn set_node_row(
+        &mut self,
+        name: &Name,
+        row: Option<(Arc<str>, karst_model::enrollment::NodeWorkload)>,
+        delta: &mut Delta,
+    ) {
+        let before = self
+            .out
+            .nodes
+            .remove(name)
+            .zip(self.out.node_of.remove(name));
+        if let Some((workload, node)) = &before {
+            let stays = row
+                .as_ref()
+                .is_some_and(|(n, w)| n == node && w.pod_uid == workload.pod_uid);
+            if !stays {
+                let (node, pod_uid) = (node.clone(), workload.pod_uid.clone());
+                delta
+                    .node_workloads
+                    .push(NodeChange::Removed { node, pod_uid });
+            }
+        }
+        if let Some((node, workload)) = row {
+            let unchanged = before.filter(|(old, at)| **old == workload && *at == node);
+            let workload = match unchanged {
+                Some((old, _)) => old,
+                None => {
+                    let workload = Arc::new(workload);
+                    let (node, workload) = (node.clone(), workload.clone());
+                    delta.node_workloads.push(NodeChange::Updated {
+                        node,
+                        workload: workload.clone(),
+                    });
+                    workload
+                }
+            };
+            self.out.nodes.insert(name.clone(), workload);
+            self.out.node_of.insert(name.clone(), node);
+        }
+    }
+
+    fn set_conditions(&mut self, object: ObjectKey, conditions: Vec<Condition>, delta: &mut Delta) {
+        let before = self
+            .out
+            .conditions
+            .get(&object)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        if before != conditions.as_slice() {
+            match conditions.is_empty() {
+                true => drop(self.out.conditions.remove(&object)),
+                false => drop(
+                    self.out
+                        .conditions
+                        .insert(object.clone(), conditions.clone()),
+                ),
+            }
+            delta
+                .conditions
+                .push(ObjectConditions { object, conditions });
+        }
+    }
+}
+
+/// Whether a service has endpoints that anybody may see.
+fn is_in_mesh(facts: &ServiceFacts) -> bool {
+    facts.external_name.is_none() && services::visibility(&facts.export_to).is_some()
+}
+
+/// A label that names a waypoint binds nothing while there are none.
+fn unbound_waypoint(wanted: Option<&str>) -> Option<Condition> {
+    let wanted = wanted.filter(|wanted| *wanted != labels::USE_WAYPOINT_NONE)?;
+    let message = format!("no waypoint {wanted:?} is known: traffic goes as without it");
+    Some(Condition::no(
+        ConditionType::WaypointBound,
+        "WaypointIsMissing",
+        message,
+    ))
+}
