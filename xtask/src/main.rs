@@ -13,9 +13,14 @@
     reason = "a command-line tool reports on standard output"
 )]
 
+mod bench;
 mod check;
+mod demo;
 mod ebpf;
 mod fuzz;
+mod lab;
+mod load;
+mod pcap;
 mod release;
 mod setup;
 mod shell;
@@ -45,10 +50,17 @@ enum Verb {
     Tidy,
     /// Everything that must hold before a change lands, or one rung of it.
     Test(test::Args),
+    /// Start a mesh on this machine and prove what it promises.
+    Demo(demo::Args),
+    /// Measure against plain TCP and write the table of docs/performance.md.
+    Bench(bench::Args),
     /// What takes longer than two minutes; its results are committed.
     Soak(soak::Args),
     /// Feed hostile input to every parser of peer bytes.
     Fuzz(fuzz::Args),
+    /// Load for the benchmarks, run inside a pod.
+    #[command(hide = true)]
+    Load(load::Args),
     /// Build the kernel programs.
     Ebpf,
     /// Build the kernel programs and every binary into target/release.
@@ -72,8 +84,11 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Check => check::run(),
         Verb::Tidy => tidy::run(),
         Verb::Test(args) => test::run(&args),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Soak(args) => soak::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Load(args) => load::run(&args),
         Verb::Ebpf => release::ebpf(),
         Verb::Release => release::run(),
     }
