@@ -10,9 +10,9 @@ use aya::programs::tc::{
 };
 use aya::programs::{SchedClassifier, TcAttachType};
 use karst_netns::Netns;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketType};
 
-use crate::LoadError;
+use crate::{LoadError, rtnetlink};
 
 const NAME: &str = "karst_guard";
 /// Our place among the filters of an interface: early, and found again after a restart.
@@ -101,46 +101,22 @@ fn interface(ifindex: u32) -> io::Result<String> {
     Ok(rustix::net::netdevice::index_to_name(&socket, ifindex)?)
 }
 
-/// RTM_DELQDISC for `clsact`, in the calling thread's namespace; absent is fine.
+/// Deletes `clsact`, in the calling thread's namespace; absent is fine.
 fn delete_clsact(ifindex: u32) -> io::Result<()> {
-    let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
-    // Protocol 0 of this family is NETLINK_ROUTE.
-    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
-    rustix::net::send(&socket, &delete_message(ifindex), SendFlags::empty())?;
-    let mut reply = [0_u8; 512];
-    let (got, _) = rustix::net::recv(&socket, &mut reply[..], RecvFlags::empty())?;
-    match error_of(&reply[..got]) {
-        0 | libc::ENOENT | libc::EINVAL | libc::ENODEV => Ok(()),
-        errno => Err(io::Error::from_raw_os_error(errno)),
-    }
-}
-
-/// `nlmsghdr` and `tcmsg` of rtnetlink(7).
-fn delete_message(ifindex: u32) -> [u8; 36] {
-    const RTM_DELQDISC: u32 = 37;
-    const REQUEST_AND_ACK: u32 = 0x5;
+    const RTM_DELQDISC: u16 = 37;
     const CLSACT_HANDLE: u32 = 0xffff_0000;
     const CLSACT_PARENT: u32 = 0xffff_fff1;
-    let words = [
-        36,
-        RTM_DELQDISC | REQUEST_AND_ACK << 16,
-        1,
-        0,
-        0,
-        ifindex,
-        CLSACT_HANDLE,
-        CLSACT_PARENT,
-        0,
-    ];
-    let mut message = [0; 36];
-    for (bytes, word) in message.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-        *bytes = word.to_ne_bytes();
+    // `tcmsg`: family, interface, handle, parent, info.
+    let words = [0, ifindex, CLSACT_HANDLE, CLSACT_PARENT, 0];
+    match rtnetlink::request(RTM_DELQDISC, 0, words.map(u32::to_ne_bytes).as_flattened()) {
+        Err(error) if !is_absent(&error) => Err(error),
+        _ => Ok(()),
     }
-    message
 }
 
-/// The errno of an NLMSG_ERROR reply; 0 is an acknowledgement.
-fn error_of(reply: &[u8]) -> i32 {
-    let code = reply.get(16..20).and_then(|bytes| bytes.try_into().ok());
-    code.map_or(libc::EPROTO, |bytes| -i32::from_ne_bytes(bytes))
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
+    )
 }

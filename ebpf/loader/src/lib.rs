@@ -22,6 +22,7 @@ mod maps;
 mod object;
 mod pod;
 pub mod probe;
+mod rtnetlink;
 mod steering;
 
 pub use error::{AttachError, LoadError, MapError};

@@ -179,3 +179,17 @@ fn a_directory_outside_bpffs_is_refused_by_name() {
     assert!(error.contains("mount -t bpf"), "{error}");
     world.pin_dir = pins;
 }
+
+#[test]
+fn the_self_test_names_every_feature_and_leaves_nothing() {
+    if std::env::var_os("KARST_SKIP_ROOT_TESTS").is_some() {
+        return;
+    }
+    let features = karst_ebpf_loader::probe::self_test();
+    assert_eq!(features.len(), 8, "{features:?}");
+    for feature in features {
+        assert_eq!(feature.result, Ok(()), "{}", feature.name);
+    }
+    let pins = format!("/sys/fs/bpf/karst-self-test-{}", std::process::id());
+    assert!(!std::path::Path::new(&pins).exists());
+}
