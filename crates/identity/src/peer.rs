@@ -134,12 +134,13 @@ pub fn peer_cert_error(error: &io::Error) -> Option<&PeerCertError> {
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        if let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) =
-            error.downcast_ref()
-        {
-            return other.0.downcast_ref();
+        match error.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
+                return other.0.downcast_ref();
+            }
+            Some(rustls::Error::NoCertificatesPresented) => return Some(&PeerCertError::Missing),
+            _ => cause = error.source(),
         }
-        cause = error.source();
     }
     None
 }

@@ -470,6 +470,3 @@ pub(crate) fn chain_text(error: &dyn Error) -> String {
     }
     text
 }
-
-#[cfg(test)]
-mod tests;
