@@ -1,0 +1,8 @@
+//! The targets, by the part of Karst that reads the bytes.
+
+pub mod cni;
+pub mod discovery;
+pub mod dns;
+pub mod hbone;
+pub mod identity;
+pub mod yaml;
