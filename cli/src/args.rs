@@ -44,8 +44,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::LabDaemon { lab, mtu, no_mesh } => {
-            tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).init();
-            daemon::run(&lab, daemon::Options { mesh: !no_mesh, mtu })?;
+            tracing_subscriber::fmt()
+                .with_writer(io::stderr)
+                .with_ansi(false)
+                .init();
+            daemon::run(
+                &lab,
+                daemon::Options {
+                    mesh: !no_mesh,
+                    mtu,
+                },
+            )?;
             Ok(ExitCode::SUCCESS)
         }
         Command::LabPodInit { spec } => match karst_lab::pod_init::become_container(&spec) {

@@ -136,32 +136,68 @@ pub(crate) enum Format {
 /// Carries out a `karst lab` command.
 pub(crate) fn run(command: LabCommand) -> anyhow::Result<ExitCode> {
     match command {
-        LabCommand::Up { dir, name, no_mesh, mtu, wait } => {
+        LabCommand::Up {
+            dir,
+            name,
+            no_mesh,
+            mtu,
+            wait,
+        } => {
             let started = Instant::now();
-            let options = Options { mesh: !no_mesh, mtu };
-            let status = client::up(&name.name, &dir, options, Duration::from_secs(wait.wait), &mut output::progress);
+            let options = Options {
+                mesh: !no_mesh,
+                mtu,
+            };
+            let status = client::up(
+                &name.name,
+                &dir,
+                options,
+                Duration::from_secs(wait.wait),
+                &mut output::progress,
+            );
             let status = status.with_context(|| format!("lab {}", name.name))?;
             output::progress(&summary(&status, started));
             Ok(verdict(&status))
         }
         LabCommand::Apply { dir, name, wait } => {
             let started = Instant::now();
-            let status = client::apply(&name.name, &dir, Duration::from_secs(wait.wait), &mut output::progress)?;
+            let status = client::apply(
+                &name.name,
+                &dir,
+                Duration::from_secs(wait.wait),
+                &mut output::progress,
+            )?;
             output::progress(&summary(&status, started));
             Ok(verdict(&status))
         }
         LabCommand::Status { name, output } => show(&client::status(&name.name)?, output),
-        LabCommand::Exec { pod, name, node, root, command } => exec(&name.name, pod, node, root, &command),
+        LabCommand::Exec {
+            pod,
+            name,
+            node,
+            root,
+            command,
+        } => exec(&name.name, pod, node, root, &command),
         LabCommand::Logs { of, name, follow } => logs(&name.name, &of, follow),
         LabCommand::Ls => {
             LabName::all().iter().for_each(output::line);
             Ok(ExitCode::SUCCESS)
         }
-        LabCommand::Down { name, all } => take_away(if all { LabName::all() } else { vec![name.name] }),
-        LabCommand::KillAgent { node, name, hold } => client::kill_agent(&name.name, &node, after(hold)).map(done)?,
-        LabCommand::RestartAgent { node, name } => client::restart_agent(&name.name, &node).map(done)?,
-        LabCommand::KillController { name, hold } => client::kill_controller(&name.name, after(hold)).map(done)?,
-        LabCommand::RestartController { name } => client::restart_controller(&name.name).map(done)?,
+        LabCommand::Down { name, all } => {
+            take_away(if all { LabName::all() } else { vec![name.name] })
+        }
+        LabCommand::KillAgent { node, name, hold } => {
+            client::kill_agent(&name.name, &node, after(hold)).map(done)?
+        }
+        LabCommand::RestartAgent { node, name } => {
+            client::restart_agent(&name.name, &node).map(done)?
+        }
+        LabCommand::KillController { name, hold } => {
+            client::kill_controller(&name.name, after(hold)).map(done)?
+        }
+        LabCommand::RestartController { name } => {
+            client::restart_controller(&name.name).map(done)?
+        }
     }
 }
 
@@ -170,18 +206,34 @@ fn done(_status: Status) -> anyhow::Result<ExitCode> {
 }
 
 fn after(hold: bool) -> After {
-    if hold { After::StayDead } else { After::StartAgain }
+    if hold {
+        After::StayDead
+    } else {
+        After::StartAgain
+    }
 }
 
 fn summary(status: &Status, started: Instant) -> String {
     let ready = status.pods.iter().filter(|pod| pod.ready).count();
     let (nodes, pods) = (status.nodes.len(), status.pods.len());
-    format!("lab {}: {nodes} nodes, {ready} of {pods} pods ready, after {:.1} s", status.name, started.elapsed().as_secs_f32())
+    format!(
+        "lab {}: {nodes} nodes, {ready} of {pods} pods ready, after {:.1} s",
+        status.name,
+        started.elapsed().as_secs_f32()
+    )
 }
 
 /// An object that cannot be used makes the command fail, although everything else went on.
 fn verdict(status: &Status) -> ExitCode {
-    if status.problems.iter().any(|problem| problem.contains(": error: ")) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if status
+        .problems
+        .iter()
+        .any(|problem| problem.contains(": error: "))
+    {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn show(status: &Status, format: Format) -> anyhow::Result<ExitCode> {
@@ -189,23 +241,50 @@ fn show(status: &Status, format: Format) -> anyhow::Result<ExitCode> {
         output::line(serde_json::to_string_pretty(status)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let mesh = if status.mesh { "with the mesh" } else { "without the mesh" };
+    let mesh = if status.mesh {
+        "with the mesh"
+    } else {
+        "without the mesh"
+    };
     output::line(format_args!("lab {} ({mesh})", status.name));
     if let Some(controller) = &status.controller {
         output::line(format_args!("controller  {}", process(controller)));
     }
-    let head = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+    let head = |names: &[&str]| {
+        names
+            .iter()
+            .map(|&name| name.to_owned())
+            .collect::<Vec<_>>()
+    };
     let mut nodes = vec![head(&["NODE", "ADDRESSES", "AGENT", "NAMESPACE"])];
     nodes.extend(status.nodes.iter().map(|node| {
         let agent = node.agent.as_ref().map_or_else(|| "-".to_owned(), process);
-        vec![node.name.clone(), join(&node.addresses), agent, node.netns.clone()]
+        vec![
+            node.name.clone(),
+            join(&node.addresses),
+            agent,
+            node.netns.clone(),
+        ]
     }));
     output::table(&nodes);
-    let mut pods = vec![head(&["POD", "READY", "PHASE", "RESTARTS", "NODE", "ADDRESSES", "MESSAGE"])];
+    let mut pods = vec![head(&[
+        "POD",
+        "READY",
+        "PHASE",
+        "RESTARTS",
+        "NODE",
+        "ADDRESSES",
+        "MESSAGE",
+    ])];
     pods.extend(status.pods.iter().map(row));
     output::table(&pods);
     let mut services = vec![head(&["SERVICE", "ADDRESSES"])];
-    services.extend(status.services.iter().map(|one| vec![format!("{}/{}", one.namespace, one.name), one.addresses.join(" ")]));
+    services.extend(status.services.iter().map(|one| {
+        vec![
+            format!("{}/{}", one.namespace, one.name),
+            one.addresses.join(" "),
+        ]
+    }));
     output::table(&services);
     status.problems.iter().for_each(output::line);
     Ok(ExitCode::SUCCESS)
@@ -213,8 +292,17 @@ fn show(status: &Status, format: Format) -> anyhow::Result<ExitCode> {
 
 fn row(pod: &PodStatus) -> Vec<String> {
     let ready = if pod.ready { "yes" } else { "no" };
-    let cells = [pod.full_name(), ready.to_owned(), format!("{:?}", pod.phase), pod.restarts.to_string(), pod.node.clone()];
-    cells.into_iter().chain([join(&pod.addresses), pod.message.clone()]).collect()
+    let cells = [
+        pod.full_name(),
+        ready.to_owned(),
+        format!("{:?}", pod.phase),
+        pod.restarts.to_string(),
+        pod.node.clone(),
+    ];
+    cells
+        .into_iter()
+        .chain([join(&pod.addresses), pod.message.clone()])
+        .collect()
 }
 
 fn process(status: &ProcessStatus) -> String {
@@ -225,14 +313,28 @@ fn process(status: &ProcessStatus) -> String {
 }
 
 fn join<T: ToString>(items: &[T]) -> String {
-    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    items
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
-fn exec(lab: &LabName, pod: Option<String>, node: Option<String>, root: bool, words: &[String]) -> anyhow::Result<ExitCode> {
+fn exec(
+    lab: &LabName,
+    pod: Option<String>,
+    node: Option<String>,
+    root: bool,
+    words: &[String],
+) -> anyhow::Result<ExitCode> {
     let command = match (pod, node) {
         (_, Some(node)) => client::exec_node_command(lab, &node, words)?,
-        (Some(pod), None) => client::exec_command(lab, &pod, if root { User::Root } else { User::Pod }, words)?,
-        (None, None) => anyhow::bail!("say where: `karst lab exec POD -- CMD` or `karst lab exec --node NODE -- CMD`"),
+        (Some(pod), None) => {
+            client::exec_command(lab, &pod, if root { User::Root } else { User::Pod }, words)?
+        }
+        (None, None) => anyhow::bail!(
+            "say where: `karst lab exec POD -- CMD` or `karst lab exec --node NODE -- CMD`"
+        ),
     };
     Err(client::become_command(command).into())
 }

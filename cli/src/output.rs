@@ -12,7 +12,13 @@ pub(crate) fn line(text: impl std::fmt::Display) {
 
 /// One line of progress.
 pub(crate) fn progress(text: &str) {
-    let shown = if text.contains("error: ") { paint(text, "31") } else if text.contains("warning: ") { paint(text, "33") } else { text.to_owned() };
+    let shown = if text.contains("error: ") {
+        paint(text, "31")
+    } else if text.contains("warning: ") {
+        paint(text, "33")
+    } else {
+        text.to_owned()
+    };
     let _nobody_reads = writeln!(io::stderr(), "{shown}");
 }
 
@@ -22,17 +28,32 @@ pub(crate) fn error(error: &anyhow::Error) {
 }
 
 fn paint(text: &str, code: &str) -> String {
-    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    let colour = io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if colour {
+        format!("\x1b[{code}m{text}\x1b[0m")
+    } else {
+        text.to_owned()
+    }
 }
 
 /// Rows as columns, two spaces apart; the first row is the head.
 pub(crate) fn table(rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         line(cells.join("  ").trim_end());
     }
 }

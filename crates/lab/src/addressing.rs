@@ -7,11 +7,15 @@ use std::{
 };
 
 /// The controller's addresses on the link between nodes.
-pub(crate) const CONTROLLER: (Ipv4Addr, Ipv6Addr) =
-    (Ipv4Addr::new(172, 18, 0, 2), Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 2));
+pub(crate) const CONTROLLER: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(172, 18, 0, 2),
+    Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, 2),
+);
 /// The cluster DNS service, on every node.
-pub(crate) const CLUSTER_DNS: (Ipv4Addr, Ipv6Addr) =
-    (Ipv4Addr::new(10, 96, 0, 10), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0xa));
+pub(crate) const CLUSTER_DNS: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(10, 96, 0, 10),
+    Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0xa),
+);
 /// First host number that services get when they name no address; those below are for the YAML to name.
 const FIRST_SERVICE: u16 = 0x100;
 
@@ -30,12 +34,18 @@ impl NodeAddresses {
     /// On the link between nodes.
     pub(crate) fn node(&self) -> (Ipv4Addr, Ipv6Addr) {
         let host = self.index + 10;
-        (Ipv4Addr::new(172, 18, 0, host), Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, host.into()))
+        (
+            Ipv4Addr::new(172, 18, 0, host),
+            Ipv6Addr::new(0xfd00, 0x18, 0, 0, 0, 0, 0, host.into()),
+        )
     }
 
     /// The ranges of this node's pods, as routes write them.
     pub(crate) fn pod_cidrs(&self) -> (String, String) {
-        (format!("10.244.{}.0/24", self.index), format!("fd00:10:244:{:x}::/64", self.index))
+        (
+            format!("10.244.{}.0/24", self.index),
+            format!("fd00:10:244:{:x}::/64", self.index),
+        )
     }
 
     /// Addresses of the pod with this host number, 2 to 254.
@@ -64,7 +74,9 @@ impl HostNumbers {
         let host = match wanted {
             Some(wanted) => (!self.taken.contains(&wanted)).then_some(wanted)?,
             None => {
-                let next = (self.last.max(1) + 1..=254).chain(2..=254).find(|host| !self.taken.contains(host))?;
+                let next = (self.last.max(1) + 1..=254)
+                    .chain(2..=254)
+                    .find(|host| !self.taken.contains(host))?;
                 self.last = next;
                 next
             }
@@ -87,8 +99,15 @@ pub(crate) struct ServiceAddresses {
 impl ServiceAddresses {
     /// The pair of addresses of a service that names none.
     pub(crate) fn of(&mut self, namespace: &str, name: &str) -> (IpAddr, IpAddr) {
-        let next = self.by_name.values().max().map_or(FIRST_SERVICE, |last| last.wrapping_add(1));
-        let number = *self.by_name.entry((namespace.to_owned(), name.to_owned())).or_insert(next);
+        let next = self
+            .by_name
+            .values()
+            .max()
+            .map_or(FIRST_SERVICE, |last| last.wrapping_add(1));
+        let number = *self
+            .by_name
+            .entry((namespace.to_owned(), name.to_owned()))
+            .or_insert(next);
         let [high, low] = number.to_be_bytes();
         let v6 = Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number);
         (Ipv4Addr::new(10, 96, high, low).into(), v6.into())

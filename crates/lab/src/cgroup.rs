@@ -14,7 +14,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Folder of a lab's part of the hierarchy: `karst-<lab>/<path>`.
 pub(crate) fn path(lab: &LabName, below: &str) -> Result<PathBuf, LabError> {
-    let root = karst_netns::cgroup2_root().map_err(LabError::io("finding the cgroup v2 hierarchy"))?;
+    let root =
+        karst_netns::cgroup2_root().map_err(LabError::io("finding the cgroup v2 hierarchy"))?;
     Ok(root.join(lab.cgroup()).join(below))
 }
 
@@ -28,7 +29,10 @@ pub(crate) fn create(lab: &LabName, below: &str) -> Result<PathBuf, LabError> {
 /// Moves the calling process, with all its threads, into `cgroup`.
 pub(crate) fn enter(cgroup: &Path) -> Result<(), LabError> {
     let procs = cgroup.join("cgroup.procs");
-    fs::write(&procs, "0").map_err(LabError::io(format!("entering cgroup {}", cgroup.display())))
+    fs::write(&procs, "0").map_err(LabError::io(format!(
+        "entering cgroup {}",
+        cgroup.display()
+    )))
 }
 
 /// Kills every process at and below `cgroup`, waits until none is left and removes the folders. Nothing there is fine.
@@ -41,11 +45,16 @@ pub(crate) fn destroy(cgroup: &Path) -> Result<(), LabError> {
     let deadline = Instant::now() + KILL_TIMEOUT;
     loop {
         match remove(cgroup) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+            {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(LabError::Io { doing: doing(), source: error });
+                return Err(LabError::Io {
+                    doing: doing(),
+                    source: error,
+                });
             }
             _ => return Ok(()),
         }

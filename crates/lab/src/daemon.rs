@@ -53,7 +53,8 @@ pub fn run(lab: &LabName, options: Options) -> Result<(), LabError> {
     let for_changes = Arc::clone(&core);
     std::thread::spawn(move || follow_changes(&for_changes, &changes));
     let socket = lab.socket();
-    let listener = UnixListener::bind(&socket).map_err(LabError::io(format!("listening on {}", socket.display())))?;
+    let listener = UnixListener::bind(&socket)
+        .map_err(LabError::io(format!("listening on {}", socket.display())))?;
     for stream in listener.incoming().flatten() {
         let core = Arc::clone(&core);
         std::thread::spawn(move || {
@@ -116,7 +117,9 @@ impl Caller {
 
 fn handle(request: Request, core: &Mutex<Core>, caller: &mut Caller) -> Result<Status, String> {
     match request {
-        Request::Apply { dir, wait_seconds } => apply(core, &dir, Duration::from_secs(wait_seconds), caller)?,
+        Request::Apply { dir, wait_seconds } => {
+            apply(core, &dir, Duration::from_secs(wait_seconds), caller)?
+        }
         Request::Status => {}
         Request::KillAgent { node, hold } => lock(core).agent(&node)?.kill(hold),
         Request::RestartAgent { node } => lock(core).agent(&node)?.restart(),
@@ -126,8 +129,15 @@ fn handle(request: Request, core: &Mutex<Core>, caller: &mut Caller) -> Result<S
     Ok(lock(core).status())
 }
 
-fn apply(core: &Mutex<Core>, dir: &Path, wait: Duration, caller: &mut Caller) -> Result<(), String> {
-    lock(core).apply(dir, &mut |line| caller.progress(line)).map_err(|error| error.chain())?;
+fn apply(
+    core: &Mutex<Core>,
+    dir: &Path,
+    wait: Duration,
+    caller: &mut Caller,
+) -> Result<(), String> {
+    lock(core)
+        .apply(dir, &mut |line| caller.progress(line))
+        .map_err(|error| error.chain())?;
     if wait.is_zero() {
         return Ok(());
     }
@@ -136,7 +146,11 @@ fn apply(core: &Mutex<Core>, dir: &Path, wait: Duration, caller: &mut Caller) ->
     loop {
         let status = lock(core).status();
         let leaving = lock(core).pods_are_leaving();
-        let waiting: Vec<_> = status.pods.iter().filter(|pod| !pod.ready && pod.phase != Phase::Succeeded).collect();
+        let waiting: Vec<_> = status
+            .pods
+            .iter()
+            .filter(|pod| !pod.ready && pod.phase != Phase::Succeeded)
+            .collect();
         for pod in status.pods.iter().filter(|pod| pod.ready) {
             if !told.contains(&pod.uid) {
                 told.push(pod.uid.clone());
@@ -147,8 +161,15 @@ fn apply(core: &Mutex<Core>, dir: &Path, wait: Duration, caller: &mut Caller) ->
             return Ok(());
         }
         if Instant::now() > deadline {
-            let list: Vec<_> = waiting.iter().map(|pod| format!("{}: {:?}: {}", pod.full_name(), pod.phase, pod.message)).collect();
-            return Err(format!("not all pods are ready after {} s\n  {}", wait.as_secs(), list.join("\n  ")));
+            let list: Vec<_> = waiting
+                .iter()
+                .map(|pod| format!("{}: {:?}: {}", pod.full_name(), pod.phase, pod.message))
+                .collect();
+            return Err(format!(
+                "not all pods are ready after {} s\n  {}",
+                wait.as_secs(),
+                list.join("\n  ")
+            ));
         }
         std::thread::sleep(LOOK);
     }

@@ -86,9 +86,14 @@ pub(crate) fn desired(objects: &[&Object]) -> Result<Desired, Vec<String>> {
         }
     }
     if desired.nodes.is_empty() {
-        desired.nodes.push(Node { metadata: named("node1"), ..Node::default() });
+        desired.nodes.push(Node {
+            metadata: named("node1"),
+            ..Node::default()
+        });
     }
-    desired.nodes.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+    desired
+        .nodes
+        .sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     add_missing_namespaces(&mut desired.others, &pods, &desired.services);
     place(&mut desired, pods, &config_maps).map(|()| desired)
 }
@@ -98,10 +103,18 @@ fn place(
     pods: Vec<Pod>,
     config_maps: &BTreeMap<(String, String), BTreeMap<String, String>>,
 ) -> Result<(), Vec<String>> {
-    let nodes: Vec<String> = desired.nodes.iter().map(|node| names(&node.metadata).1).collect();
+    let nodes: Vec<String> = desired
+        .nodes
+        .iter()
+        .map(|node| names(&node.metadata).1)
+        .collect();
     let mut problems = Vec::new();
     if nodes.len() > MOST_NODES || pods.len() > MOST_PODS {
-        problems.push(format!("{} nodes and {} pods: a lab holds at most {MOST_NODES} and {MOST_PODS}", nodes.len(), pods.len()));
+        problems.push(format!(
+            "{} nodes and {} pods: a lab holds at most {MOST_NODES} and {MOST_PODS}",
+            nodes.len(),
+            pods.len()
+        ));
     }
     for (position, pod) in pods.into_iter().enumerate() {
         let at = position_on(&pod, position);
@@ -114,14 +127,20 @@ fn place(
         }
     }
     desired.pods.sort_by_key(DesiredPod::key);
-    if problems.is_empty() { Ok(()) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems)
+    }
 }
 
 /// Replicas spread over nodes, and a pod keeps its node when others come or go: by its owner's name and number.
 fn position_on(pod: &Pod, position: usize) -> usize {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let (owner, number) = name.rsplit_once('-').unwrap_or((name, ""));
-    number.parse::<usize>().map_or(position, |number| (xxh64(owner.as_bytes(), 0) % 1024) as usize + number)
+    number.parse::<usize>().map_or(position, |number| {
+        (xxh64(owner.as_bytes(), 0) % 1024) as usize + number
+    })
 }
 
 fn place_one(
@@ -132,34 +151,84 @@ fn place_one(
 ) -> Result<(DesiredPod, Vec<String>), String> {
     let (namespace, name) = names(&pod.metadata);
     let what = format!("Pod {namespace}/{name}");
-    let spec = pod.spec.clone().ok_or_else(|| format!("{what}: spec is missing"))?;
-    let wanted = spec.node_name.clone().or_else(|| spec.node_selector.as_ref()?.get("kubernetes.io/hostname").cloned());
+    let spec = pod
+        .spec
+        .clone()
+        .ok_or_else(|| format!("{what}: spec is missing"))?;
+    let wanted = spec.node_name.clone().or_else(|| {
+        spec.node_selector
+            .as_ref()?
+            .get("kubernetes.io/hostname")
+            .cloned()
+    });
     let node = match wanted {
         Some(node) if nodes.contains(&node) => node,
-        Some(node) => return Err(format!("{what}: no Node {node:?}: there are {}", nodes.join(", "))),
+        Some(node) => {
+            return Err(format!(
+                "{what}: no Node {node:?}: there are {}",
+                nodes.join(", ")
+            ));
+        }
         None => nodes[position % nodes.len()].clone(),
     };
     for container in &spec.containers {
         if container.command.as_ref().is_none_or(Vec::is_empty) {
-            return Err(format!("{what}: container {:?} has no command: lab pods run host commands, not images", container.name));
+            return Err(format!(
+                "{what}: container {:?} has no command: lab pods run host commands, not images",
+                container.name
+            ));
         }
     }
     let mut maps = BTreeMap::new();
-    for source in spec.volumes.iter().flatten().filter_map(|volume| volume.config_map.as_ref()) {
+    for source in spec
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| volume.config_map.as_ref())
+    {
         let key = (namespace.clone(), source.name.clone());
-        let data = config_maps.get(&key).ok_or_else(|| format!("{what}: no ConfigMap {namespace}/{}", key.1))?;
+        let data = config_maps
+            .get(&key)
+            .ok_or_else(|| format!("{what}: no ConfigMap {namespace}/{}", key.1))?;
         maps.insert(source.name.clone(), data.clone());
     }
-    let wanted_ip = match pod.metadata.annotations.as_ref().and_then(|all| all.get(WANTED_IP)) {
+    let wanted_ip = match pod
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(WANTED_IP))
+    {
         None => None,
-        Some(text) => Some(text.parse().map_err(|error| format!("{what}: annotation {WANTED_IP}: {text:?}: {error}"))?),
+        Some(text) => Some(
+            text.parse()
+                .map_err(|error| format!("{what}: annotation {WANTED_IP}: {text:?}: {error}"))?,
+        ),
     };
-    let warnings = unsupported(&spec).into_iter().map(|field| format!("{what}: {field} is not done in the lab")).collect();
+    let warnings = unsupported(&spec)
+        .into_iter()
+        .map(|field| format!("{what}: {field} is not done in the lab"))
+        .collect();
     let fingerprint = fingerprint(&spec, &maps, &node, wanted_ip);
-    Ok((DesiredPod { namespace, name, node, pod, config_maps: maps, fingerprint, wanted_ip }, warnings))
+    Ok((
+        DesiredPod {
+            namespace,
+            name,
+            node,
+            pod,
+            config_maps: maps,
+            fingerprint,
+            wanted_ip,
+        },
+        warnings,
+    ))
 }
 
-fn fingerprint(spec: &PodSpec, maps: &BTreeMap<String, BTreeMap<String, String>>, node: &str, ip: Option<Ipv4Addr>) -> u64 {
+fn fingerprint(
+    spec: &PodSpec,
+    maps: &BTreeMap<String, BTreeMap<String, String>>,
+    node: &str,
+    ip: Option<Ipv4Addr>,
+) -> u64 {
     let text = serde_json::to_vec(&(spec, maps, node, ip)).unwrap_or_default();
     xxh64(&text, 0)
 }
@@ -172,15 +241,29 @@ fn unsupported(spec: &PodSpec) -> BTreeSet<&'static str> {
         }
     };
     note(spec.host_network == Some(true), "spec.hostNetwork");
-    note(spec.init_containers.as_ref().is_some_and(|list| !list.is_empty()), "spec.initContainers");
+    note(
+        spec.init_containers
+            .as_ref()
+            .is_some_and(|list| !list.is_empty()),
+        "spec.initContainers",
+    );
     for container in &spec.containers {
         note(container.lifecycle.is_some(), "lifecycle");
         note(container.liveness_probe.is_some(), "livenessProbe");
         note(container.startup_probe.is_some(), "startupProbe");
-        note(container.env_from.as_ref().is_some_and(|list| !list.is_empty()), "envFrom");
+        note(
+            container
+                .env_from
+                .as_ref()
+                .is_some_and(|list| !list.is_empty()),
+            "envFrom",
+        );
     }
     for volume in spec.volumes.iter().flatten() {
-        note(volume.config_map.is_none() && volume.empty_dir.is_none(), "a volume that is neither emptyDir nor configMap");
+        note(
+            volume.config_map.is_none() && volume.empty_dir.is_none(),
+            "a volume that is neither emptyDir nor configMap",
+        );
     }
     found
 }
@@ -192,7 +275,9 @@ fn contents(map: &ConfigMap) -> BTreeMap<String, String> {
 /// A Deployment's pods: `<name>-0`, `<name>-1`, ... owned by the ReplicaSet that a cluster would make.
 fn expand(deployment: &Deployment) -> Vec<Pod> {
     let (namespace, name) = names(&deployment.metadata);
-    let Some(spec) = &deployment.spec else { return Vec::new() };
+    let Some(spec) = &deployment.spec else {
+        return Vec::new();
+    };
     let template = &spec.template;
     let replicas = spec.replicas.unwrap_or(1).clamp(0, 1_000);
     (0..replicas)
@@ -201,7 +286,10 @@ fn expand(deployment: &Deployment) -> Vec<Pod> {
             metadata.name = Some(format!("{name}-{number}"));
             metadata.namespace = Some(namespace.clone());
             metadata.generate_name = Some(format!("{name}-{TEMPLATE_HASH}-"));
-            metadata.labels.get_or_insert_default().insert(labels::POD_TEMPLATE_HASH.to_owned(), TEMPLATE_HASH.to_owned());
+            metadata.labels.get_or_insert_default().insert(
+                labels::POD_TEMPLATE_HASH.to_owned(),
+                TEMPLATE_HASH.to_owned(),
+            );
             metadata.owner_references = Some(vec![OwnerReference {
                 api_version: "apps/v1".to_owned(),
                 kind: "ReplicaSet".to_owned(),
@@ -209,7 +297,11 @@ fn expand(deployment: &Deployment) -> Vec<Pod> {
                 controller: Some(true),
                 ..OwnerReference::default()
             }]);
-            Pod { metadata, spec: template.spec.clone(), status: None }
+            Pod {
+                metadata,
+                spec: template.spec.clone(),
+                status: None,
+            }
         })
         .collect()
 }
@@ -220,22 +312,37 @@ fn add_missing_namespaces(others: &mut Vec<Object>, pods: &[Pod], services: &[Se
         .filter(|object| matches!(object, Object::Namespace(_)))
         .filter_map(|object| object.metadata().name.clone())
         .collect();
-    let used = pods.iter().map(|pod| &pod.metadata).chain(services.iter().map(|service| &service.metadata));
+    let used = pods
+        .iter()
+        .map(|pod| &pod.metadata)
+        .chain(services.iter().map(|service| &service.metadata));
     let mut used: BTreeSet<String> = used.map(|metadata| names(metadata).0).collect();
     used.insert("default".to_owned());
     for name in used.difference(&there) {
-        others.push(Object::Namespace(Box::new(Namespace { metadata: named(name), ..Namespace::default() })));
+        others.push(Object::Namespace(Box::new(Namespace {
+            metadata: named(name),
+            ..Namespace::default()
+        })));
     }
 }
 
 fn named(name: &str) -> ObjectMeta {
-    ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        ..ObjectMeta::default()
+    }
 }
 
 /// Namespace (`default` where none is given) and name.
 pub(crate) fn names(metadata: &ObjectMeta) -> (String, String) {
-    let namespace = metadata.namespace.clone().filter(|namespace| !namespace.is_empty());
-    (namespace.unwrap_or_else(|| "default".to_owned()), metadata.name.clone().unwrap_or_default())
+    let namespace = metadata
+        .namespace
+        .clone()
+        .filter(|namespace| !namespace.is_empty());
+    (
+        namespace.unwrap_or_else(|| "default".to_owned()),
+        metadata.name.clone().unwrap_or_default(),
+    )
 }
 
 #[cfg(test)]
@@ -268,12 +375,20 @@ mod tests {
         let names: Vec<_> = desired.pods.iter().map(|pod| pod.name.as_str()).collect();
         assert_eq!(names, ["web-0", "web-1"]);
         assert_ne!(desired.pods[0].node, desired.pods[1].node);
-        assert!(desired.others.iter().any(|object| object.key().to_string() == "Namespace a"));
+        assert!(
+            desired
+                .others
+                .iter()
+                .any(|object| object.key().to_string() == "Namespace a")
+        );
     }
 
     #[test]
     fn scaling_leaves_the_other_pods_as_they_are() {
-        let (two, three) = (lower(&deployment(2, "sleep")).unwrap(), lower(&deployment(3, "sleep")).unwrap());
+        let (two, three) = (
+            lower(&deployment(2, "sleep")).unwrap(),
+            lower(&deployment(3, "sleep")).unwrap(),
+        );
         assert_eq!(two.pods[..], three.pods[..2]);
         let changed = lower(&deployment(2, "other")).unwrap();
         assert_ne!(two.pods[0].fingerprint, changed.pods[0].fingerprint);
@@ -281,10 +396,17 @@ mod tests {
 
     #[test]
     fn what_cannot_run_is_named() {
-        let pod = |spec: &str| format!("{TWO_NODES}\n{{apiVersion: v1, kind: Pod, metadata: {{name: p}}, spec: {spec}}}");
+        let pod = |spec: &str| {
+            format!(
+                "{TWO_NODES}\n{{apiVersion: v1, kind: Pod, metadata: {{name: p}}, spec: {spec}}}"
+            )
+        };
         let error = lower(&pod("{containers: [{name: c, image: nginx}]}")).unwrap_err();
         assert!(error[0].contains("lab pods run host commands"), "{error:?}");
-        let error = lower(&pod("{nodeName: n9, containers: [{name: c, command: [x]}]}")).unwrap_err();
+        let error = lower(&pod(
+            "{nodeName: n9, containers: [{name: c, command: [x]}]}",
+        ))
+        .unwrap_err();
         assert!(error[0].contains("there are n1, n2"), "{error:?}");
     }
 }

@@ -13,15 +13,13 @@ use std::{
 
 use hickory_proto::{
     op::{Message, OpCode, ResponseCode},
-    rr::{Name, RData, Record, RecordType, rdata::{A, AAAA, CNAME}},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, AAAA, CNAME},
+    },
 };
 
-use crate::{
-    LabError,
-    addressing::CLUSTER_DNS,
-    network,
-    services::Zone,
-};
+use crate::{LabError, addressing::CLUSTER_DNS, network, services::Zone};
 
 /// Seconds that answers may be kept; short, as the lab changes.
 const TTL: u32 = 5;
@@ -41,7 +39,9 @@ pub(crate) fn serve(node_netns: &str, zone: &SharedZone) -> Result<(), LabError>
             Ok((UdpSocket::bind(addr)?, TcpListener::bind(addr)?))
         };
         let sockets = network::inside(node_netns, bind)?;
-        let (udp, tcp) = sockets.map_err(LabError::io(format!("cluster DNS on {address} in {node_netns}")))?;
+        let (udp, tcp) = sockets.map_err(LabError::io(format!(
+            "cluster DNS on {address} in {node_netns}"
+        )))?;
         let (for_udp, for_tcp) = (Arc::clone(zone), Arc::clone(zone));
         std::thread::spawn(move || serve_udp(&udp, &for_udp));
         std::thread::spawn(move || serve_tcp(&tcp, &for_tcp));
@@ -53,7 +53,9 @@ fn serve_udp(socket: &UdpSocket, zone: &SharedZone) {
     let mut buffer = [0; 4096];
     loop {
         // Errors here are those of earlier answers (nobody listens there any more): the next query is unharmed.
-        let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
+        let Ok((length, client)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
         if let Some(answer) = answer(&current(zone), &buffer[..length], Transport::Udp) {
             let _client_gone = socket.send_to(&answer, client);
         }
@@ -83,7 +85,9 @@ fn serve_stream(mut stream: TcpStream, zone: &SharedZone) -> io::Result<()> {
         stream.read_exact(&mut length)?;
         let mut query = vec![0; u16::from_be_bytes(length).into()];
         stream.read_exact(&mut query)?;
-        let Some(answer) = answer(&current(zone), &query, Transport::Tcp) else { return Ok(()) };
+        let Some(answer) = answer(&current(zone), &query, Transport::Tcp) else {
+            return Ok(());
+        };
         let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
         stream.write_all(&[&length.to_be_bytes()[..], &answer].concat())?;
     }
@@ -116,7 +120,12 @@ fn answer(zone: &Zone, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
         response.metadata.response_code = ResponseCode::NotImp;
     }
     let bytes = response.to_vec().ok()?;
-    let limit = usize::from(query.edns.as_ref().map_or(512, |edns| edns.max_payload().max(512)));
+    let limit = usize::from(
+        query
+            .edns
+            .as_ref()
+            .map_or(512, |edns| edns.max_payload().max(512)),
+    );
     if transport == Transport::Udp && bytes.len() > limit {
         return response.truncate().to_vec().ok();
     }
@@ -126,17 +135,29 @@ fn answer(zone: &Zone, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
 fn lookup(zone: &Zone, name: &Name, kind: RecordType) -> (ResponseCode, Vec<Record>) {
     let text = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
     if let Some(target) = zone.aliases.get(&text) {
-        let target = Name::from_ascii(format!("{target}.")).map(|target| RData::CNAME(CNAME(target)));
-        let records = target.map(|data| Record::from_rdata(name.clone(), TTL, data)).into_iter().collect();
+        let target =
+            Name::from_ascii(format!("{target}.")).map(|target| RData::CNAME(CNAME(target)));
+        let records = target
+            .map(|data| Record::from_rdata(name.clone(), TTL, data))
+            .into_iter()
+            .collect();
         return (ResponseCode::NoError, records);
     }
-    let Some(addresses) = zone.addresses.get(&text) else { return (ResponseCode::NXDomain, Vec::new()) };
-    let data = addresses.iter().filter_map(|address| match (address, kind) {
-        (IpAddr::V4(v4), RecordType::A) => Some(RData::A(A(*v4))),
-        (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(AAAA(*v6))),
-        _ => None,
-    });
-    (ResponseCode::NoError, data.map(|data| Record::from_rdata(name.clone(), TTL, data)).collect())
+    let Some(addresses) = zone.addresses.get(&text) else {
+        return (ResponseCode::NXDomain, Vec::new());
+    };
+    let data = addresses
+        .iter()
+        .filter_map(|address| match (address, kind) {
+            (IpAddr::V4(v4), RecordType::A) => Some(RData::A(A(*v4))),
+            (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(AAAA(*v6))),
+            _ => None,
+        });
+    (
+        ResponseCode::NoError,
+        data.map(|data| Record::from_rdata(name.clone(), TTL, data))
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -146,24 +167,45 @@ mod tests {
     use super::*;
 
     fn ask(name: &str, kind: RecordType, hosts: u8) -> Message {
-        let addresses = (0..hosts).map(|host| IpAddr::from([10, 96, 1, host])).collect();
-        let zone = Zone { addresses: [("web.a.svc.cluster.local".to_owned(), addresses)].into(), ..Zone::default() };
+        let addresses = (0..hosts)
+            .map(|host| IpAddr::from([10, 96, 1, host]))
+            .collect();
+        let zone = Zone {
+            addresses: [("web.a.svc.cluster.local".to_owned(), addresses)].into(),
+            ..Zone::default()
+        };
         let mut query = Message::query();
         query.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
-        Message::from_vec(&answer(&zone, &query.to_vec().unwrap(), Transport::Udp).unwrap()).unwrap()
+        Message::from_vec(&answer(&zone, &query.to_vec().unwrap(), Transport::Udp).unwrap())
+            .unwrap()
     }
 
     #[test]
     fn known_names_answer_and_others_do_not_exist() {
-        assert_eq!(ask("WEB.a.svc.cluster.local.", RecordType::A, 1).answers.len(), 1);
+        assert_eq!(
+            ask("WEB.a.svc.cluster.local.", RecordType::A, 1)
+                .answers
+                .len(),
+            1
+        );
         let other_type = ask("web.a.svc.cluster.local.", RecordType::AAAA, 1);
-        assert_eq!((other_type.metadata.response_code, other_type.answers.len()), (ResponseCode::NoError, 0));
-        assert_eq!(ask("example.com.", RecordType::A, 1).metadata.response_code, ResponseCode::NXDomain);
+        assert_eq!(
+            (other_type.metadata.response_code, other_type.answers.len()),
+            (ResponseCode::NoError, 0)
+        );
+        assert_eq!(
+            ask("example.com.", RecordType::A, 1).metadata.response_code,
+            ResponseCode::NXDomain
+        );
     }
 
     #[test]
     fn too_long_for_udp_is_said_to_be_so() {
-        assert!(ask("web.a.svc.cluster.local.", RecordType::A, 200).metadata.truncation);
+        assert!(
+            ask("web.a.svc.cluster.local.", RecordType::A, 200)
+                .metadata
+                .truncation
+        );
     }
 
     #[test]

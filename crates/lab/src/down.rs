@@ -18,7 +18,10 @@ pub(crate) struct DaemonRecord {
 impl DaemonRecord {
     pub(crate) fn own() -> Option<Self> {
         let pid = std::process::id();
-        Some(Self { pid, start: start_time(pid)? })
+        Some(Self {
+            pid,
+            start: start_time(pid)?,
+        })
     }
 
     /// Whether that very process still runs.
@@ -72,12 +75,21 @@ pub fn down(lab: &LabName) -> Result<(), LabError> {
         note(network::delete_namespace(&namespace));
     }
     note(remove_state(&lab.state_dir()));
-    if left.is_empty() { Ok(()) } else { Err(LabError::LeftBehind { what: "the lab could not be removed completely;", left }) }
+    if left.is_empty() {
+        Ok(())
+    } else {
+        Err(LabError::LeftBehind {
+            what: "the lab could not be removed completely;",
+            left,
+        })
+    }
 }
 
 /// Kills the daemon and waits for its end: it would start again what we stop.
 fn stop_daemon(lab: &LabName) {
-    let Some(record) = DaemonRecord::read(lab).filter(DaemonRecord::runs) else { return };
+    let Some(record) = DaemonRecord::read(lab).filter(DaemonRecord::runs) else {
+        return;
+    };
     if let Some(pid) = i32::try_from(record.pid).ok().and_then(Pid::from_raw) {
         let _already_gone = kill_process(pid, Signal::KILL);
     }
@@ -91,12 +103,15 @@ fn stop_daemon(lab: &LabName) {
 
 fn remove_state(dir: &Path) -> Result<(), LabError> {
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(LabError::Io { doing: format!("removing {}", dir.display()), source: error })
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(LabError::Io {
+            doing: format!("removing {}", dir.display()),
+            source: error,
+        }),
         _ => {
-            // Only when this was the last lab; a folder that still holds another stays.
-            let _not_empty = dir.parent().map(fs::remove_dir);
+            // Only when this was the last lab; folders that still hold something stay.
+            for above in dir.ancestors().skip(1).take(2) {
+                let _not_empty = fs::remove_dir(above);
+            }
             Ok(())
         }
     }
@@ -110,7 +125,19 @@ mod tests {
     fn a_process_is_known_by_number_and_start() {
         let own = DaemonRecord::own().unwrap();
         assert!(own.runs());
-        assert!(!DaemonRecord { pid: own.pid, start: own.start + 1 }.runs());
-        assert!(!DaemonRecord { pid: u32::MAX, start: 0 }.runs());
+        assert!(
+            !DaemonRecord {
+                pid: own.pid,
+                start: own.start + 1
+            }
+            .runs()
+        );
+        assert!(
+            !DaemonRecord {
+                pid: u32::MAX,
+                start: 0
+            }
+            .runs()
+        );
     }
 }

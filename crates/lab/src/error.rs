@@ -12,8 +12,14 @@ pub enum LabError {
     #[error("`{command}` failed: {output}")]
     Command { command: String, output: String },
     /// A program is missing or cannot be started.
-    #[error("cannot start `{program}`: is the package {package} installed? (`cargo xtask setup` installs it)")]
-    Missing { program: String, package: &'static str, source: io::Error },
+    #[error(
+        "cannot start `{program}`: is the package {package} installed? (`cargo xtask setup` installs it)"
+    )]
+    Missing {
+        program: String,
+        package: &'static str,
+        source: io::Error,
+    },
     /// The user's YAML.
     #[error("{}", .0.join("\n"))]
     Objects(Vec<String>),
@@ -21,7 +27,9 @@ pub enum LabError {
     Name(String),
     #[error("no lab named {name} is running: start one with `karst lab up DIR --name {name}`")]
     NotRunning { name: String },
-    #[error("lab {name} is already there: `karst lab apply DIR --name {name}` changes it, `karst lab down --name {name}` removes it")]
+    #[error(
+        "lab {name} is already there: `karst lab apply DIR --name {name}` changes it, `karst lab down --name {name}` removes it"
+    )]
     AlreadyRunning { name: String },
     #[error("the lab needs root: it makes network namespaces, cgroups and mounts")]
     NotRoot,
@@ -33,7 +41,10 @@ pub enum LabError {
     #[error("{0}")]
     NotFound(String),
     #[error("{what} left: {}", left.join(", "))]
-    LeftBehind { what: &'static str, left: Vec<String> },
+    LeftBehind {
+        what: &'static str,
+        left: Vec<String>,
+    },
 }
 
 impl LabError {

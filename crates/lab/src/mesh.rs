@@ -64,12 +64,22 @@ impl Kept {
         let (orders, received) = channel();
         let status = Arc::new(Mutex::new(ProcessStatus::default()));
         let for_thread = Arc::clone(&status);
-        std::thread::spawn(move || Keeper { program, status: for_thread, orders: received }.run());
+        std::thread::spawn(move || {
+            Keeper {
+                program,
+                status: for_thread,
+                orders: received,
+            }
+            .run()
+        });
         Self { orders, status }
     }
 
     pub(crate) fn status(&self) -> ProcessStatus {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Kill -9. With `hold` it stays dead until [`Self::restart`].
@@ -92,7 +102,9 @@ struct Keeper {
 /// Why a watched program is not running any more.
 enum Ended {
     ByItself,
-    OnOrder { hold: bool },
+    OnOrder {
+        hold: bool,
+    },
     /// The lab is going away.
     Over,
 }
@@ -109,7 +121,11 @@ impl Keeper {
                     Ended::ByItself
                 }
             };
-            backoff = if started.elapsed() > BACKOFF_MAX * 2 { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
+            backoff = if started.elapsed() > BACKOFF_MAX * 2 {
+                BACKOFF_MIN
+            } else {
+                (backoff * 2).min(BACKOFF_MAX)
+            };
             match ended {
                 Ended::Over => return,
                 Ended::OnOrder { hold: true } => {
@@ -119,7 +135,10 @@ impl Keeper {
                 Ended::OnOrder { hold: false } => {}
                 Ended::ByItself => std::thread::sleep(backoff),
             }
-            self.status.lock().unwrap_or_else(PoisonError::into_inner).restarts += 1;
+            self.status
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .restarts += 1;
         }
     }
 
@@ -179,10 +198,15 @@ impl Program {
     fn spawn(&self) -> Result<Child, LabError> {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.map_err(LabError::io(format!("opening {}", self.log.display())))?;
-        let second = log.try_clone().map_err(LabError::io("duplicating a log file"))?;
+        let second = log
+            .try_clone()
+            .map_err(LabError::io("duplicating a log file"))?;
         // A shell enters the cgroup: it must happen between fork and exec, and the standard library offers no safe hook.
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec \"$@\""]).arg(&self.cgroup).args(&self.argv);
+        command
+            .args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec \"$@\""])
+            .arg(&self.cgroup)
+            .args(&self.argv);
         command.stdin(Stdio::null()).stdout(log).stderr(second);
         let spawned = network::inside(&self.netns, || command.spawn())?;
         spawned.map_err(LabError::io(format!("starting {}", self.name)))
@@ -194,7 +218,11 @@ pub(crate) fn bin_dir() -> Result<PathBuf, LabError> {
     let own = std::env::current_exe().map_err(LabError::io("finding the running program"))?;
     // Test binaries lie in target/<profile>/deps, the programs one above.
     let dir = own.parent().unwrap_or_else(|| Path::new("/")).to_path_buf();
-    Ok(if dir.ends_with("deps") { dir.parent().map(Path::to_path_buf).unwrap_or(dir) } else { dir })
+    Ok(if dir.ends_with("deps") {
+        dir.parent().map(Path::to_path_buf).unwrap_or(dir)
+    } else {
+        dir
+    })
 }
 
 fn binary(name: &str) -> Result<String, LabError> {
@@ -202,13 +230,17 @@ fn binary(name: &str) -> Result<String, LabError> {
     if path.is_file() {
         return Ok(path.display().to_string());
     }
-    Err(LabError::NotFound(format!("{} is missing: build it with `cargo build -p {name}`, or use --no-mesh", path.display())))
+    Err(LabError::NotFound(format!(
+        "{} is missing: build it with `cargo build -p {name}`, or use --no-mesh",
+        path.display()
+    )))
 }
 
 /// The controller, in the fabric's namespace, reading the resolved objects.
 pub(crate) fn controller(lab: &LabName) -> Result<Kept, LabError> {
     let state = controller_state(lab);
-    std::fs::create_dir_all(&state).map_err(LabError::io("making the controller's state folder"))?;
+    std::fs::create_dir_all(&state)
+        .map_err(LabError::io("making the controller's state folder"))?;
     let argv = vec![
         binary("karst-controller")?,
         "--files".to_owned(),
@@ -220,7 +252,13 @@ pub(crate) fn controller(lab: &LabName) -> Result<Kept, LabError> {
     ];
     let cgroup = cgroup::create(lab, "controller")?;
     let log = lab.logs_dir().join("controller.log");
-    Ok(Kept::start(Program { name: "karst-controller".to_owned(), netns: lab.fabric(), cgroup, argv, log }))
+    Ok(Kept::start(Program {
+        name: "karst-controller".to_owned(),
+        netns: lab.fabric(),
+        cgroup,
+        argv,
+        log,
+    }))
 }
 
 fn controller_state(lab: &LabName) -> String {
@@ -233,15 +271,29 @@ pub(crate) fn agent(lab: &LabName, node: &str) -> Result<Kept, LabError> {
     let run = lab.agent_dir(node);
     std::fs::create_dir_all(&run).map_err(LabError::io(format!("making {}", run.display())))?;
     let token = run.join("join-token");
-    let issued = command::run(&binary("karst-controller")?, &["token", "--node", node, "--state-dir", &controller_state(lab)], "")?;
+    let issued = command::run(
+        &binary("karst-controller")?,
+        &[
+            "token",
+            "--node",
+            node,
+            "--state-dir",
+            &controller_state(lab),
+        ],
+        "",
+    )?;
     std::fs::write(&token, issued.trim()).map_err(LabError::io("writing the join token"))?;
-    let root = karst_netns::cgroup2_root().map_err(LabError::io("finding the cgroup v2 hierarchy"))?;
+    let root =
+        karst_netns::cgroup2_root().map_err(LabError::io("finding the cgroup v2 hierarchy"))?;
     let cgroup = cgroup::create(lab, &format!("{node}/agent"))?;
     let text = |path: &Path| path.display().to_string();
     let flags = [
         ("--node", node.to_owned()),
         ("--run-dir", text(&run)),
-        ("--controller", format!("https://{}:{DISCOVERY_PORT}", CONTROLLER.0)),
+        (
+            "--controller",
+            format!("https://{}:{DISCOVERY_PORT}", CONTROLLER.0),
+        ),
         ("--join-token-file", text(&token)),
         ("--pin-dir", text(&lab.pin_dir(node))),
         ("--cgroup-root", text(&root)),
@@ -253,37 +305,71 @@ pub(crate) fn agent(lab: &LabName, node: &str) -> Result<Kept, LabError> {
         ("--netns-dir", "/run/netns".to_owned()),
     ];
     let mut argv = vec![binary("karst-agent")?];
-    argv.extend(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+    argv.extend(
+        flags
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value]),
+    );
     let log = lab.logs_dir().join(format!("agent-{node}.log"));
-    Ok(Kept::start(Program { name: format!("karst-agent on {node}"), netns: lab.node(node), cgroup, argv, log }))
+    Ok(Kept::start(Program {
+        name: format!("karst-agent on {node}"),
+        netns: lab.node(node),
+        cgroup,
+        argv,
+        log,
+    }))
 }
 
 /// The cgroup of the daemon, which probes as the kubelet does.
 pub(crate) const KUBELET: &str = "kubelet";
 
 fn mount_bpffs() -> Result<(), LabError> {
-    let mounts = std::fs::read_to_string("/proc/mounts").map_err(LabError::io("reading /proc/mounts"))?;
-    if mounts.lines().any(|line| line.split(' ').nth(1) == Some(PIN_ROOT)) {
+    let mounts =
+        std::fs::read_to_string("/proc/mounts").map_err(LabError::io("reading /proc/mounts"))?;
+    if mounts
+        .lines()
+        .any(|line| line.split(' ').nth(1) == Some(PIN_ROOT))
+    {
         return Ok(());
     }
-    let mounted = rustix::mount::mount("bpf", PIN_ROOT, "bpf", rustix::mount::MountFlags::empty(), c"mode=0700");
-    mounted.map_err(|error| LabError::Io { doing: format!("mounting bpffs at {PIN_ROOT}"), source: error.into() })
+    let mounted = rustix::mount::mount(
+        "bpf",
+        PIN_ROOT,
+        "bpf",
+        rustix::mount::MountFlags::empty(),
+        c"mode=0700",
+    );
+    mounted.map_err(|error| LabError::Io {
+        doing: format!("mounting bpffs at {PIN_ROOT}"),
+        source: error.into(),
+    })
 }
 
 /// Removes the kernel programs and maps that a node's agent left pinned.
 pub(crate) fn remove_pins(pin_dir: &Path) -> Result<(), LabError> {
     let dir = pin_dir.display().to_string();
-    command::run(&binary("karst-agent")?, &["--remove", "--pin-dir", &dir], "")?;
+    command::run(
+        &binary("karst-agent")?,
+        &["--remove", "--pin-dir", &dir],
+        "",
+    )?;
     match std::fs::remove_dir(pin_dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(LabError::Io { doing: format!("removing {dir}"), source: error })
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(LabError::Io {
+            doing: format!("removing {dir}"),
+            source: error,
+        }),
         _ => Ok(()),
     }
 }
 
 /// Calls `karst-cni` for a pod as the container runtime does.
-pub(crate) fn cni(lab: &LabName, verb: &str, pod: &DesiredPod, uid: &str, network: &PodNetwork) -> Result<(), String> {
+pub(crate) fn cni(
+    lab: &LabName,
+    verb: &str,
+    pod: &DesiredPod,
+    uid: &str,
+    network: &PodNetwork,
+) -> Result<(), String> {
     let plugin = binary("karst-cni").map_err(|error| error.chain())?;
     let previous = json!({
         "cniVersion": "1.0.0",
@@ -305,18 +391,39 @@ pub(crate) fn cni(lab: &LabName, verb: &str, pod: &DesiredPod, uid: &str, networ
         pod.namespace, pod.name,
     );
     let mut command = Command::new(plugin);
-    command.env_clear().env("CNI_COMMAND", verb).env("CNI_CONTAINERID", uid).env("CNI_IFNAME", "eth0");
-    command.env("CNI_NETNS", netns_path(&network.netns)).env("CNI_ARGS", args).env("CNI_PATH", "/opt/cni/bin");
+    command
+        .env_clear()
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", uid)
+        .env("CNI_IFNAME", "eth0");
+    command
+        .env("CNI_NETNS", netns_path(&network.netns))
+        .env("CNI_ARGS", args)
+        .env("CNI_PATH", "/opt/cni/bin");
     call(command, &config.to_string())
 }
 
 fn call(mut command: Command, input: &str) -> Result<(), String> {
     use std::io::Write as _;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().map_err(|error| format!("karst-cni: {error}"))?;
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command
+        .spawn()
+        .map_err(|error| format!("karst-cni: {error}"))?;
     if let Some(mut stdin) = child.stdin.take() {
         let _told_by_exit = stdin.write_all(input.as_bytes());
     }
-    let output = child.wait_with_output().map_err(|error| format!("karst-cni: {error}"))?;
-    if output.status.success() { Ok(()) } else { Err(format!("karst-cni: {}", String::from_utf8_lossy(&output.stdout).trim())) }
+    let output = child
+        .wait_with_output()
+        .map_err(|error| format!("karst-cni: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!(
+            "karst-cni: {}",
+            String::from_utf8_lossy(&output.stdout).trim()
+        ))
+    }
 }

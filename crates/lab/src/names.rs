@@ -23,8 +23,14 @@ impl FromStr for LabName {
     fn from_str(text: &str) -> Result<Self, LabError> {
         let fits = (1..=12).contains(&text.len())
             && text.starts_with(|first: char| first.is_ascii_lowercase())
-            && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-        if fits { Ok(Self(text.to_owned())) } else { Err(LabError::Name(text.to_owned())) }
+            && text
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        if fits {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(LabError::Name(text.to_owned()))
+        }
     }
 }
 
@@ -91,7 +97,9 @@ impl LabName {
 
     /// Where one node's agent pins its maps and programs.
     pub fn pin_dir(&self, node: &str) -> PathBuf {
-        Path::new(PIN_ROOT).join("karst").join(format!("{}-{node}", self.0))
+        Path::new(PIN_ROOT)
+            .join("karst")
+            .join(format!("{}-{node}", self.0))
     }
 
     /// Every pin folder of this lab that is there.
@@ -103,7 +111,10 @@ impl LabName {
     /// Every namespace of this lab that is there, by name.
     pub(crate) fn namespaces(&self) -> Vec<String> {
         let paths = children(Path::new(NETNS_ROOT), &self.prefix());
-        paths.iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
+        paths
+            .iter()
+            .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+            .collect()
     }
 
     /// The lab's folder in the cgroup v2 hierarchy, relative to its root.

@@ -11,6 +11,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     net::IpAddr,
+    os::unix::fs::fchown,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -84,20 +85,36 @@ impl RunningPod {
         let state = Arc::new(Mutex::new(PodState::default()));
         let for_thread = Arc::clone(&state);
         let thread = std::thread::spawn(move || {
-            let mut worker = Worker { plan, state: for_thread, stopped, changed: Box::new(changed), containers: Vec::new() };
+            let mut worker = Worker {
+                plan,
+                state: for_thread,
+                stopped,
+                changed: Box::new(changed),
+                containers: Vec::new(),
+            };
             worker.run();
         });
-        Self { stop: Some(stop), state, thread: Some(thread) }
+        Self {
+            stop: Some(stop),
+            state,
+            thread: Some(thread),
+        }
     }
 
     pub(crate) fn state(&self) -> PodState {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Begins the end; [`Self::is_gone`] says when it is over.
     pub(crate) fn stop(&mut self) {
         self.stop = None;
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).phase = Phase::Terminating;
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .phase = Phase::Terminating;
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -147,7 +164,8 @@ impl Worker {
         network::create_pod(&plan.network, plan.mtu)?;
         let etc = plan.etc();
         fs::create_dir_all(&etc).map_err(LabError::io(format!("making {}", etc.display())))?;
-        fs::write(etc.join("resolv.conf"), plan.resolv_conf()).map_err(LabError::io("writing resolv.conf"))?;
+        fs::write(etc.join("resolv.conf"), plan.resolv_conf())
+            .map_err(LabError::io("writing resolv.conf"))?;
         fs::write(etc.join("hosts"), plan.hosts()).map_err(LabError::io("writing hosts"))?;
         volumes::create(&plan.pod, &plan.volumes(), plan.user(None).0)
     }
@@ -177,11 +195,20 @@ impl Worker {
         for container in self.plan.pod.spec().containers.clone() {
             let readiness = match Readiness::of(&container, self.plan.network.v4.into()) {
                 Ok(readiness) => readiness,
-                Err(problem) => return self.report(|state| (state.phase, state.message) = (Phase::Failed, problem)),
+                Err(problem) => {
+                    return self
+                        .report(|state| (state.phase, state.message) = (Phase::Failed, problem));
+                }
             };
             let down = Running {
-                container, child: None, readiness, next_probe: now, started: now,
-                backoff: Duration::from_millis(500), again: Some(now), succeeded: false,
+                container,
+                child: None,
+                readiness,
+                next_probe: now,
+                started: now,
+                backoff: Duration::from_millis(500),
+                again: Some(now),
+                succeeded: false,
             };
             self.containers.push(down);
         }
@@ -198,16 +225,34 @@ impl Worker {
         }
         let phase = self.phase();
         let ready = phase == Phase::Running
-            && self.containers.iter().all(|one| one.child.is_some() && one.readiness.as_ref().is_none_or(|r| r.ready));
-        let unready = self.containers.iter().filter_map(|one| one.readiness.as_ref()).find(|readiness| !readiness.ready);
-        if message.is_empty() && let Some(readiness) = unready {
+            && self
+                .containers
+                .iter()
+                .all(|one| one.child.is_some() && one.readiness.as_ref().is_none_or(|r| r.ready));
+        let running = self.containers.iter().filter(|one| one.child.is_some());
+        let unready = running
+            .filter_map(|one| one.readiness.as_ref())
+            .find(|readiness| !readiness.ready);
+        if message.is_empty()
+            && let Some(readiness) = unready
+        {
             message.clone_from(&readiness.reason);
         }
-        let pids: Vec<u32> = self.containers.iter().filter_map(|one| Some(one.child.as_ref()?.id())).collect();
-        let known = self.state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let pids: Vec<u32> = self
+            .containers
+            .iter()
+            .filter_map(|one| Some(one.child.as_ref()?.id()))
+            .collect();
+        let known = self
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         // A message stays until it is replaced, or until all is well.
         let keep = message.is_empty() && !ready;
-        if (known.phase, known.ready, &known.pids) != (phase, ready, &pids) || (!keep && known.message != message) {
+        if (known.phase, known.ready, &known.pids) != (phase, ready, &pids)
+            || (!keep && known.message != message)
+        {
             self.report(|state| {
                 (state.phase, state.ready, state.pids) = (phase, ready, pids);
                 if !keep {
@@ -222,13 +267,21 @@ impl Worker {
         if !self.containers.iter().all(done) {
             return Phase::Running;
         }
-        if self.containers.iter().all(|one| one.succeeded) { Phase::Succeeded } else { Phase::Failed }
+        if self.containers.iter().all(|one| one.succeeded) {
+            Phase::Succeeded
+        } else {
+            Phase::Failed
+        }
     }
 
     fn look_after_one(&mut self, number: usize, now: Instant) -> Result<(), String> {
         let policy = self.plan.pod.spec().restart_policy.clone();
         let one = &mut self.containers[number];
-        if let Some(status) = one.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+        if let Some(status) = one
+            .child
+            .as_mut()
+            .and_then(|child| child.try_wait().ok().flatten())
+        {
             one.child = None;
             one.succeeded = status.success();
             let again = match policy.as_deref() {
@@ -244,7 +297,10 @@ impl Worker {
             if let Some(readiness) = &mut one.readiness {
                 readiness.ready = false;
             }
-            let problem = format!("container {} ended with {status}, see `karst lab logs`", one.container.name);
+            let problem = format!(
+                "container {} ended with {status}, see `karst lab logs`",
+                one.container.name
+            );
             self.report(|state| state.restarts += u32::from(again));
             return Err(problem);
         }
@@ -272,13 +328,20 @@ impl Worker {
     fn probe(&mut self, number: usize, now: Instant) -> Result<(), String> {
         let node = self.plan.network.node_netns.clone();
         let one = &mut self.containers[number];
-        let (Some(child), Some(readiness)) = (&one.child, &mut one.readiness) else { return Ok(()) };
+        let (Some(child), Some(readiness)) = (&one.child, &mut one.readiness) else {
+            return Ok(());
+        };
         if one.next_probe > now {
             return Ok(());
         }
         let enter = enter_container(child.id(), self.plan.user(Some(&one.container)));
         network::inside(&node, || readiness.probe(&enter)).map_err(|error| error.chain())?;
-        one.next_probe = now + if readiness.ready { readiness.period } else { FIRST_PROBES };
+        one.next_probe = now
+            + if readiness.ready {
+                readiness.period
+            } else {
+                FIRST_PROBES
+            };
         Ok(())
     }
 
@@ -296,7 +359,11 @@ impl Worker {
 
     fn tear_down(&mut self) {
         let plan = &self.plan;
-        let seconds = plan.pod.spec().termination_grace_period_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        let seconds = plan
+            .pod
+            .spec()
+            .termination_grace_period_seconds
+            .and_then(|seconds| u64::try_from(seconds).ok());
         let grace = seconds.map_or(GRACE, Duration::from_secs);
         for one in &mut self.containers {
             if let Some(child) = &mut one.child {
@@ -310,14 +377,20 @@ impl Worker {
             }
         };
         note(cgroup::path(&plan.lab, &plan.cgroup()).and_then(|path| cgroup::destroy(&path)));
-        if plan.mesh && let Err(error) = mesh::cni(&plan.lab, "DEL", &plan.pod, &plan.uid, &plan.network) {
+        if plan.mesh
+            && let Err(error) = mesh::cni(&plan.lab, "DEL", &plan.pod, &plan.uid, &plan.network)
+        {
             tracing::warn!(pod = plan.pod.name, "CNI DEL: {error}");
         }
         note(network::delete_pod(&plan.network));
         let dir = plan.dir();
         note(fs::remove_dir_all(&dir).map_err(LabError::io(format!("removing {}", dir.display()))));
         if !problems.is_empty() {
-            tracing::error!(pod = plan.pod.name, "not everything could be removed: {}", problems.join("; "));
+            tracing::error!(
+                pod = plan.pod.name,
+                "not everything could be removed: {}",
+                problems.join("; ")
+            );
         }
         (self.changed)();
     }
@@ -326,7 +399,12 @@ impl Worker {
 /// How to run a command in a container: its mounts, host name, network and user.
 pub(crate) fn enter_container(pid: u32, (uid, gid): (u32, u32)) -> Vec<String> {
     let (pid, uid, gid) = (pid.to_string(), uid.to_string(), gid.to_string());
-    ["nsenter", "--target", &pid, "--mount", "--uts", "--net", "--setuid", &uid, "--setgid", &gid, "--"].map(str::to_owned).into()
+    [
+        "nsenter", "--target", &pid, "--mount", "--uts", "--net", "--setuid", &uid, "--setgid",
+        &gid, "--",
+    ]
+    .map(str::to_owned)
+    .into()
 }
 
 impl PodPlan {
@@ -358,19 +436,30 @@ impl PodPlan {
     fn hosts(&self) -> String {
         let PodNetwork { v4, v6, .. } = &self.network;
         let name = self.hostname();
-        format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{v4} {name}\n{v6} {name}\n")
+        format!(
+            "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{v4} {name}\n{v6} {name}\n"
+        )
     }
 
     fn hostname(&self) -> &str {
-        self.pod.spec().hostname.as_deref().unwrap_or(&self.pod.name)
+        self.pod
+            .spec()
+            .hostname
+            .as_deref()
+            .unwrap_or(&self.pod.name)
     }
 
     /// User and group of a container, or of the pod.
     pub(crate) fn user(&self, container: Option<&Container>) -> (u32, u32) {
         let own = container.and_then(|container| container.security_context.as_ref());
         let of_pod = self.pod.spec().security_context.as_ref();
-        let uid = own.and_then(|own| own.run_as_user).or_else(|| of_pod?.run_as_user);
-        let gid = own.and_then(|own| own.run_as_group).or_else(|| of_pod?.run_as_group).or(uid);
+        let uid = own
+            .and_then(|own| own.run_as_user)
+            .or_else(|| of_pod?.run_as_user);
+        let gid = own
+            .and_then(|own| own.run_as_group)
+            .or_else(|| of_pod?.run_as_group)
+            .or(uid);
         let number = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok()).unwrap_or(0);
         (number(uid), number(gid))
     }
@@ -379,7 +468,10 @@ impl PodPlan {
         let vars = container.env.iter().flatten();
         let value = |var: &EnvVarSource| Some(self.field(&var.field_ref.as_ref()?.field_path));
         vars.filter_map(|var| {
-            let value = var.value.clone().or_else(|| value(var.value_from.as_ref()?))?;
+            let value = var
+                .value
+                .clone()
+                .or_else(|| value(var.value_from.as_ref()?))?;
             Some((var.name.clone(), value))
         })
         .collect()
@@ -391,7 +483,12 @@ impl PodPlan {
             "metadata.namespace" => self.pod.namespace.clone(),
             "metadata.uid" => self.uid.clone(),
             "spec.nodeName" => self.pod.node.clone(),
-            "spec.serviceAccountName" => self.pod.spec().service_account_name.clone().unwrap_or_else(|| "default".to_owned()),
+            "spec.serviceAccountName" => self
+                .pod
+                .spec()
+                .service_account_name
+                .clone()
+                .unwrap_or_else(|| "default".to_owned()),
             "status.podIP" => self.network.v4.to_string(),
             "status.hostIP" => self.host_ip.to_string(),
             _ => String::new(),
@@ -401,7 +498,11 @@ impl PodPlan {
     fn spawn(&self, container: &Container) -> Result<Child, LabError> {
         let env = self.env(container);
         let (uid, gid) = self.user(Some(container));
-        let words = container.command.iter().flatten().chain(container.args.iter().flatten());
+        let words = container
+            .command
+            .iter()
+            .flatten()
+            .chain(container.args.iter().flatten());
         let init = Init {
             netns: netns_path(&self.network.netns),
             cgroup: cgroup::create(&self.lab, &format!("{}/{}", self.cgroup(), container.name))?,
@@ -422,20 +523,43 @@ impl PodPlan {
     }
 
     fn spawn_init(&self, container: &Container, spec: &Path) -> Result<Child, LabError> {
-        let log = log_file(&self.lab, &self.pod.namespace, &self.pod.name, &container.name);
-        let log = File::options().create(true).append(true).open(&log).map_err(LabError::io(format!("opening {}", log.display())))?;
-        let second = log.try_clone().map_err(LabError::io("duplicating a log file"))?;
+        let log = log_file(
+            &self.lab,
+            &self.pod.namespace,
+            &self.pod.name,
+            &container.name,
+        );
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(LabError::io(format!("opening {}", log.display())))?;
+        // Programs that open /dev/stdout by name (nginx) need the file to be theirs.
+        let (uid, gid) = self.user(Some(container));
+        fchown(&log, Some(uid), Some(gid))
+            .map_err(LabError::io("giving the log file to the pod's user"))?;
+        let second = log
+            .try_clone()
+            .map_err(LabError::io("duplicating a log file"))?;
         let karst = mesh::bin_dir()?.join("karst");
         let mut command = Command::new("unshare");
-        command.args(["--mount", "--uts", "--propagation", "private", "--"]).arg(karst).arg("lab-pod-init").arg(spec);
+        command
+            .args(["--mount", "--uts", "--propagation", "private", "--"])
+            .arg(karst)
+            .arg("lab-pod-init")
+            .arg(spec);
         command.stdin(Stdio::null()).stdout(log).stderr(second);
-        command.spawn().map_err(LabError::io(format!("starting container {}", container.name)))
+        command.spawn().map_err(LabError::io(format!(
+            "starting container {}",
+            container.name
+        )))
     }
 }
 
 /// Where a container's output goes.
 pub(crate) fn log_file(lab: &LabName, namespace: &str, pod: &str, container: &str) -> PathBuf {
-    lab.logs_dir().join(format!("{namespace}.{pod}.{container}.log"))
+    lab.logs_dir()
+        .join(format!("{namespace}.{pod}.{container}.log"))
 }
 
 /// `$(NAME)` becomes the variable's value and `$$` a dollar, as in a pod's command.
@@ -445,8 +569,13 @@ fn expand(word: &str, env: &BTreeMap<String, String>) -> String {
     while let Some(at) = rest.find('$') {
         let (before, after) = rest.split_at(at);
         out.push_str(before);
-        let variable = after.strip_prefix("$(").and_then(|tail| tail.split_once(')'));
-        (rest, _) = match (variable.and_then(|(name, tail)| Some((env.get(name)?, tail))), after.strip_prefix("$$")) {
+        let variable = after
+            .strip_prefix("$(")
+            .and_then(|tail| tail.split_once(')'));
+        (rest, _) = match (
+            variable.and_then(|(name, tail)| Some((env.get(name)?, tail))),
+            after.strip_prefix("$$"),
+        ) {
             (Some((value, tail)), _) => (tail, out.push_str(value)),
             (None, Some(tail)) => (tail, out.push('$')),
             (None, None) => (&after[1..], out.push('$')),
@@ -462,7 +591,13 @@ mod tests {
     #[test]
     fn variables_expand_as_in_kubernetes() {
         let env = [("A".to_owned(), "1".to_owned())].into();
-        for (word, expected) in [("x$(A)y", "x1y"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("$", "$"), ("a", "a")] {
+        for (word, expected) in [
+            ("x$(A)y", "x1y"),
+            ("$$(A)", "$(A)"),
+            ("$(B)", "$(B)"),
+            ("$", "$"),
+            ("a", "a"),
+        ] {
             assert_eq!(expand(word, &env), expected);
         }
     }

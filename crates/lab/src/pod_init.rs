@@ -49,20 +49,28 @@ pub(crate) struct Mount {
 /// Becomes the container that the file `spec` describes; returns only with an error.
 pub fn become_container(spec: &Path) -> Result<std::convert::Infallible, String> {
     let text = fs::read_to_string(spec).map_err(|error| format!("{}: {error}", spec.display()))?;
-    let init: Init = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", spec.display()))?;
+    let init: Init =
+        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", spec.display()))?;
     init.prepare()?;
-    let netns = Netns::open(&init.netns).map_err(|error| format!("{}: {error}", init.netns.display()))?;
-    let failed = netns.run(|| init.execute()).map_err(|error| format!("entering the pod's namespace: {error}"))?;
+    let netns =
+        Netns::open(&init.netns).map_err(|error| format!("{}: {error}", init.netns.display()))?;
+    let failed = netns
+        .run(|| init.execute())
+        .map_err(|error| format!("entering the pod's namespace: {error}"))?;
     Err(format!("cannot start {}: {failed}", init.command.join(" ")))
 }
 
 impl Init {
     fn prepare(&self) -> Result<(), String> {
         crate::cgroup::enter(&self.cgroup).map_err(|error| error.chain())?;
-        rustix::system::sethostname(self.hostname.as_bytes()).map_err(|error| format!("host name {:?}: {error}", self.hostname))?;
-        self.private_folders().map_err(|error| format!("private folders: {error}"))?;
+        rustix::system::sethostname(self.hostname.as_bytes())
+            .map_err(|error| format!("host name {:?}: {error}", self.hostname))?;
+        self.private_folders()
+            .map_err(|error| format!("private folders: {error}"))?;
         for mount in &self.mounts {
-            mount.place().map_err(|error| format!("volume at {}: {error}", mount.target.display()))?;
+            mount
+                .place()
+                .map_err(|error| format!("volume at {}: {error}", mount.target.display()))?;
         }
         Ok(())
     }
@@ -83,22 +91,40 @@ impl Init {
     fn know_the_user(&self) -> io::Result<()> {
         let known = fs::read_to_string("/etc/passwd")?;
         let uid = self.uid.to_string();
-        if known.lines().any(|line| line.split(':').nth(2) == Some(&uid)) {
+        if known
+            .lines()
+            .any(|line| line.split(':').nth(2) == Some(&uid))
+        {
             return Ok(());
         }
         let file = self.etc.join(format!("passwd-{uid}"));
-        fs::write(&file, format!("{known}pod:x:{uid}:{}::/tmp:/bin/sh\n", self.gid))?;
+        fs::write(
+            &file,
+            format!("{known}pod:x:{uid}:{}::/tmp:/bin/sh\n", self.gid),
+        )?;
         mount_bind(file, "/etc/passwd")?;
         Ok(())
     }
 
     fn execute(&self) -> io::Error {
-        let Some((program, args)) = self.command.split_first() else { return io::Error::other("no command") };
+        let Some((program, args)) = self.command.split_first() else {
+            return io::Error::other("no command");
+        };
         let path = format!("{BIN_DIR}:{PATH}");
         let mut command = Command::new(program);
-        command.args(args).env_clear().env("PATH", path).env("HOSTNAME", &self.hostname).env("HOME", "/tmp").envs(&self.env);
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", path)
+            .env("HOSTNAME", &self.hostname)
+            .env("HOME", "/tmp")
+            .envs(&self.env);
         // The standard library also drops the supplementary groups when it changes the user.
-        command.current_dir(&self.directory).gid(self.gid).uid(self.uid).exec()
+        command
+            .current_dir(&self.directory)
+            .gid(self.gid)
+            .uid(self.uid)
+            .exec()
     }
 }
 

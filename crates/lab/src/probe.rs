@@ -18,7 +18,11 @@ use crate::services::named_port;
 #[derive(Clone, Debug)]
 enum Check {
     Tcp(SocketAddr),
-    Http { addr: SocketAddr, path: String, host: String },
+    Http {
+        addr: SocketAddr,
+        path: String,
+        host: String,
+    },
     Exec(Vec<String>),
 }
 
@@ -38,13 +42,25 @@ pub(crate) struct Readiness {
 impl Readiness {
     /// The container's readiness probe, `None` without one. Errors name the field.
     pub(crate) fn of(container: &Container, pod: IpAddr) -> Result<Option<Self>, String> {
-        let Some(probe) = &container.readiness_probe else { return Ok(None) };
-        let seconds = |value: Option<i32>, default: u64| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(default).max(1);
+        let Some(probe) = &container.readiness_probe else {
+            return Ok(None);
+        };
+        let seconds = |value: Option<i32>, default: u64| {
+            value
+                .and_then(|value| u64::try_from(value).ok())
+                .unwrap_or(default)
+                .max(1)
+        };
         Ok(Some(Self {
-            check: check(probe, container, pod).map_err(|error| format!("container {:?}: readinessProbe: {error}", container.name))?,
+            check: check(probe, container, pod).map_err(|error| {
+                format!("container {:?}: readinessProbe: {error}", container.name)
+            })?,
             period: Duration::from_secs(seconds(probe.period_seconds, 1)),
             timeout: Duration::from_secs(seconds(probe.timeout_seconds, 1)),
-            failures_to_unready: probe.failure_threshold.and_then(|count| u32::try_from(count).ok()).unwrap_or(3),
+            failures_to_unready: probe
+                .failure_threshold
+                .and_then(|count| u32::try_from(count).ok())
+                .unwrap_or(3),
             failures: 0,
             ready: false,
             reason: "not probed yet".to_owned(),
@@ -68,36 +84,50 @@ impl Readiness {
 
 fn check(probe: &Probe, container: &Container, pod: IpAddr) -> Result<Check, String> {
     let port = |port: &IntOrString| match port {
-        IntOrString::Int(number) => u16::try_from(*number).map_err(|_range| format!("port {number} is out of range")),
-        IntOrString::String(name) => named_port(std::iter::once(container), name).ok_or_else(|| format!("no port named {name:?}")),
+        IntOrString::Int(number) => {
+            u16::try_from(*number).map_err(|_range| format!("port {number} is out of range"))
+        }
+        IntOrString::String(name) => named_port(std::iter::once(container), name)
+            .ok_or_else(|| format!("no port named {name:?}")),
     };
     if let Some(http) = &probe.http_get {
         let addr = SocketAddr::new(pod, port(&http.port)?);
         let path = http.path.clone().unwrap_or_else(|| "/".to_owned());
-        return Ok(Check::Http { addr, path, host: http.host.clone().unwrap_or_else(|| addr.to_string()) });
+        return Ok(Check::Http {
+            addr,
+            path,
+            host: http.host.clone().unwrap_or_else(|| addr.to_string()),
+        });
     }
     if let Some(tcp) = &probe.tcp_socket {
         return Ok(Check::Tcp(SocketAddr::new(pod, port(&tcp.port)?)));
     }
     let exec = probe.exec.as_ref().and_then(|exec| exec.command.clone());
-    exec.map(Check::Exec).ok_or_else(|| "expected httpGet, tcpSocket or exec".to_owned())
+    exec.map(Check::Exec)
+        .ok_or_else(|| "expected httpGet, tcpSocket or exec".to_owned())
 }
 
 impl Check {
     fn try_once(&self, timeout: Duration, enter: &[String]) -> Result<(), String> {
         match self {
-            Self::Tcp(addr) => TcpStream::connect_timeout(addr, timeout).map(drop).map_err(|error| format!("{addr}: {error}")),
-            Self::Http { addr, path, host } => http(*addr, path, host, timeout).map_err(|error| format!("http {addr}{path}: {error}")),
+            Self::Tcp(addr) => TcpStream::connect_timeout(addr, timeout)
+                .map(drop)
+                .map_err(|error| format!("{addr}: {error}")),
+            Self::Http { addr, path, host } => http(*addr, path, host, timeout)
+                .map_err(|error| format!("http {addr}{path}: {error}")),
             Self::Exec(command) => exec(&[enter, command].concat(), timeout),
         }
     }
 }
 
 fn http(addr: SocketAddr, path: &str, host: &str, timeout: Duration) -> Result<(), String> {
-    let mut stream = TcpStream::connect_timeout(&addr, timeout).map_err(|error| error.to_string())?;
+    let mut stream =
+        TcpStream::connect_timeout(&addr, timeout).map_err(|error| error.to_string())?;
     let io = |error: std::io::Error| error.to_string();
     stream.set_read_timeout(Some(timeout)).map_err(io)?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: kube-probe/lab\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: kube-probe/lab\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).map_err(io)?;
     let mut head = [0; 64];
     let length = stream.read(&mut head).map_err(io)?;
@@ -111,7 +141,9 @@ fn http(addr: SocketAddr, path: &str, host: &str, timeout: Duration) -> Result<(
 }
 
 fn exec(command: &[String], timeout: Duration) -> Result<(), String> {
-    let Some((program, args)) = command.split_first() else { return Err("no command".to_owned()) };
+    let Some((program, args)) = command.split_first() else {
+        return Err("no command".to_owned());
+    };
     let mut child = Command::new(program)
         .args(args)
         .stdin(Stdio::null())
@@ -128,7 +160,11 @@ fn exec(command: &[String], timeout: Duration) -> Result<(), String> {
             _ => {
                 let _already_gone = child.kill();
                 let _reaped = child.wait();
-                return Err(format!("{}: not done within {} s", command.join(" "), timeout.as_secs()));
+                return Err(format!(
+                    "{}: not done within {} s",
+                    command.join(" "),
+                    timeout.as_secs()
+                ));
             }
         }
     }

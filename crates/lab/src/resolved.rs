@@ -21,23 +21,36 @@ pub(crate) struct ResolvedObjects {
 impl ResolvedObjects {
     pub(crate) fn new(dir: PathBuf) -> Result<Self, LabError> {
         fs::create_dir_all(&dir).map_err(LabError::io(format!("making {}", dir.display())))?;
-        Ok(Self { dir, written: BTreeMap::new() })
+        Ok(Self {
+            dir,
+            written: BTreeMap::new(),
+        })
     }
 
     /// Makes the folder hold exactly these objects. Each file is replaced as a whole; unchanged ones are not touched.
-    pub(crate) fn write(&mut self, objects: impl IntoIterator<Item = Value>) -> Result<(), LabError> {
+    pub(crate) fn write(
+        &mut self,
+        objects: impl IntoIterator<Item = Value>,
+    ) -> Result<(), LabError> {
         let mut seen = BTreeSet::new();
         for object in objects {
             let (name, text) = (file_name(&object), object.to_string());
             seen.insert(name.clone());
             if self.written.get(&name) != Some(&text) {
-                replace(&self.dir, &name, &text).map_err(LabError::io(format!("writing {name}")))?;
+                replace(&self.dir, &name, &text)
+                    .map_err(LabError::io(format!("writing {name}")))?;
                 self.written.insert(name, text);
             }
         }
-        let gone: Vec<String> = self.written.keys().filter(|name| !seen.contains(*name)).cloned().collect();
+        let gone: Vec<String> = self
+            .written
+            .keys()
+            .filter(|name| !seen.contains(*name))
+            .cloned()
+            .collect();
         for name in gone {
-            fs::remove_file(self.dir.join(&name)).map_err(LabError::io(format!("removing {name}")))?;
+            fs::remove_file(self.dir.join(&name))
+                .map_err(LabError::io(format!("removing {name}")))?;
             self.written.remove(&name);
         }
         Ok(())
@@ -47,7 +60,12 @@ impl ResolvedObjects {
 fn file_name(object: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_lowercase();
     let metadata = &object["metadata"];
-    format!("{}.{}.{}.yaml", text(&object["kind"]), text(&metadata["namespace"]), text(&metadata["name"]))
+    format!(
+        "{}.{}.{}.yaml",
+        text(&object["kind"]),
+        text(&metadata["namespace"]),
+        text(&metadata["name"])
+    )
 }
 
 fn replace(dir: &Path, name: &str, text: &str) -> io::Result<()> {
@@ -95,10 +113,14 @@ mod tests {
     fn the_folder_holds_exactly_what_was_written_last() {
         let dir = tempfile::tempdir().unwrap();
         let mut resolved = ResolvedObjects::new(dir.path().to_path_buf()).unwrap();
-        let object = |name: &str| json!({"kind": "Pod", "metadata": {"namespace": "a", "name": name}});
+        let object =
+            |name: &str| json!({"kind": "Pod", "metadata": {"namespace": "a", "name": name}});
         resolved.write([object("x"), object("y")]).unwrap();
         resolved.write([object("y")]).unwrap();
-        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         assert_eq!(names, ["pod.a.y.yaml"]);
     }
 
@@ -106,7 +128,8 @@ mod tests {
     fn what_is_written_is_read_back_as_the_same_object() {
         let yaml = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: p, namespace: a}, spec: {action: DENY, rules: [{to: [{operation: {ports: ['80']}}]}]}}";
         let (objects, _) = karst_files::parse(Path::new("a.yaml"), yaml);
-        let (again, problems) = karst_files::parse(Path::new("b.yaml"), &to_json(&objects[0]).to_string());
+        let (again, problems) =
+            karst_files::parse(Path::new("b.yaml"), &to_json(&objects[0]).to_string());
         assert!(problems.is_empty(), "{problems:?}");
         assert_eq!(objects, again);
     }

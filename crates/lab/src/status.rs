@@ -99,14 +99,24 @@ impl PodStatus {
 #[serde(rename_all = "kebab-case", tag = "do")]
 pub(crate) enum Request {
     /// Make it as the directory says. `wait_seconds` for pods to be ready; 0 does not wait.
-    Apply { dir: std::path::PathBuf, wait_seconds: u64 },
+    Apply {
+        dir: std::path::PathBuf,
+        wait_seconds: u64,
+    },
     Status,
     /// Kill -9; with `hold` it stays dead until it is restarted.
-    KillAgent { node: String, hold: bool },
+    KillAgent {
+        node: String,
+        hold: bool,
+    },
     /// SIGTERM and start again, or start a held one.
-    RestartAgent { node: String },
+    RestartAgent {
+        node: String,
+    },
     /// The same for the controller.
-    KillController { hold: bool },
+    KillController {
+        hold: bool,
+    },
     RestartController,
 }
 

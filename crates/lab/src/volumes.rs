@@ -38,7 +38,9 @@ pub(crate) fn mounts(container: &Container, dir: &Path) -> Vec<Mount> {
         .iter()
         .flatten()
         .map(|mount| Mount {
-            source: dir.join(&mount.name).join(mount.sub_path.as_deref().unwrap_or_default()),
+            source: dir
+                .join(&mount.name)
+                .join(mount.sub_path.as_deref().unwrap_or_default()),
             target: PathBuf::from(&mount.mount_path),
             read_only: mount.read_only == Some(true),
         })

@@ -68,9 +68,14 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(lab: LabName, options: Options, changed: Sender<()>) -> Result<Self, LabError> {
+    pub(crate) fn new(
+        lab: LabName,
+        options: Options,
+        changed: Sender<()>,
+    ) -> Result<Self, LabError> {
         let logs = lab.logs_dir();
-        std::fs::create_dir_all(&logs).map_err(LabError::io(format!("making {}", logs.display())))?;
+        std::fs::create_dir_all(&logs)
+            .map_err(LabError::io(format!("making {}", logs.display())))?;
         network::create_fabric(&lab, options.mtu)?;
         let resolved = ResolvedObjects::new(lab.objects_dir())?;
         Ok(Self {
@@ -91,18 +96,33 @@ impl Core {
     }
 
     /// Reads the directory and starts to make it so. Broken objects stay as they were last good.
-    pub(crate) fn apply(&mut self, dir: &Path, progress: &mut dyn FnMut(String)) -> Result<(), LabError> {
-        let files = karst_files::read_dir(dir).map_err(|error| LabError::Objects(vec![format!("{error}: {}", error.source)]))?;
+    pub(crate) fn apply(
+        &mut self,
+        dir: &Path,
+        progress: &mut dyn FnMut(String),
+    ) -> Result<(), LabError> {
+        let files = karst_files::read_dir(dir)
+            .map_err(|error| LabError::Objects(vec![format!("{error}: {}", error.source)]))?;
         let (_events, problems) = self.directory.update(files);
         self.problems = problems.iter().map(ToString::to_string).collect();
-        let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
+        let errors = problems
+            .iter()
+            .filter(|problem| problem.severity == Severity::Error)
+            .count();
         let desired = desired(&self.directory.objects()).map_err(LabError::Objects)?;
-        self.problems.extend(desired.warnings.iter().map(|warning| format!("warning: {warning}")));
+        self.problems.extend(
+            desired
+                .warnings
+                .iter()
+                .map(|warning| format!("warning: {warning}")),
+        );
         for problem in &self.problems {
             progress(problem.clone());
         }
         if errors > 0 && self.nodes.is_empty() {
-            return Err(LabError::Objects(vec![format!("{errors} objects cannot be used, see above: correct them and try again")]));
+            return Err(LabError::Objects(vec![format!(
+                "{errors} objects cannot be used, see above: correct them and try again"
+            )]));
         }
         self.desired = desired;
         for service in &mut self.desired.services {
@@ -111,28 +131,51 @@ impl Core {
         self.add_nodes(progress)?;
         for (key, entry) in &mut self.pods {
             match self.desired.pods.iter().find(|pod| pod.key() == *key) {
-                Some(pod) if pod.fingerprint == entry.desired.fingerprint => entry.desired = pod.clone(),
+                Some(pod) if pod.fingerprint == entry.desired.fingerprint => {
+                    entry.desired = pod.clone()
+                }
                 _ => entry.leave(),
             }
         }
-        let leaving: Vec<_> = self.pods.iter().filter(|(_, entry)| entry.deleted.is_some()).map(|(key, _)| key.clone()).collect();
-        self.leaving.extend(leaving.iter().filter_map(|key| self.pods.remove(key)));
+        let leaving: Vec<_> = self
+            .pods
+            .iter()
+            .filter(|(_, entry)| entry.deleted.is_some())
+            .map(|(key, _)| key.clone())
+            .collect();
+        self.leaving
+            .extend(leaving.iter().filter_map(|key| self.pods.remove(key)));
         self.refresh()
     }
 
     fn add_nodes(&mut self, progress: &mut dyn FnMut(String)) -> Result<(), LabError> {
-        let wanted: Vec<String> = self.desired.nodes.iter().map(|node| names(&node.metadata).1).collect();
+        let wanted: Vec<String> = self
+            .desired
+            .nodes
+            .iter()
+            .map(|node| names(&node.metadata).1)
+            .collect();
         if let Some(gone) = self.nodes.keys().find(|name| !wanted.contains(name)) {
-            return Err(LabError::Objects(vec![format!("Node {gone} is gone from the YAML: nodes stay until `karst lab down`")]));
+            return Err(LabError::Objects(vec![format!(
+                "Node {gone} is gone from the YAML: nodes stay until `karst lab down`"
+            )]));
         }
-        let new: Vec<String> = wanted.into_iter().filter(|name| !self.nodes.contains_key(name)).collect();
+        let new: Vec<String> = wanted
+            .into_iter()
+            .filter(|name| !self.nodes.contains_key(name))
+            .collect();
         for name in &new {
             progress(format!("making node {name}"));
             let index = u8::try_from(self.nodes.len()).unwrap_or(u8::MAX);
             let addresses = NodeAddresses::new(index);
             network::create_node(&self.lab, name, &addresses, self.options.mtu)?;
             dns::serve(&self.lab.node(name), &self.zone)?;
-            let entry = NodeEntry { addresses, hosts: HostNumbers::default(), agent: None, ruleset: String::new() };
+            let entry = NodeEntry {
+                addresses,
+                hosts: HostNumbers::default(),
+                agent: None,
+                ruleset: String::new(),
+            };
             self.nodes.insert(name.clone(), entry);
         }
         if !new.is_empty() {
@@ -144,7 +187,12 @@ impl Core {
     fn connect_nodes(&self) -> Result<(), LabError> {
         for (name, node) in &self.nodes {
             network::route_to_node(&self.lab, None, &node.addresses)?;
-            for other in self.nodes.iter().filter(|(other, _)| *other != name).map(|(_, other)| other) {
+            for other in self
+                .nodes
+                .iter()
+                .filter(|(other, _)| *other != name)
+                .map(|(_, other)| other)
+            {
                 network::route_to_node(&self.lab, Some(name), &other.addresses)?;
             }
         }
@@ -172,7 +220,10 @@ impl Core {
 
     /// Starts pods whose place is free, and brings everything that depends on pods up to date.
     pub(crate) fn refresh(&mut self) -> Result<(), LabError> {
-        let (gone, leaving): (Vec<_>, Vec<_>) = self.leaving.drain(..).partition(|entry| entry.running.is_gone());
+        let (gone, leaving): (Vec<_>, Vec<_>) = self
+            .leaving
+            .drain(..)
+            .partition(|entry| entry.running.is_gone());
         self.leaving = leaving;
         for entry in gone {
             if let Some(node) = self.nodes.get_mut(&entry.desired.node) {
@@ -190,13 +241,17 @@ impl Core {
     fn missing_pods(&self) -> Vec<DesiredPod> {
         let free = |pod: &&DesiredPod| {
             let key = pod.key();
-            !self.pods.contains_key(&key) && !self.leaving.iter().any(|entry| entry.desired.key() == key)
+            !self.pods.contains_key(&key)
+                && !self.leaving.iter().any(|entry| entry.desired.key() == key)
         };
         self.desired.pods.iter().filter(free).cloned().collect()
     }
 
     pub(crate) fn pods_are_missing(&self) -> bool {
-        self.desired.pods.iter().any(|pod| !self.pods.contains_key(&pod.key()))
+        self.desired
+            .pods
+            .iter()
+            .any(|pod| !self.pods.contains_key(&pod.key()))
     }
 
     pub(crate) fn pods_are_leaving(&self) -> bool {
@@ -205,16 +260,25 @@ impl Core {
 
     fn start_pod(&mut self, pod: DesiredPod) -> Result<(), LabError> {
         let full = || format!("Pod {}/{}", pod.namespace, pod.name);
-        let node = self.nodes.get_mut(&pod.node).ok_or_else(|| LabError::NotFound(format!("{}: no node {}", full(), pod.node)))?;
+        let node = self
+            .nodes
+            .get_mut(&pod.node)
+            .ok_or_else(|| LabError::NotFound(format!("{}: no node {}", full(), pod.node)))?;
         let wanted = match pod.wanted_ip {
             None => None,
             Some(ip) => Some(node.addresses.host_of(ip).ok_or_else(|| {
                 let (v4, _) = node.addresses.pod_cidrs();
-                LabError::Objects(vec![format!("{}: address {ip} is not one of {v4}, the pods of {}", full(), pod.node)])
+                LabError::Objects(vec![format!(
+                    "{}: address {ip} is not one of {v4}, the pods of {}",
+                    full(),
+                    pod.node
+                )])
             })?),
         };
         // An address that another pod still holds becomes free when that pod is gone: the next refresh tries again.
-        let Some(host) = node.hosts.take(wanted) else { return Ok(()) };
+        let Some(host) = node.hosts.take(wanted) else {
+            return Ok(());
+        };
         let (v4, v6) = node.addresses.pod(host);
         let uid = new_uid();
         let network = PodNetwork {
@@ -235,14 +299,25 @@ impl Core {
         };
         let user = plan.user(None).0;
         let running = RunningPod::start(plan, notifier(&self.changed));
-        let entry = PodEntry { uid, host, network, running, user, started: now(), deleted: None, desired: pod };
+        let entry = PodEntry {
+            uid,
+            host,
+            network,
+            running,
+            user,
+            started: now(),
+            deleted: None,
+            desired: pod,
+        };
         self.pods.insert(entry.desired.key(), entry);
         Ok(())
     }
 
     fn update_services(&mut self) -> Result<(), LabError> {
         let backends: Vec<Backend> = self.pods.values().map(PodEntry::backend).collect();
-        let Desired { services, slices, .. } = &self.desired;
+        let Desired {
+            services, slices, ..
+        } = &self.desired;
         let zone = services::zone(services, slices, &backends);
         *self.zone.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(zone);
         for (name, node) in &mut self.nodes {
@@ -256,40 +331,72 @@ impl Core {
     }
 
     fn write_objects(&mut self) -> Result<(), LabError> {
-        let Desired { nodes, services, slices, others, .. } = &self.desired;
+        let Desired {
+            nodes,
+            services,
+            slices,
+            others,
+            ..
+        } = &self.desired;
         let entries = self.pods.values().chain(&self.leaving);
         let nodes = nodes.iter().map(|node| self.resolved_node(node));
         let pods = entries.map(|entry| entry.resolved(self.node_ips(&entry.desired.node)));
-        let services = services.iter().map(|service| to_json(&Object::Service(Box::new(service.clone()))));
-        let slices = slices.iter().map(|slice| to_json(&Object::EndpointSlice(Box::new(slice.clone()))));
-        let all: Vec<Value> = nodes.chain(pods).chain(services).chain(slices).chain(others.iter().map(to_json)).collect();
+        let services = services
+            .iter()
+            .map(|service| to_json(&Object::Service(Box::new(service.clone()))));
+        let slices = slices
+            .iter()
+            .map(|slice| to_json(&Object::EndpointSlice(Box::new(slice.clone()))));
+        let all: Vec<Value> = nodes
+            .chain(pods)
+            .chain(services)
+            .chain(slices)
+            .chain(others.iter().map(to_json))
+            .collect();
         self.resolved.write(all)
     }
 
     fn node_ips(&self, name: &str) -> Vec<IpAddr> {
         let ips = self.nodes.get(name).map(|node| node.addresses.node());
-        ips.map(|(v4, v6)| vec![v4.into(), v6.into()]).unwrap_or_default()
+        ips.map(|(v4, v6)| vec![v4.into(), v6.into()])
+            .unwrap_or_default()
     }
 
     fn resolved_node(&self, node: &Node) -> Value {
         let mut node = node.clone();
         let name = names(&node.metadata).1;
-        node.metadata.labels.get_or_insert_default().insert("kubernetes.io/hostname".to_owned(), name.clone());
+        node.metadata
+            .labels
+            .get_or_insert_default()
+            .insert("kubernetes.io/hostname".to_owned(), name.clone());
         let mut value = to_json(&Object::Node(Box::new(node)));
-        let addresses: Vec<Value> = self.node_ips(&name).iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
-        value["status"] = json!({"addresses": addresses, "conditions": [{"type": "Ready", "status": "True"}]});
+        let addresses: Vec<Value> = self
+            .node_ips(&name)
+            .iter()
+            .map(|ip| json!({"type": "InternalIP", "address": ip}))
+            .collect();
+        value["status"] =
+            json!({"addresses": addresses, "conditions": [{"type": "Ready", "status": "True"}]});
         value
     }
 
     /// The agent of a node; errors say what is there instead.
     pub(crate) fn agent(&self, node: &str) -> Result<&Kept, String> {
         let all = || self.nodes.keys().cloned().collect::<Vec<_>>().join(", ");
-        let entry = self.nodes.get(node).ok_or_else(|| format!("no node {node}: there are {}", all()))?;
-        entry.agent.as_ref().ok_or_else(|| "this lab runs without the mesh (--no-mesh)".to_owned())
+        let entry = self
+            .nodes
+            .get(node)
+            .ok_or_else(|| format!("no node {node}: there are {}", all()))?;
+        entry
+            .agent
+            .as_ref()
+            .ok_or_else(|| "this lab runs without the mesh (--no-mesh)".to_owned())
     }
 
     pub(crate) fn controller(&self) -> Result<&Kept, String> {
-        self.controller.as_ref().ok_or_else(|| "this lab runs without the mesh (--no-mesh)".to_owned())
+        self.controller
+            .as_ref()
+            .ok_or_else(|| "this lab runs without the mesh (--no-mesh)".to_owned())
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -301,15 +408,28 @@ impl Core {
         };
         let service = |service: &Service| {
             let (namespace, name) = names(&service.metadata);
-            let addresses = service.spec.as_ref().and_then(|spec| spec.cluster_ips.clone()).unwrap_or_default();
-            ServiceStatus { namespace, name, addresses }
+            let addresses = service
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.cluster_ips.clone())
+                .unwrap_or_default();
+            ServiceStatus {
+                namespace,
+                name,
+                addresses,
+            }
         };
         Status {
             name: self.lab.to_string(),
             mesh: self.options.mesh,
             controller: self.controller.as_ref().map(Kept::status),
             nodes: self.nodes.iter().map(node).collect(),
-            pods: self.pods.values().chain(&self.leaving).map(|entry| entry.status(&self.lab)).collect(),
+            pods: self
+                .pods
+                .values()
+                .chain(&self.leaving)
+                .map(|entry| entry.status(&self.lab))
+                .collect(),
             services: self.desired.services.iter().map(service).collect(),
             problems: self.problems.clone(),
         }
@@ -330,19 +450,45 @@ impl PodEntry {
         let state = self.running.state();
         let PodState { ready, phase, .. } = state;
         let DesiredPod { node, pod, .. } = self.desired.clone();
-        Backend { node, pod, addresses: self.addresses(), ready, terminating: phase == Phase::Terminating }
+        Backend {
+            node,
+            pod,
+            addresses: self.addresses(),
+            ready,
+            terminating: phase == Phase::Terminating,
+        }
     }
 
     fn status(&self, lab: &LabName) -> PodStatus {
-        let PodState { phase, ready, restarts, pids, message } = self.running.state();
-        let DesiredPod { namespace, name, node, .. } = self.desired.clone();
+        let PodState {
+            phase,
+            ready,
+            restarts,
+            pids,
+            message,
+        } = self.running.state();
+        let DesiredPod {
+            namespace,
+            name,
+            node,
+            ..
+        } = self.desired.clone();
         let group = cgroup::path(lab, &format!("{node}/pods/pod{}", self.uid));
         PodStatus {
-            namespace, name, node, phase, ready, restarts, pids, message,
+            namespace,
+            name,
+            node,
+            phase,
+            ready,
+            restarts,
+            pids,
+            message,
             uid: self.uid.clone(),
             netns: self.network.netns.clone(),
             addresses: self.addresses(),
-            cgroup: group.map(|path| path.display().to_string()).unwrap_or_default(),
+            cgroup: group
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
             user: self.user,
         }
     }
@@ -374,14 +520,19 @@ impl PodEntry {
 /// Gives a service that asks for them its virtual addresses, in the families that it asks for.
 fn assign_addresses(service: &mut Service, addresses: &mut ServiceAddresses) {
     let (namespace, name) = names(&service.metadata);
-    let Some(spec) = &mut service.spec else { return };
+    let Some(spec) = &mut service.spec else {
+        return;
+    };
     if spec.type_.as_deref() == Some("ExternalName") || spec.cluster_ip.as_deref() == Some("None") {
         return;
     }
     if spec.cluster_ip.is_none() && spec.cluster_ips.as_ref().is_none_or(Vec::is_empty) {
         let (v4, v6) = addresses.of(&namespace, &name);
         let families = spec.ip_families.clone().unwrap_or_default();
-        let dual = matches!(spec.ip_family_policy.as_deref(), Some("PreferDualStack" | "RequireDualStack"));
+        let dual = matches!(
+            spec.ip_family_policy.as_deref(),
+            Some("PreferDualStack" | "RequireDualStack")
+        );
         let mut given = match families.first().map(String::as_str) {
             Some("IPv6") => vec![v6, v4],
             _ => vec![v4, v6],
@@ -390,7 +541,10 @@ fn assign_addresses(service: &mut Service, addresses: &mut ServiceAddresses) {
         spec.cluster_ips = Some(given.iter().map(ToString::to_string).collect());
     }
     if spec.cluster_ip.is_none() {
-        spec.cluster_ip = spec.cluster_ips.as_ref().and_then(|ips| ips.first().cloned());
+        spec.cluster_ip = spec
+            .cluster_ips
+            .as_ref()
+            .and_then(|ips| ips.first().cloned());
     } else if spec.cluster_ips.is_none() {
         spec.cluster_ips = spec.cluster_ip.clone().map(|ip| vec![ip]);
     }
@@ -399,7 +553,9 @@ fn assign_addresses(service: &mut Service, addresses: &mut ServiceAddresses) {
 fn now() -> String {
     // Kubernetes' times have whole seconds.
     let now = jiff::Timestamp::now();
-    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+    jiff::Timestamp::from_second(now.as_second())
+        .unwrap_or(now)
+        .to_string()
 }
 
 /// A random uid in the form that Kubernetes uses (a version 4 UUID).
@@ -407,5 +563,12 @@ fn new_uid() -> String {
     let number: u128 = rand::random();
     let version = (number & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{version:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
