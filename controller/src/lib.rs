@@ -1,1 +1,16 @@
 //! The control plane: Kubernetes objects in; discovery, certificates and status out.
+//!
+//! ```text
+//!   directory of YAML ──files──► mesh (owns the index) ──delta──► serve (resources, sessions) ──► agents
+//!                                  ▲                                  │
+//!                                  └────────── reports ───────────────┘    ca: certificates, tokens
+//! ```
+//!
+//! A library beside the binary so that tests can run a whole controller in their process.
+
+pub mod app;
+pub mod config;
+pub mod mesh;
+pub mod pods;
+pub mod problems;
+pub mod serve;

@@ -1,3 +1,12 @@
-//! The control plane: Kubernetes objects in; discovery, certificates and status out.
+//! The controller binary; see [`karst_controller::app`].
 
-fn main() {}
+use clap::Parser as _;
+use karst_controller::{app, config::Cli};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    app::main(Cli::parse()).await
+}

@@ -14,7 +14,7 @@ use std::{
 };
 
 use karst_proto::{
-    core,
+    core, dialect,
     discovery::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse,
         aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
@@ -113,12 +113,23 @@ enum StreamError {
 
 /// Follows the controller and applies what it says to `state`, until `shutdown`. Names that the state holds already
 /// (restored from disk) are reconciled on the first stream.
-pub async fn run(cfg: ClientConfig, state: Arc<State>, stats: Arc<ClientStats>, shutdown: Shutdown) {
+pub async fn run(
+    cfg: ClientConfig,
+    state: Arc<State>,
+    stats: Arc<ClientStats>,
+    shutdown: Shutdown,
+) {
     let mut session = Session::new(cfg.node.to_proto(), &cfg.kinds);
     for kind in &cfg.kinds {
         session.hold(*kind, state.names(*kind));
     }
-    let mut follower = Follower { cfg, state, stats, session, backoff: BACKOFF.0 };
+    let mut follower = Follower {
+        cfg,
+        state,
+        stats,
+        session,
+        backoff: BACKOFF.0,
+    };
     let _ = shutdown.run_until_cancelled(follower.run()).await;
 }
 
@@ -138,7 +149,11 @@ impl Follower {
             let chain = Chain(&error).to_string();
             match error.is_routine() {
                 true => tracing::info!(error = chain, ?pause, "discovery reconnects"),
-                false => tracing::warn!(error = chain, ?pause, "discovery is not connected; what is known stays in force"),
+                false => tracing::warn!(
+                    error = chain,
+                    ?pause,
+                    "discovery is not connected; what is known stays in force"
+                ),
             }
             self.backoff = (self.backoff * 2).min(BACKOFF.1);
             tokio::time::sleep(pause).await;
@@ -153,14 +168,23 @@ impl Follower {
         self.stats.streams.fetch_add(1, Ordering::Relaxed);
         while let Some(response) = responses.message().await.map_err(StreamError::Broken)? {
             let reply = self.handle(response);
-            requests.send(reply).await.map_err(|_gone| StreamError::Closed)?;
+            requests
+                .send(reply)
+                .await
+                .map_err(|_gone| StreamError::Closed)?;
         }
         Err(StreamError::Closed)
     }
 
     async fn open(
         &self,
-    ) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>), StreamError> {
+    ) -> Result<
+        (
+            mpsc::Sender<DeltaDiscoveryRequest>,
+            Streaming<DeltaDiscoveryResponse>,
+        ),
+        StreamError,
+    > {
         let channel = (self.cfg.dial)().await.map_err(StreamError::Dial)?;
         let token = self.cfg.token.read().await.map_err(StreamError::Token)?;
         let (tx, rx) = mpsc::channel(REQUEST_BACKLOG);
@@ -169,14 +193,23 @@ impl Follower {
             let _ = tx.try_send(request);
         }
         let mut request = Request::new(ReceiverStream::new(rx));
-        let bearer: MetadataValue<Ascii> =
-            format!("Bearer {}", token.trim()).parse().map_err(StreamError::Metadata)?;
-        let cluster = self.cfg.node.cluster_id.parse().map_err(StreamError::Metadata)?;
+        let bearer: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
+            .parse()
+            .map_err(StreamError::Metadata)?;
+        let cluster = self
+            .cfg
+            .node
+            .cluster_id
+            .parse()
+            .map_err(StreamError::Metadata)?;
         request.metadata_mut().insert("authorization", bearer);
         request.metadata_mut().insert("clusterid", cluster);
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES);
-        let responses = client.delta_aggregated_resources(request).await.map_err(StreamError::Refused)?;
+        let mut client = AggregatedDiscoveryServiceClient::new(channel)
+            .max_decoding_message_size(MAX_RESPONSE_BYTES);
+        let responses = client
+            .delta_aggregated_resources(request)
+            .await
+            .map_err(StreamError::Refused)?;
         Ok((tx, responses.into_inner()))
     }
 
@@ -188,7 +221,9 @@ impl Follower {
         for rejected in &handled.rejected {
             tracing::warn!(resource = rejected.name, reason = %rejected.reason, "resource rejected; its last good form stays");
         }
-        self.stats.rejected.fetch_add(handled.rejected.len() as u64, Ordering::Relaxed);
+        self.stats
+            .rejected
+            .fetch_add(handled.rejected.len() as u64, Ordering::Relaxed);
         self.state.apply(handled.updates);
         if self.session.is_synced() {
             self.state.raise_origin(Origin::Controller);
@@ -203,7 +238,10 @@ impl StreamError {
         match self {
             Self::Closed => true,
             Self::Broken(status) => {
-                matches!(status.code(), Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable)
+                matches!(
+                    status.code(),
+                    Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable
+                )
             }
             _ => false,
         }
@@ -221,7 +259,15 @@ impl TokenSource {
 
 impl NodeIdentity {
     fn to_proto(&self) -> core::Node {
-        let Self { node_name, pod_name, namespace, cluster_domain, cluster_id, ip, metadata } = self;
+        let Self {
+            node_name,
+            pod_name,
+            namespace,
+            cluster_domain,
+            cluster_id,
+            ip,
+            metadata,
+        } = self;
         let text = |value: &str| prost_types::Value {
             kind: Some(prost_types::value::Kind::StringValue(value.to_owned())),
         };
@@ -232,11 +278,18 @@ impl NodeIdentity {
             ("INSTANCE_IPS", ip.to_string()),
             ("CLUSTER_ID", cluster_id.clone()),
         ];
-        let own = own.into_iter().map(|(key, value)| (key.to_owned(), text(&value)));
-        let fields = metadata.iter().map(|(key, value)| (key.clone(), text(value))).chain(own).collect();
+        let own = own
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), text(&value)));
+        let fields = metadata
+            .iter()
+            .map(|(key, value)| (key.clone(), text(value)))
+            .chain(own)
+            .collect();
         core::Node {
             id: format!("ztunnel~{ip}~{pod_name}.{namespace}~{namespace}.svc.{cluster_domain}"),
             metadata: Some(prost_types::Struct { fields }),
+            user_agent_name: dialect::USER_AGENT.to_owned(),
             ..core::Node::default()
         }
     }

@@ -68,7 +68,12 @@ impl Index {
             }
             Update::NodeWorkload(pod) => {
                 let uid = pod.pod_uid.clone();
-                if self.node_workloads.insert(uid.clone(), pod.clone()).as_ref() != Some(&pod) {
+                if self
+                    .node_workloads
+                    .insert(uid.clone(), pod.clone())
+                    .as_ref()
+                    != Some(&pod)
+                {
                     changes.insert(Change::NodeWorkload(uid));
                 }
             }

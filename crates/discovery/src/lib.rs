@@ -9,13 +9,13 @@
 //! The agent goes on with what [`State`] holds for as long as its certificates live: nothing here removes a resource
 //! because a controller is away.
 
-pub mod update;
-mod index;
-pub mod state;
-pub mod session;
-pub mod saved;
 pub mod client;
+mod index;
+pub mod saved;
+pub mod session;
+pub mod state;
+pub mod update;
 
 pub use index::{Counts, PoliciesFor};
-pub use state::{Change, Changes, State, Changed};
+pub use state::{Change, Changed, Changes, State};
 pub use update::{Kind, Update};

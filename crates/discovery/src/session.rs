@@ -14,7 +14,7 @@ use std::{collections::HashMap, sync::Arc};
 use karst_model::name::{PolicyKey, ServiceKey};
 use karst_proto::{
     convert::{self, Address, ConvertError, Interner},
-    core,
+    core, dialect,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource},
     rpc,
 };
@@ -83,15 +83,24 @@ pub enum RejectReason {
 impl Session {
     /// A session for `kinds`, identifying itself as `node`.
     pub fn new(node: core::Node, kinds: &[Kind]) -> Self {
-        let held = |kind: &Kind| Held { kind: *kind, versions: HashMap::new(), answered: false };
-        Self { node, kinds: kinds.iter().map(held).collect(), interner: Interner::default() }
+        let held = |kind: &Kind| Held {
+            kind: *kind,
+            versions: HashMap::new(),
+            answered: false,
+        };
+        Self {
+            node,
+            kinds: kinds.iter().map(held).collect(),
+            interner: Interner::default(),
+        }
     }
 
     /// Takes over names of which the content is known and the version is not (restored from disk). The server will
     /// send each again, or say that it is gone.
     pub fn hold(&mut self, kind: Kind, names: impl IntoIterator<Item = Arc<str>>) {
         if let Some(held) = self.kinds.iter_mut().find(|held| held.kind == kind) {
-            held.versions.extend(names.into_iter().map(|name| (name, Version::of(""))));
+            held.versions
+                .extend(names.into_iter().map(|name| (name, Version::of(""))));
         }
     }
 
@@ -116,11 +125,19 @@ impl Session {
         let kind = Kind::of(&response.type_url);
         let Some(held) = self.kinds.iter_mut().find(|held| Some(held.kind) == kind) else {
             let reason = RejectReason::UnknownType(response.type_url.clone());
-            let rejected = vec![Rejected { name: String::new(), reason }];
+            let rejected = vec![Rejected {
+                name: String::new(),
+                reason,
+            }];
             let reply = reply(response.type_url, response.nonce, &rejected);
-            return Handled { updates: Vec::new(), reply, rejected };
+            return Handled {
+                updates: Vec::new(),
+                reply,
+                rejected,
+            };
         };
-        let mut updates = Vec::with_capacity(response.resources.len() + response.removed_resources.len());
+        let mut updates =
+            Vec::with_capacity(response.resources.len() + response.removed_resources.len());
         let mut rejected = Vec::new();
         for resource in response.resources {
             let version = Version::of(&resource.version);
@@ -129,7 +146,10 @@ impl Session {
                     held.versions.insert(name, version);
                     updates.push(update);
                 }
-                Err(reason) => rejected.push(Rejected { name: resource.name, reason }),
+                Err(reason) => rejected.push(Rejected {
+                    name: resource.name,
+                    reason,
+                }),
             }
         }
         for name in response.removed_resources {
@@ -137,14 +157,21 @@ impl Session {
             held.versions.remove(&name);
             updates.push(Update::Removed(held.kind, name));
         }
-        held.answered = true;
-        Handled { updates, reply: reply(response.type_url, response.nonce, &rejected), rejected }
+        held.answered |= response.system_version_info != dialect::MORE_FOLLOWS;
+        Handled {
+            updates,
+            reply: reply(response.type_url, response.nonce, &rejected),
+            rejected,
+        }
     }
 }
 
 impl Held {
     fn initial_versions(&self) -> HashMap<String, String> {
-        self.versions.iter().map(|(name, version)| (name.to_string(), version.text())).collect()
+        self.versions
+            .iter()
+            .map(|(name, version)| (name.to_string(), version.text()))
+            .collect()
     }
 }
 
@@ -165,7 +192,11 @@ impl Version {
 }
 
 /// Decodes a resource and checks that it is what its name says: removals go by name.
-fn read(kind: Kind, resource: &Resource, interner: &mut Interner) -> Result<(Arc<str>, Update), RejectReason> {
+fn read(
+    kind: Kind,
+    resource: &Resource,
+    interner: &mut Interner,
+) -> Result<(Arc<str>, Update), RejectReason> {
     let content = resource.resource.as_ref().ok_or(RejectReason::Empty)?;
     if content.type_url != kind.type_url() {
         return Err(RejectReason::WrongType(content.type_url.clone()));
@@ -173,8 +204,12 @@ fn read(kind: Kind, resource: &Resource, interner: &mut Interner) -> Result<(Arc
     let bytes = &content.value;
     let (name, update): (Arc<str>, Update) = match kind {
         Kind::Address => match convert::decode_address(bytes, interner)? {
-            Address::Workload(workload) => (workload.uid.0.clone(), Update::Workload(workload.into())),
-            Address::Service(service) => (service_name(&service.key), Update::Service(service.into())),
+            Address::Workload(workload) => {
+                (workload.uid.0.clone(), Update::Workload(workload.into()))
+            }
+            Address::Service(service) => {
+                (service_name(&service.key), Update::Service(service.into()))
+            }
         },
         Kind::Authorization => {
             let policy = convert::decode_authorization(bytes, interner)?;
@@ -206,14 +241,25 @@ fn reply(type_url: String, nonce: String, rejected: &[Rejected]) -> DeltaDiscove
         message: describe(rejected),
         details: Vec::new(),
     });
-    DeltaDiscoveryRequest { type_url, response_nonce: nonce, error_detail, ..DeltaDiscoveryRequest::default() }
+    DeltaDiscoveryRequest {
+        type_url,
+        response_nonce: nonce,
+        error_detail,
+        ..DeltaDiscoveryRequest::default()
+    }
 }
 
 /// `name: reason; name: reason; and 3 more`.
 fn describe(rejected: &[Rejected]) -> String {
-    let named = rejected.iter().take(NACK_DETAILS).map(|r| format!("{}: {}", r.name, r.reason));
+    let named = rejected
+        .iter()
+        .take(NACK_DETAILS)
+        .map(|r| format!("{}: {}", r.name, r.reason));
     let more = rejected.len().saturating_sub(NACK_DETAILS);
-    named.chain((more > 0).then(|| format!("and {more} more"))).collect::<Vec<_>>().join("; ")
+    named
+        .chain((more > 0).then(|| format!("and {more} more")))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 #[cfg(test)]

@@ -112,7 +112,10 @@ impl State {
     pub fn apply(&self, updates: impl IntoIterator<Item = Update>) {
         let mut changes = HashSet::new();
         {
-            let mut index = self.index.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut index = self
+                .index
+                .write()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
             for update in updates {
                 index.apply(update, &mut changes);
             }
@@ -148,7 +151,10 @@ impl State {
 
     /// The service of a hostname as `client_namespace` sees it.
     pub fn service_by_host(&self, hostname: &str, client_namespace: &str) -> Option<Arc<Service>> {
-        self.read().services.by_host(hostname, client_namespace).cloned()
+        self.read()
+            .services
+            .by_host(hostname, client_namespace)
+            .cloned()
     }
 
     /// All endpoints of a service, healthy or not, ordered by uid.
@@ -183,8 +189,14 @@ impl State {
     /// Every address of a workload or a service in `network`.
     pub fn addresses(&self, network: &Network) -> Vec<IpAddr> {
         let index = self.read();
-        let all = index.workloads.addresses().chain(index.services.addresses());
-        let mut found: Vec<_> = all.filter(|addr| addr.network == *network).map(|addr| addr.ip).collect();
+        let all = index
+            .workloads
+            .addresses()
+            .chain(index.services.addresses());
+        let mut found: Vec<_> = all
+            .filter(|addr| addr.network == *network)
+            .map(|addr| addr.ip)
+            .collect();
         found.sort_unstable();
         found.dedup();
         found
@@ -212,7 +224,11 @@ impl State {
     }
 
     /// The workload, waiting for discovery to bring it, at most for `patience`.
-    pub async fn wait_for_workload(&self, uid: &WorkloadUid, patience: Duration) -> Option<Arc<Workload>> {
+    pub async fn wait_for_workload(
+        &self,
+        uid: &WorkloadUid,
+        patience: Duration,
+    ) -> Option<Arc<Workload>> {
         let mut changes = self.changes();
         let arrival = async {
             loop {
@@ -222,7 +238,9 @@ impl State {
                 changes.next().await?;
             }
         };
-        tokio::time::timeout(patience, arrival).await.unwrap_or(None)
+        tokio::time::timeout(patience, arrival)
+            .await
+            .unwrap_or(None)
     }
 
     /// Where what is here comes from. The data plane starts at [`Origin::Disk`] or later.
@@ -245,15 +263,30 @@ impl State {
         match kind {
             Kind::Address => {
                 let services = index.services.iter().map(|s| s.key.to_string().into());
-                index.workloads.iter().map(|w| w.uid.0.clone()).chain(services).collect()
+                index
+                    .workloads
+                    .iter()
+                    .map(|w| w.uid.0.clone())
+                    .chain(services)
+                    .collect()
             }
-            Kind::Authorization => index.policies.iter().map(|p| p.key.to_string().into()).collect(),
-            Kind::NodeWorkload => index.node_workloads.keys().map(|uid| uid.0.clone()).collect(),
+            Kind::Authorization => index
+                .policies
+                .iter()
+                .map(|p| p.key.to_string().into())
+                .collect(),
+            Kind::NodeWorkload => index
+                .node_workloads
+                .keys()
+                .map(|uid| uid.0.clone())
+                .collect(),
         }
     }
 
     /// No writer panics half way through an update that readers depend on, so a poisoned lock is still good.
     fn read(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.index
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

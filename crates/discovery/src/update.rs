@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use karst_model::{enrollment::NodeWorkload, policy::Authorization, service::Service, workload::Workload};
+use karst_model::{
+    enrollment::NodeWorkload, policy::Authorization, service::Service, workload::Workload,
+};
 use karst_proto::type_url;
 
 /// A resource that came, or a name that went.
@@ -39,6 +41,8 @@ impl Kind {
 
     /// The kind of a type URL; `None` for one that we did not ask for.
     pub fn of(type_url: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.type_url() == type_url)
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.type_url() == type_url)
     }
 }

@@ -78,5 +78,6 @@ pub use generated::{
 };
 
 pub mod convert;
+pub mod dialect;
 pub mod fields;
 pub mod type_url;

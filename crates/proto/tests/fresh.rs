@@ -48,7 +48,9 @@ fn generated_code_is_fresh() {
 fn generate() -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
     // Ordered, so that the bytes of a workload (and their hash, its version) do not change without need.
-    let mut files = compile(&PROTOS, &root, |builder| builder.btree_map(".istio.workload.Workload.services"));
+    let mut files = compile(&PROTOS, &root, |builder| {
+        builder.btree_map(".istio.workload.Workload.services")
+    });
     let mut encoded = compile(&["encoded/discovery.proto"], &root, |builder| {
         builder
             .build_client(false)

@@ -28,7 +28,9 @@ impl Endpoints {
     }
 
     pub(super) fn remove(&mut self, service: &ServiceKey, uid: &WorkloadUid) {
-        let Some(group) = self.by_service.get_mut(service) else { return };
+        let Some(group) = self.by_service.get_mut(service) else {
+            return;
+        };
         group.by_uid.remove(uid);
         group.list.take();
         if group.by_uid.is_empty() {
@@ -38,7 +40,9 @@ impl Endpoints {
 
     /// All endpoints, ordered by uid; empty for an unknown service.
     pub(crate) fn list(&self, service: &ServiceKey) -> Arc<[Arc<Workload>]> {
-        let Some(group) = self.by_service.get(service) else { return Arc::default() };
+        let Some(group) = self.by_service.get(service) else {
+            return Arc::default();
+        };
         let sorted = || {
             let mut all: Vec<_> = group.by_uid.values().cloned().collect();
             all.sort_unstable_by(|a, b| a.uid.cmp(&b.uid));

@@ -33,7 +33,10 @@ impl Policies {
         }
         self.remove(&policy.key);
         if let Some(namespace) = covered(&policy) {
-            self.by_namespace.entry(namespace).or_default().insert(policy.key.clone(), policy.clone());
+            self.by_namespace
+                .entry(namespace)
+                .or_default()
+                .insert(policy.key.clone(), policy.clone());
         }
         self.by_key.insert(policy.key.clone(), policy);
         true
@@ -41,7 +44,9 @@ impl Policies {
 
     /// Removes by what the policy *was*, as its scope may have changed since.
     pub(super) fn remove(&mut self, key: &PolicyKey) -> bool {
-        let Some(old) = self.by_key.remove(key) else { return false };
+        let Some(old) = self.by_key.remove(key) else {
+            return false;
+        };
         if let Some(namespace) = covered(&old)
             && let Some(policies) = self.by_namespace.get_mut(&namespace)
         {
@@ -58,8 +63,16 @@ impl Policies {
     }
 
     pub(crate) fn for_workload(&self, workload: &Workload) -> PoliciesFor {
-        let of = |namespace: &str| self.by_namespace.get(namespace).into_iter().flat_map(|p| p.values().cloned());
-        let mut found = PoliciesFor { policies: of("").collect(), missing: Vec::new() };
+        let of = |namespace: &str| {
+            self.by_namespace
+                .get(namespace)
+                .into_iter()
+                .flat_map(|p| p.values().cloned())
+        };
+        let mut found = PoliciesFor {
+            policies: of("").collect(),
+            missing: Vec::new(),
+        };
         if !workload.namespace.is_empty() {
             found.policies.extend(of(&workload.namespace));
         }

@@ -31,13 +31,19 @@ impl Services {
         for vip in &service.addresses {
             let candidates = match place(vip) {
                 Place::Exact(addr) => self.by_vip.entry(addr).or_default(),
-                Place::Range(network, range) => {
-                    self.by_range.entry(network).or_default().entry(range).or_default()
-                }
+                Place::Range(network, range) => self
+                    .by_range
+                    .entry(network)
+                    .or_default()
+                    .entry(range)
+                    .or_default(),
             };
             candidates.insert(key.clone(), service.clone());
         }
-        self.by_host.entry(key.hostname.clone()).or_default().insert(key.clone(), service.clone());
+        self.by_host
+            .entry(key.hostname.clone())
+            .or_default()
+            .insert(key.clone(), service.clone());
         self.by_key.insert(key.clone(), service);
         old
     }
@@ -55,7 +61,9 @@ impl Services {
     }
 
     fn release_range(&mut self, network: &Network, range: IpNet, key: &ServiceKey) {
-        let Some(ranges) = self.by_range.get_mut(network) else { return };
+        let Some(ranges) = self.by_range.get_mut(network) else {
+            return;
+        };
         if let Some(candidates) = ranges.get_mut(&range) {
             candidates.remove(key);
             if candidates.is_empty() {
@@ -73,7 +81,10 @@ impl Services {
 
     /// The service at an address as a client of `client_namespace` sees it: an exact address first, then ranges.
     pub(crate) fn at(&self, addr: &NetworkAddr, client_namespace: &str) -> Option<&Arc<Service>> {
-        let exact = self.by_vip.get(addr).and_then(|c| choose(c, client_namespace));
+        let exact = self
+            .by_vip
+            .get(addr)
+            .and_then(|c| choose(c, client_namespace));
         exact.or_else(|| self.in_range(addr, client_namespace))
     }
 
@@ -81,8 +92,11 @@ impl Services {
     fn in_range(&self, addr: &NetworkAddr, client_namespace: &str) -> Option<&Arc<Service>> {
         let host = IpNet::from(addr.ip);
         let ranges = self.by_range.get(&addr.network)?.cover(&host);
-        let visible = ranges.filter_map(|(range, c)| Some((range.prefix_len(), choose(c, client_namespace)?)));
-        visible.max_by_key(|(len, s)| (*s.key.namespace == *client_namespace, *len)).map(|(_, service)| service)
+        let visible = ranges
+            .filter_map(|(range, c)| Some((range.prefix_len(), choose(c, client_namespace)?)));
+        visible
+            .max_by_key(|(len, s)| (*s.key.namespace == *client_namespace, *len))
+            .map(|(_, service)| service)
     }
 
     /// The service of a hostname as a client of `client_namespace` sees it.
@@ -129,7 +143,9 @@ fn range(ip: IpAddr, len: u8) -> IpNet {
 /// Visibility filters; then the client's own namespace wins, then canonical, then the first.
 fn choose<'a>(candidates: &'a Candidates, client_namespace: &str) -> Option<&'a Arc<Service>> {
     let own = |s: &Service| *s.key.namespace == *client_namespace;
-    let visible = candidates.values().filter(|s| s.visibility == Visibility::Public || own(s));
+    let visible = candidates
+        .values()
+        .filter(|s| s.visibility == Visibility::Public || own(s));
     // `max_by_key` takes the last of equals, so the order is reversed to take the first.
     visible.rev().max_by_key(|s| (own(s), s.canonical))
 }

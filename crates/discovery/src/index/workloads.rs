@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use hashbrown::{HashMap, hash_map::Entry};
-use karst_model::{addr::NetworkAddr, name::WorkloadUid, protocol::TunnelProtocol, workload::Workload};
+use karst_model::{
+    addr::NetworkAddr, name::WorkloadUid, protocol::TunnelProtocol, workload::Workload,
+};
 use smallvec::SmallVec;
 
 /// All who claim one address, oldest claim first. Nearly always one.
@@ -27,7 +29,10 @@ impl Workloads {
             self.by_addr.entry(addr).or_default().push(workload.clone());
         }
         if let Some(hostname) = &workload.hostname {
-            self.by_hostname.entry(hostname.clone()).or_default().push(workload.clone());
+            self.by_hostname
+                .entry(hostname.clone())
+                .or_default()
+                .push(workload.clone());
         }
         old
     }
@@ -54,7 +59,12 @@ impl Workloads {
     /// The workload that an address stands for. A stale pod and its successor may both claim it for a while, or a
     /// ServiceEntry and a pod: pods win, then those that speak HBONE, then the latest claim.
     pub(crate) fn at(&self, addr: &NetworkAddr) -> Option<&Arc<Workload>> {
-        self.by_addr.get(addr)?.iter().max_by_key(|w| (w.uid.0.contains("//Pod/"), w.tunnel == TunnelProtocol::Hbone))
+        self.by_addr.get(addr)?.iter().max_by_key(|w| {
+            (
+                w.uid.0.contains("//Pod/"),
+                w.tunnel == TunnelProtocol::Hbone,
+            )
+        })
     }
 
     pub(crate) fn by_hostname(&self, hostname: &str) -> Option<&Arc<Workload>> {
@@ -90,7 +100,14 @@ fn release<K: std::hash::Hash + Eq>(index: &mut HashMap<K, Claims>, key: K, uid:
 
 /// The addresses under which a workload is found. A host-network pod shares its node's, so it is found under none.
 pub(super) fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = NetworkAddr> + '_ {
-    let addresses = if workload.host_network { &[][..] } else { &workload.addresses[..] };
-    let distinct = addresses.iter().enumerate().filter(|(n, ip)| !addresses[..*n].contains(ip));
+    let addresses = if workload.host_network {
+        &[][..]
+    } else {
+        &workload.addresses[..]
+    };
+    let distinct = addresses
+        .iter()
+        .enumerate()
+        .filter(|(n, ip)| !addresses[..*n].contains(ip));
     distinct.map(|(_, ip)| NetworkAddr::new(workload.network.clone(), *ip))
 }

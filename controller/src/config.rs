@@ -1,0 +1,266 @@
+//! What the controller is told at start: flags, each with an environment variable, all mistakes collected before
+//! failing. `--print-config` shows the outcome as JSON and ends.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use karst_index::IndexConfig;
+use karst_model::identity::{DEFAULT_TRUST_DOMAIN, TrustDomain};
+use serde::Serialize;
+
+/// Control plane of the Karst mesh.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "karst-controller",
+    version,
+    about,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub config: Config,
+}
+
+/// What to do instead of serving.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Make a join token for a node; it is printed alone on standard output.
+    Token(TokenArgs),
+}
+
+/// Arguments of `token`.
+#[derive(Clone, Debug, Args)]
+pub struct TokenArgs {
+    /// What to do with the token; only `create` is known, and may be left out.
+    #[arg(value_parser = ["create"], default_value = "create", hide_default_value = true)]
+    pub action: String,
+    /// The node that may join with it, once.
+    #[arg(long)]
+    pub node: String,
+    /// Minutes that it can be used for.
+    #[arg(long, default_value_t = 60)]
+    pub ttl_minutes: u64,
+    #[command(flatten)]
+    pub state: StateArgs,
+}
+
+/// Where the controller keeps its state, and whose it is.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct StateArgs {
+    /// Directory for the certificate authority, token keys and what was captured. Whoever reads it is the mesh.
+    #[arg(
+        long,
+        env = "KARST_STATE_DIR",
+        default_value = "/var/lib/karst/controller"
+    )]
+    pub state_dir: PathBuf,
+    /// Trust domain of the identities that are issued.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = DEFAULT_TRUST_DOMAIN)]
+    pub trust_domain: String,
+}
+
+/// How to serve.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct Config {
+    /// Directory of Kubernetes YAML, watched.
+    #[arg(long, env = "KARST_FILES", required = true)]
+    #[serde(rename = "files")]
+    pub files: Option<PathBuf>,
+    /// Address of discovery, certificates and enrolment (TLS).
+    #[arg(long, env = "KARST_LISTEN", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15012)))]
+    pub listen: SocketAddr,
+    /// Address of metrics, readiness and debug pages. They show configuration: keep it on loopback or a trusted net.
+    #[arg(long, env = "KARST_ADMIN", default_value_t = SocketAddr::from(([127, 0, 0, 1], 15014)))]
+    pub admin: SocketAddr,
+    /// Further DNS name or IP address in the serving certificate; may be repeated. Local addresses are in it anyway.
+    #[arg(
+        long = "server-name",
+        env = "KARST_SERVER_NAMES",
+        value_delimiter = ','
+    )]
+    pub server_names: Vec<String>,
+    /// Directory of public keys (PEM or JWKS) whose tokens are believed beside our own.
+    #[arg(long, env = "KARST_TOKEN_KEYS")]
+    pub token_keys: Option<PathBuf>,
+    /// Name of the cluster, first part of workload UIDs.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Domain of service names.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Namespace whose policies hold for the whole mesh.
+    #[arg(long, env = "ROOT_NAMESPACE", default_value = "istio-system")]
+    pub root_namespace: String,
+    /// Seconds that streams get to finish after SIGTERM.
+    #[arg(long, env = "KARST_DRAIN_SECONDS", default_value_t = 5)]
+    pub drain_seconds: u64,
+    /// Show the outcome of flags, variables and defaults as JSON, and end.
+    #[arg(long)]
+    #[serde(skip)]
+    pub print_config: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub state: StateArgs,
+}
+
+/// Every mistake of the flags, one per line.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+impl Config {
+    /// Checks what clap cannot.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let mut mistakes = Vec::new();
+        if self.listen == self.admin {
+            mistakes.push(format!("--listen and --admin are both {}", self.listen));
+        }
+        let names = [
+            ("--trust-domain", &self.state.trust_domain),
+            ("--cluster-domain", &self.cluster_domain),
+            ("--cluster-id", &self.cluster_id),
+            ("--root-namespace", &self.root_namespace),
+        ];
+        for (flag, value) in names {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+            if value.is_empty() || !value.chars().all(plain) {
+                mistakes.push(format!(
+                    "{flag} {value:?}: expected letters, digits, '-', '.' and '_'"
+                ));
+            }
+        }
+        if mistakes.is_empty() {
+            Ok(())
+        } else {
+            Err(ConfigError(mistakes))
+        }
+    }
+
+    pub fn trust_domain(&self) -> TrustDomain {
+        TrustDomain(self.state.trust_domain.as_str().into())
+    }
+
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+
+    pub fn index(&self) -> IndexConfig {
+        IndexConfig {
+            cluster_id: self.cluster_id.as_str().into(),
+            trust_domain: self.trust_domain(),
+            cluster_domain: self.cluster_domain.as_str().into(),
+            root_namespace: self.root_namespace.as_str().into(),
+            ..IndexConfig::default()
+        }
+    }
+
+    /// The names and addresses that agents may dial.
+    pub fn serving_names(&self) -> Vec<String> {
+        let own = [
+            "localhost",
+            "karst-controller",
+            "karst-controller.karst-system",
+            "karst-controller.karst-system.svc",
+        ];
+        let mut names: BTreeSet<String> = own.map(str::to_owned).into();
+        names.insert(format!(
+            "karst-controller.karst-system.svc.{}",
+            self.cluster_domain
+        ));
+        match self.listen.ip() {
+            ip if ip.is_unspecified() => {
+                names.extend(local_addresses().iter().map(ToString::to_string))
+            }
+            ip => drop(names.insert(ip.to_string())),
+        }
+        names.extend(self.server_names.iter().cloned());
+        names.into_iter().collect()
+    }
+}
+
+/// Most local addresses that go into the certificate.
+const LOCAL_ADDRESSES_MAX: usize = 32;
+
+/// The addresses of this network namespace, from /proc; none where that cannot be read.
+fn local_addresses() -> BTreeSet<IpAddr> {
+    let v4 = fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
+    let v6 = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    local_v4(&v4)
+        .chain(local_v6(&v6))
+        .take(LOCAL_ADDRESSES_MAX)
+        .collect()
+}
+
+/// In `fib_trie` a local address is a leaf line (`|-- 10.0.0.1`) followed by one that says `/32 host LOCAL`.
+fn local_v4(fib_trie: &str) -> impl Iterator<Item = IpAddr> {
+    let lines = fib_trie.lines().zip(fib_trie.lines().skip(1));
+    let local = lines.filter(|(_, next)| next.trim() == "/32 host LOCAL");
+    local.filter_map(|(leaf, _)| leaf.trim().strip_prefix("|-- ")?.parse().ok())
+}
+
+/// `if_inet6` begins each line with the address as 32 hex digits. Link-local ones are left out.
+fn local_v6(if_inet6: &str) -> impl Iterator<Item = IpAddr> {
+    let address = |line: &str| u128::from_str_radix(line.split_whitespace().next()?, 16).ok();
+    let all = if_inet6.lines().filter_map(address).map(Ipv6Addr::from);
+    all.filter(|ip| !ip.is_unicast_link_local())
+        .map(IpAddr::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_addresses_are_read_as_the_kernel_writes_them() {
+        let trie = "Local:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.1.0.1\n        /32 host LOCAL\n     |-- 10.1.0.255\n        /32 link BROADCAST\n";
+        assert_eq!(
+            local_v4(trie).collect::<Vec<_>>(),
+            ["10.1.0.1".parse::<IpAddr>().unwrap()]
+        );
+        let inet6 = "fd000000000000000000000000000001 02 40 00 80 eth0\nfe800000000000000000000000000001 02 40 20 80 eth0\n";
+        assert_eq!(
+            local_v6(inet6).collect::<Vec<_>>(),
+            ["fd00::1".parse::<IpAddr>().unwrap()]
+        );
+    }
+
+    #[test]
+    fn mistakes_are_told_together() {
+        let cli = Cli::parse_from([
+            "karst-controller",
+            "--files",
+            "/x",
+            "--trust-domain",
+            "a b",
+            "--cluster-id",
+            "",
+            "--admin",
+            "[::]:15012",
+        ]);
+        let ConfigError(mistakes) = cli.config.check().unwrap_err();
+        assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+    }
+
+    #[test]
+    fn a_token_needs_no_files() {
+        let cli = Cli::parse_from([
+            "karst-controller",
+            "token",
+            "--node",
+            "n1",
+            "--state-dir",
+            "/s",
+        ]);
+        assert!(matches!(cli.command, Some(Command::Token(args)) if args.node == "n1"));
+        let cli = Cli::parse_from(["karst-controller", "token", "create", "--node", "n1"]);
+        assert!(cli.command.is_some());
+    }
+}

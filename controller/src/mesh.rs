@@ -1,0 +1,218 @@
+//! The owner of the index: everything that happens comes here, one at a time, and what it changes goes out at once.
+//!
+//! ```text
+//!   files changed ─┐
+//!   agent reports ─┼─► Command ──► Index (pure) ──Delta──► Pods, Resources (published), Problems
+//!   withdrawn     ─┘                                          │
+//!        ▲──────── all agents acknowledged, or 5 s ───────────┘ pods that lose their tunnel
+//! ```
+
+mod captured;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use karst_files::{Directory, read_dir};
+use karst_index::{Delta, Event, Index, IndexConfig};
+use karst_model::name::PodUid;
+use karst_runtime::supervise::spawn_connection;
+use karst_telemetry::error_chain::Chain;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::captured::CapturedPods;
+use crate::{
+    pods::Pods,
+    problems::Problems,
+    serve::{acks::Acks, metrics::ServeMetrics, publish::publications, resources::Resources},
+};
+
+/// Commands waiting for the index.
+pub const COMMANDS_MAX: usize = 1024;
+/// Longest wait for agents to acknowledge that a pod takes no more HBONE.
+const WITHDRAWAL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Something for the index's owner to do.
+pub enum Command {
+    /// Look at the directory again.
+    Rescan,
+    /// What an agent reports; answered when it is published.
+    Report {
+        events: Vec<Event>,
+        done: oneshot::Sender<()>,
+    },
+    /// Nobody sends HBONE to these pods any more.
+    Withdrawn(Vec<PodUid>),
+}
+
+/// Hands reports to the owner. Cheap to clone.
+#[derive(Clone)]
+pub struct Reporter(pub mpsc::Sender<Command>);
+
+/// The owner has ended: the program is going down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the controller is going down")]
+pub struct Gone;
+
+impl Reporter {
+    /// Returns when the events are applied and their effect is published.
+    pub async fn report(&self, events: Vec<Event>) -> Result<(), Gone> {
+        let (done, published) = oneshot::channel();
+        self.0
+            .send(Command::Report { events, done })
+            .await
+            .map_err(|_closed| Gone)?;
+        published.await.map_err(|_dropped| Gone)
+    }
+}
+
+/// What the owner's work is seen in.
+#[derive(Clone)]
+pub struct Outputs {
+    pub resources: Arc<Resources>,
+    pub pods: Arc<Pods>,
+    pub acks: Arc<Acks>,
+    pub problems: Arc<Problems>,
+    pub metrics: ServeMetrics,
+}
+
+/// The index and its inputs.
+pub struct Mesh {
+    index: Index,
+    directory: Option<Directory>,
+    path: PathBuf,
+    captured: CapturedPods,
+    outputs: Outputs,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Mesh {
+    /// `path`: the directory of YAML. `commands`: the way back in, for what must wait.
+    pub fn new(
+        cfg: IndexConfig,
+        path: PathBuf,
+        captured: CapturedPods,
+        outputs: Outputs,
+        commands: mpsc::Sender<Command>,
+    ) -> Self {
+        Self {
+            index: Index::new(cfg),
+            directory: Some(Directory::new()),
+            path,
+            captured,
+            outputs,
+            commands,
+        }
+    }
+
+    /// The first look: all objects together with what was captured when the last controller ended, as one step, so
+    /// that no captured pod is published as plaintext in between.
+    pub async fn start(&mut self) {
+        let mut events = self.scan().await;
+        events.extend(self.captured.events());
+        self.apply(events);
+    }
+
+    /// Takes commands until there can be no more.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        while let Some(command) = commands.recv().await {
+            match command {
+                Command::Rescan => {
+                    let events = self.scan().await;
+                    self.apply(events);
+                }
+                Command::Report { events, done } => {
+                    self.captured.record(&events);
+                    self.apply(events);
+                    // Nobody waits any more: then nobody is to be told.
+                    let _ = done.send(());
+                }
+                Command::Withdrawn(pods) => {
+                    self.apply(
+                        pods.into_iter()
+                            .map(|pod_uid| Event::Withdrawn { pod_uid })
+                            .collect(),
+                    );
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        let delta = self.index.handle_all(events);
+        if delta.is_empty() {
+            return;
+        }
+        self.outputs.pods.apply(&delta.node_workloads);
+        let revision = self.outputs.resources.publish(publications(&delta));
+        self.outputs.problems.set_conditions(&delta.conditions);
+        log(&delta, revision);
+        if !delta.withdrawing.is_empty() {
+            self.await_withdrawal(delta.withdrawing, revision);
+        }
+    }
+
+    fn await_withdrawal(&self, pods: Vec<PodUid>, revision: u64) {
+        let (outputs, commands) = (self.outputs.clone(), self.commands.clone());
+        spawn_connection("withdrawal", async move {
+            if !outputs.acks.reached(revision, WITHDRAWAL_PATIENCE).await {
+                outputs.metrics.withdrawals_timed_out.inc();
+                tracing::warn!(
+                    ?pods,
+                    "not every agent acknowledged in time that these pods leave the mesh: going on"
+                );
+            }
+            let _ = commands.send(Command::Withdrawn(pods)).await;
+        });
+    }
+
+    /// Reads the directory off this thread; what is wrong with it becomes a problem, and its objects stay.
+    async fn scan(&mut self) -> Vec<Event> {
+        let (path, mut directory) = (self.path.clone(), self.directory.take().unwrap_or_default());
+        let scanned = tokio::task::spawn_blocking(move || {
+            let outcome = read_dir(&path).map(|files| directory.update(files));
+            (directory, outcome)
+        });
+        let Ok((directory, outcome)) = scanned.await else {
+            tracing::error!(
+                "reading the files panicked, this is a bug in Karst: starting to read from nothing"
+            );
+            return Vec::new();
+        };
+        self.directory = Some(directory);
+        match outcome {
+            Ok((events, problems)) => {
+                self.outputs.problems.set_files(problems);
+                events.into_iter().map(to_index).collect()
+            }
+            Err(error) => {
+                self.outputs
+                    .problems
+                    .set_directory(Chain(&error).to_string());
+                Vec::new()
+            }
+        }
+    }
+}
+
+fn to_index(event: karst_files::Event) -> Event {
+    match event {
+        karst_files::Event::Applied(object) => Event::Apply(object),
+        karst_files::Event::Deleted(key) => Event::Delete(key),
+    }
+}
+
+fn log(delta: &Delta, revision: u64) {
+    tracing::info!(
+        revision,
+        workloads = delta.workloads.updated.len(),
+        workloads_removed = delta.workloads.removed.len(),
+        services = delta.services.updated.len(),
+        services_removed = delta.services.removed.len(),
+        policies = delta.policies.updated.len(),
+        policies_removed = delta.policies.removed.len(),
+        node_workloads = delta.node_workloads.len(),
+        "published"
+    );
+}

@@ -1,0 +1,19 @@
+//! What the controller serves: discovery, certificates, enrolment of nodes and their reports, all on one TLS port.
+//!
+//! ```text
+//!   index ──delta──► publish ──► Resources (each encoded once) ──► one Session per stream ──► agents
+//!   agents ──reports──► mesh (the index's owner)
+//! ```
+//!
+//! Every call but `Enrollment.Join` carries a bearer token. Whole-mesh discovery is for node agents only.
+
+pub mod acks;
+pub mod caller;
+pub mod certificates;
+pub mod discovery;
+pub mod enrollment;
+pub mod metrics;
+pub mod publish;
+pub mod reports;
+pub mod resources;
+pub mod session;

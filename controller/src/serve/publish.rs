@@ -1,0 +1,125 @@
+//! What the index says, as resources: the one place where the model meets the wire on its way out.
+
+use std::sync::Arc;
+
+use karst_index::{Delta, NodeChange};
+use karst_model::{
+    enrollment::NodeWorkload, name::ServiceKey, policy::Authorization, service::Service,
+    workload::Workload,
+};
+use karst_proto::{convert, type_url};
+use prost::Message as _;
+
+use super::resources::{Content, Publication, TableKey};
+
+/// The resources that a delta changes, in an order in which no workload ever names a policy that is gone.
+pub fn publications(delta: &Delta) -> Vec<Publication> {
+    let policies = delta
+        .policies
+        .updated
+        .iter()
+        .map(|(_, policy)| policy_publication(policy));
+    let services = delta
+        .services
+        .updated
+        .iter()
+        .map(|(_, service)| service_publication(service));
+    let workloads = delta
+        .workloads
+        .updated
+        .iter()
+        .map(|(_, workload)| workload_publication(workload));
+    let gone = |table: TableKey, name: Arc<str>| Publication {
+        table,
+        name,
+        content: None,
+    };
+    let workloads_gone = delta
+        .workloads
+        .removed
+        .iter()
+        .map(|uid| gone(TableKey::Address, uid.0.clone()));
+    let services_gone = delta
+        .services
+        .removed
+        .iter()
+        .map(|key| gone(TableKey::Address, key.to_string().into()));
+    let policies_gone = delta
+        .policies
+        .removed
+        .iter()
+        .map(|key| gone(TableKey::Authorization, key.to_string().into()));
+    let nodes = delta.node_workloads.iter().map(|change| match change {
+        NodeChange::Updated { node, workload } => node_publication(node.clone(), workload),
+        NodeChange::Removed { node, pod_uid } => {
+            gone(TableKey::Node(node.clone()), pod_uid.0.clone())
+        }
+    });
+    let additions = policies.chain(services).chain(workloads);
+    additions
+        .chain(workloads_gone)
+        .chain(services_gone)
+        .chain(policies_gone)
+        .chain(nodes)
+        .collect()
+}
+
+fn workload_publication(workload: &Workload) -> Publication {
+    let content = Content {
+        type_url: type_url::ADDRESS,
+        value: convert::workload_to(workload).encode_to_vec(),
+        aliases: convert::workload_aliases(workload),
+        groups: workload.services.keys().map(group).collect(),
+    };
+    Publication {
+        table: TableKey::Address,
+        name: workload.uid.0.clone(),
+        content: Some(content),
+    }
+}
+
+fn service_publication(service: &Service) -> Publication {
+    let content = Content {
+        type_url: type_url::ADDRESS,
+        value: convert::service_to(service).encode_to_vec(),
+        aliases: convert::service_aliases(service),
+        groups: Vec::new(),
+    };
+    Publication {
+        table: TableKey::Address,
+        name: group(&service.key),
+        content: Some(content),
+    }
+}
+
+fn policy_publication(policy: &Authorization) -> Publication {
+    let content = Content {
+        type_url: type_url::AUTHORIZATION,
+        value: convert::authorization_to(policy).encode_to_vec(),
+        aliases: Vec::new(),
+        groups: Vec::new(),
+    };
+    Publication {
+        table: TableKey::Authorization,
+        name: policy.key.to_string().into(),
+        content: Some(content),
+    }
+}
+
+fn node_publication(node: Arc<str>, pod: &NodeWorkload) -> Publication {
+    let content = Content {
+        type_url: type_url::NODE_WORKLOAD,
+        value: convert::encode_node_workload(pod),
+        aliases: Vec::new(),
+        groups: Vec::new(),
+    };
+    Publication {
+        table: TableKey::Node(node),
+        name: pod.pod_uid.0.clone(),
+        content: Some(content),
+    }
+}
+
+fn group(key: &ServiceKey) -> Arc<str> {
+    key.to_string().into()
+}
