@@ -28,6 +28,9 @@ use crate::{
     stream::{StreamLoad, StreamPermit, Tunnel},
 };
 
+/// How long a connection that we end may take to put its GOAWAY on the wire.
+const GOAWAY_TIME: Duration = Duration::from_secs(1);
+
 /// Limits and times of served connections. Sizes in bytes.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -231,13 +234,16 @@ where
             })
             .await
         };
-        if matches!(
-            outcome,
-            Err(ServeError::PingTimeout(_) | ServeError::DrainDeadline)
-        ) {
-            self.connection.abrupt_shutdown(Reason::NO_ERROR);
-            // One turn to put GOAWAY on the wire; a peer that takes nothing is not waited for.
-            let _pending_or_done = poll_fn(|cx| Poll::Ready(self.connection.poll_closed(cx))).await;
+        let goaway = match outcome {
+            Err(ServeError::PingTimeout(_) | ServeError::DrainDeadline) => Some(Reason::NO_ERROR),
+            Err(ServeError::Abandoned) => Some(Reason::ENHANCE_YOUR_CALM),
+            _ => None,
+        };
+        if let Some(reason) = goaway {
+            self.connection.abrupt_shutdown(reason);
+            // A peer that takes nothing is not waited for.
+            let flushed = poll_fn(|cx| self.connection.poll_closed(cx));
+            let _flushed_or_late = tokio::time::timeout(GOAWAY_TIME, flushed).await;
         }
         outcome
     }

@@ -140,11 +140,15 @@ impl TunnelReader {
 
     /// Like [`TunnelReader::data`]; the caller gives credit back with [`TunnelReader::release`].
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
-        match ready!(self.recv.poll_data(cx)) {
-            Some(Err(error)) if is_normal_end(&error) => Poll::Ready(None),
-            Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
-            Some(Ok(bytes)) => Poll::Ready(Some(Ok(bytes))),
-            None => Poll::Ready(None),
+        loop {
+            return match ready!(self.recv.poll_data(cx)) {
+                // The frame that only carries END_STREAM.
+                Some(Ok(bytes)) if bytes.is_empty() => continue,
+                Some(Ok(bytes)) => Poll::Ready(Some(Ok(bytes))),
+                Some(Err(error)) if is_normal_end(&error) => Poll::Ready(None),
+                Some(Err(error)) => Poll::Ready(Some(Err(error.into()))),
+                None => Poll::Ready(None),
+            };
         }
     }
 

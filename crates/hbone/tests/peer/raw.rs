@@ -100,6 +100,14 @@ impl Raw {
         raw
     }
 
+    /// A client that has also accepted the server's SETTINGS, windows and frame size among them.
+    pub(crate) async fn settled_client(io: DuplexStream) -> Self {
+        let mut raw = Self::client(io).await;
+        raw.find(&[SETTINGS]).await.unwrap();
+        raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
+        raw
+    }
+
     /// The peer may have closed already; what it said tells the test.
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         let _closed = self.io.write_all(bytes).await;

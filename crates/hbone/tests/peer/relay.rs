@@ -155,7 +155,7 @@ async fn cancel_after_data_is_an_end_that_loses_nothing() {
     local(async {
         for code in [8_u32, 0] {
             let mut served = serve(ServerConfig::default());
-            let mut peer = Raw::client(served.io()).await;
+            let mut peer = Raw::settled_client(served.io()).await;
             peer.send(&raw::connect(1, "10.0.0.1:80")).await;
             let tunnel = served.accept().await;
             let (mut app, ours) = tcp_pair().await;
