@@ -85,7 +85,8 @@ impl Reader<'_> {
             );
         }
         let field = |name: &str| node.get(name).and_then(Node::text);
-        let api_version = field("apiVersion").or_else(|| inherited.map(|(api_version, _)| api_version));
+        let api_version =
+            field("apiVersion").or_else(|| inherited.map(|(api_version, _)| api_version));
         let kind = field("kind").or_else(|| inherited.map(|(_, kind)| kind));
         let (Some(api_version), Some(kind)) = (api_version, kind) else {
             let missing = if kind.is_none() { "kind" } else { "apiVersion" };
@@ -123,6 +124,14 @@ impl Reader<'_> {
                     "kind",
                     format!("{error}; the object is left out"),
                 );
+                // Without a name it may be the start of something that is still being written.
+                if node
+                    .get("metadata")
+                    .and_then(|meta| meta.get("name"))
+                    .is_none()
+                {
+                    self.contents.documents.push(Document::Unnamed);
+                }
             }
             KindError::Version { .. } => {
                 let position = node.position_of(&[Step::Key("apiVersion".to_owned())]);
@@ -182,45 +191,34 @@ impl Reader<'_> {
     fn identity(&mut self, node: &Node, kind: Kind) -> Option<ObjectKey> {
         let meta = node.get("metadata");
         let part = |name: &str| meta.and_then(|meta| meta.get(name));
-        let path = |name: &str| [Step::Key("metadata".to_owned()), Step::Key(name.to_owned())];
-        let wrong = |name: &str, text: &str| match text {
-            "" => Some(format!(
-                "missing field `metadata.{name}`, expected the name of this {kind}"
+        let name = name_in(part("name")).and_then(|name| match name {
+            "" => Err(format!(
+                "missing field `metadata.name`, expected the name of this {kind}"
             )),
-            text if !requirements::is_object_name(text) => Some(format!(
-                "{text:?} is no name: expected lower-case letters, digits, '-' and '.'"
-            )),
-            _ => None,
-        };
-        let name = part("name").and_then(Node::text).unwrap_or_default();
-        let namespace = match part("namespace").map(|node| &node.value) {
-            None | Some(Value::Null) => "",
-            Some(Value::Text(text)) => text,
-            Some(_) => "?",
-        };
-        let namespace_error = if namespace.is_empty() {
-            None
-        } else {
-            wrong("namespace", namespace)
-        };
-        for (field, error) in [
-            ("name", wrong("name", name)),
-            ("namespace", namespace_error),
-        ] {
-            if let Some(message) = error {
-                let place = path(field);
-                self.problem(
-                    Severity::Error,
-                    node.position_of(&place),
-                    None,
-                    &display_path(&place),
-                    message,
-                );
-                self.contents.documents.push(Document::Unnamed);
-                return None;
-            }
+            name => Ok(name),
+        });
+        match (name, name_in(part("namespace"))) {
+            (Ok(name), Ok(namespace)) => Some(ObjectKey::new(kind, namespace, name)),
+            (Err(message), _) => self.unidentified(node, "name", message),
+            (_, Err(message)) => self.unidentified(node, "namespace", message),
         }
-        Some(ObjectKey::new(kind, namespace, name))
+    }
+
+    fn unidentified<T>(&mut self, node: &Node, field: &str, message: String) -> Option<T> {
+        let path = [
+            Step::Key("metadata".to_owned()),
+            Step::Key(field.to_owned()),
+        ];
+        let position = node.position_of(&path);
+        self.problem(
+            Severity::Error,
+            position,
+            None,
+            &display_path(&path),
+            message,
+        );
+        self.contents.documents.push(Document::Unnamed);
+        None
     }
 
     fn unnamed(&mut self, position: Position, message: String) {
@@ -245,6 +243,19 @@ impl Reader<'_> {
             field: field.to_owned(),
             message,
         });
+    }
+}
+
+/// The name that a field gives; empty where it gives none.
+fn name_in(field: Option<&Node>) -> Result<&str, String> {
+    match field.map(|field| &field.value) {
+        None | Some(Value::Null) => Ok(""),
+        Some(Value::Text(text)) if requirements::is_object_name(text) => Ok(text),
+        Some(Value::Text(text)) => Err(format!(
+            "{text:?} is no name: expected lower-case letters, digits, '-' and '.'"
+        )),
+        // YAML reads n, y, no, on and numbers as something else than text.
+        Some(_) => Err("is no text, expected a name; put it in quotes".to_owned()),
     }
 }
 

@@ -59,7 +59,7 @@ pub(crate) enum Step {
 /// Reads the documents of `text`, which starts after so many lines of its file.
 pub(crate) fn parse(text: &str, lines_before: u64) -> Result<Vec<Node>, SyntaxError> {
     let mut nodes: Vec<Node> = serde_saphyr::from_multiple_with_options(text, options())
-        .map_err(|error| syntax_error(text, &error))
+        .map_err(|error| syntax_error(&error))
         .map_err(|mut error| {
             error.position.line += lines_before;
             error
@@ -88,7 +88,7 @@ fn options() -> Options {
     }
 }
 
-fn syntax_error(text: &str, error: &serde_saphyr::Error) -> SyntaxError {
+fn syntax_error(error: &serde_saphyr::Error) -> SyntaxError {
     let position = error
         .location()
         .map_or_else(Position::default, |at| Position {
@@ -96,13 +96,8 @@ fn syntax_error(text: &str, error: &serde_saphyr::Error) -> SyntaxError {
             column: at.column(),
         });
     let mut message = plain_message(error);
-    let line = position
-        .line
-        .checked_sub(1)
-        .and_then(|n| usize::try_from(n).ok())
-        .and_then(|n| text.lines().nth(n));
-    if line.is_some_and(|line| line.trim_start_matches(' ').starts_with('\t')) {
-        message.push_str("; a tab cannot indent YAML, use spaces");
+    if message.contains("tab") {
+        message.push_str("; YAML is indented with spaces");
     }
     SyntaxError { position, message }
 }

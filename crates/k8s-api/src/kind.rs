@@ -24,7 +24,11 @@ pub enum KindError {
     #[error("kind {kind:?} of {api_version:?} is not one that karst reads")]
     Unknown { api_version: String, kind: String },
     #[error("kind {kind} is served as {expected}, not as {api_version:?}")]
-    Version { api_version: String, kind: Kind, expected: String },
+    Version {
+        api_version: String,
+        kind: Kind,
+        expected: String,
+    },
 }
 
 /// One row per kind: its name, its API group with the slash, and the versions that all read alike.
@@ -36,17 +40,72 @@ struct Row {
 }
 
 const ROWS: [Row; 11] = [
-    Row { kind: Kind::Namespace, name: "Namespace", group: "", versions: &["v1"] },
-    Row { kind: Kind::Node, name: "Node", group: "", versions: &["v1"] },
-    Row { kind: Kind::ServiceAccount, name: "ServiceAccount", group: "", versions: &["v1"] },
-    Row { kind: Kind::Pod, name: "Pod", group: "", versions: &["v1"] },
-    Row { kind: Kind::Service, name: "Service", group: "", versions: &["v1"] },
-    Row { kind: Kind::EndpointSlice, name: "EndpointSlice", group: "discovery.k8s.io/", versions: &["v1"] },
-    Row { kind: Kind::ConfigMap, name: "ConfigMap", group: "", versions: &["v1"] },
-    Row { kind: Kind::Deployment, name: "Deployment", group: "apps/", versions: &["v1"] },
-    Row { kind: Kind::AuthorizationPolicy, name: "AuthorizationPolicy", group: "security.istio.io/", versions: &["v1", "v1beta1"] },
-    Row { kind: Kind::PeerAuthentication, name: "PeerAuthentication", group: "security.istio.io/", versions: &["v1", "v1beta1"] },
-    Row { kind: Kind::ServiceEntry, name: "ServiceEntry", group: "networking.istio.io/", versions: &["v1", "v1beta1", "v1alpha3"] },
+    Row {
+        kind: Kind::Namespace,
+        name: "Namespace",
+        group: "",
+        versions: &["v1"],
+    },
+    Row {
+        kind: Kind::Node,
+        name: "Node",
+        group: "",
+        versions: &["v1"],
+    },
+    Row {
+        kind: Kind::ServiceAccount,
+        name: "ServiceAccount",
+        group: "",
+        versions: &["v1"],
+    },
+    Row {
+        kind: Kind::Pod,
+        name: "Pod",
+        group: "",
+        versions: &["v1"],
+    },
+    Row {
+        kind: Kind::Service,
+        name: "Service",
+        group: "",
+        versions: &["v1"],
+    },
+    Row {
+        kind: Kind::EndpointSlice,
+        name: "EndpointSlice",
+        group: "discovery.k8s.io/",
+        versions: &["v1"],
+    },
+    Row {
+        kind: Kind::ConfigMap,
+        name: "ConfigMap",
+        group: "",
+        versions: &["v1"],
+    },
+    Row {
+        kind: Kind::Deployment,
+        name: "Deployment",
+        group: "apps/",
+        versions: &["v1"],
+    },
+    Row {
+        kind: Kind::AuthorizationPolicy,
+        name: "AuthorizationPolicy",
+        group: "security.istio.io/",
+        versions: &["v1", "v1beta1"],
+    },
+    Row {
+        kind: Kind::PeerAuthentication,
+        name: "PeerAuthentication",
+        group: "security.istio.io/",
+        versions: &["v1", "v1beta1"],
+    },
+    Row {
+        kind: Kind::ServiceEntry,
+        name: "ServiceEntry",
+        group: "networking.istio.io/",
+        versions: &["v1", "v1beta1", "v1alpha3"],
+    },
 ];
 
 impl Kind {
@@ -56,8 +115,14 @@ impl Kind {
     /// [`KindError::Unknown`] for a kind or group that Karst does not read, [`KindError::Version`] for a known kind
     /// in a version that it does not read.
     pub fn of(api_version: &str, kind: &str) -> Result<Self, KindError> {
-        let unknown = || KindError::Unknown { api_version: api_version.to_owned(), kind: kind.to_owned() };
-        let row = ROWS.iter().find(|row| row.name == kind).ok_or_else(unknown)?;
+        let unknown = || KindError::Unknown {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+        };
+        let row = ROWS
+            .iter()
+            .find(|row| row.name == kind)
+            .ok_or_else(unknown)?;
         let version = match api_version.strip_prefix(row.group) {
             Some(version) if !version.contains('/') => version,
             _ if api_version.contains('/') || !row.group.is_empty() => return Err(unknown()),
@@ -66,8 +131,16 @@ impl Kind {
         if row.versions.contains(&version) {
             return Ok(row.kind);
         }
-        let expected: Vec<String> = row.versions.iter().map(|v| format!("{}{v}", row.group)).collect();
-        Err(KindError::Version { api_version: api_version.to_owned(), kind: row.kind, expected: expected.join(" or ") })
+        let expected: Vec<String> = row
+            .versions
+            .iter()
+            .map(|v| format!("{}{v}", row.group))
+            .collect();
+        Err(KindError::Version {
+            api_version: api_version.to_owned(),
+            kind: row.kind,
+            expected: expected.join(" or "),
+        })
     }
 
     fn row(self) -> &'static Row {
@@ -103,22 +176,40 @@ mod tests {
     #[test]
     fn every_kind_is_found_under_each_of_its_versions() {
         for (position, row) in ROWS.iter().enumerate() {
-            assert_eq!(row.kind as usize, position, "rows are in the order of the enum");
+            assert_eq!(
+                row.kind as usize, position,
+                "rows are in the order of the enum"
+            );
             for version in row.versions {
-                assert_eq!(Kind::of(&format!("{}{version}", row.group), row.name), Ok(row.kind));
+                assert_eq!(
+                    Kind::of(&format!("{}{version}", row.group), row.name),
+                    Ok(row.kind)
+                );
             }
         }
     }
 
     #[test]
     fn other_groups_and_versions_are_told_apart() {
-        let unknown = |api: &str, kind: &str| matches!(Kind::of(api, kind), Err(KindError::Unknown { .. }));
+        let unknown =
+            |api: &str, kind: &str| matches!(Kind::of(api, kind), Err(KindError::Unknown { .. }));
         assert!(unknown("v1", "Secret"));
-        assert!(unknown("serving.knative.dev/v1", "Service"), "another group's Service is another kind");
+        assert!(
+            unknown("serving.knative.dev/v1", "Service"),
+            "another group's Service is another kind"
+        );
         assert!(unknown("v1", "EndpointSlice"));
         assert!(unknown("", "AuthorizationPolicy"));
-        let Err(error) = Kind::of("networking.istio.io/v2", "ServiceEntry") else { panic!("v2 does not exist") };
-        assert!(error.to_string().contains("networking.istio.io/v1 or"), "{error}");
-        assert!(matches!(Kind::of("v2", "Pod"), Err(KindError::Version { .. })));
+        let Err(error) = Kind::of("networking.istio.io/v2", "ServiceEntry") else {
+            panic!("v2 does not exist")
+        };
+        assert!(
+            error.to_string().contains("networking.istio.io/v1 or"),
+            "{error}"
+        );
+        assert!(matches!(
+            Kind::of("v2", "Pod"),
+            Err(KindError::Version { .. })
+        ));
     }
 }

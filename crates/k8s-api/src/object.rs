@@ -53,7 +53,11 @@ impl ObjectKey {
             "" => DEFAULT_NAMESPACE,
             given => given,
         };
-        Self { kind, namespace: namespace.into(), name: name.into() }
+        Self {
+            kind,
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -147,7 +151,10 @@ mod tests {
     fn keys_follow_the_scope_of_the_kind() {
         let pod = read(Kind::Pod, serde_json::json!({"metadata": {"name": "a"}}));
         assert_eq!(pod.key().to_string(), "Pod default/a");
-        let node = read(Kind::Node, serde_json::json!({"metadata": {"name": "n", "namespace": "ignored"}}));
+        let node = read(
+            Kind::Node,
+            serde_json::json!({"metadata": {"name": "n", "namespace": "ignored"}}),
+        );
         assert_eq!(node.key().to_string(), "Node n");
     }
 
@@ -166,7 +173,9 @@ mod tests {
                 },
             }),
         );
-        let Object::AuthorizationPolicy(policy) = policy else { panic!("{policy:?}") };
+        let Object::AuthorizationPolicy(policy) = policy else {
+            panic!("{policy:?}")
+        };
         let rule = &policy.spec.rules[0];
         assert_eq!(rule.from[0].source.not_principals, ["a"]);
         assert_eq!(rule.from[0].source.ip_blocks, ["10.0.0.0/8"]);

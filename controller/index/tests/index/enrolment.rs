@@ -1,0 +1,241 @@
+//! Who is in the mesh, when peers hear of it, and what a node is told.
+
+use karst_k8s_api::Kind;
+use karst_model::{enrollment::EnrollMode, protocol::TunnelProtocol};
+
+use crate::world::{World, namespace, pod};
+
+fn mode(world: &World, uid: &str) -> EnrollMode {
+    world.node_row(uid).unwrap().mode
+}
+
+#[test]
+fn a_pod_is_published_only_after_its_node_has_captured_it() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Ambient);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+    world.captured("uid-a", true);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+    world.captured("uid-a", false);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+}
+
+#[test]
+fn un_enrolment_withdraws_first_and_releases_after_peers_know() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    world.captured("uid-a", true);
+    let first = world.apply(&namespace("shop", "none"));
+    assert_eq!(first.withdrawing, ["uid-a".into()]);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+    assert!(
+        first.node_workloads.is_empty(),
+        "the node goes on capturing"
+    );
+    let second = world.withdrawn("uid-a");
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
+    assert!(second.workloads.is_empty());
+    // What the node said before it released the pod counts no more.
+    world.apply(&namespace("shop", "ambient"));
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+    world.captured("uid-a", true);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+}
+
+#[test]
+fn a_change_of_mind_while_withdrawing_publishes_again() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    world.captured("uid-a", true);
+    world.apply(&namespace("shop", "none"));
+    let back = world.apply(&namespace("shop", "ambient"));
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+    assert!(back.node_workloads.is_empty() && back.withdrawing.is_empty());
+    world.withdrawn("uid-a");
+    assert_eq!(
+        mode(&world, "uid-a"),
+        EnrollMode::Ambient,
+        "a late acknowledgement changes nothing"
+    );
+}
+
+#[test]
+fn a_pod_that_was_never_published_is_let_go_at_once() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    assert!(
+        world
+            .apply(&namespace("shop", "none"))
+            .withdrawing
+            .is_empty()
+    );
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
+}
+
+#[test]
+fn who_is_enrolled() {
+    let label = |value: &str| format!("  labels: {{istio.io/dataplane-mode: {value}}}");
+    let cases = [
+        ("ambient", String::new(), EnrollMode::Ambient),
+        ("ambient", label("none"), EnrollMode::Off),
+        ("none", label("ambient"), EnrollMode::Ambient),
+        ("none", String::new(), EnrollMode::Off),
+        (
+            "ambient",
+            "  annotations: {sidecar.istio.io/status: x}".to_owned(),
+            EnrollMode::Off,
+        ),
+    ];
+    for (of_namespace, more, expected) in cases {
+        let world = World::of(&(namespace("shop", of_namespace) + &pod("a", "10.0.0.1", &more)));
+        assert_eq!(mode(&world, "uid-a"), expected, "{of_namespace} {more}");
+    }
+    let host_network = pod("a", "10.0.0.1", "").replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    let world = World::of(&(namespace("shop", "ambient") + &host_network));
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
+    for (space, more) in [
+        ("kube-system", ""),
+        (
+            "istio-system",
+            "  labels: {app.kubernetes.io/part-of: karst}",
+        ),
+    ] {
+        let text =
+            (namespace("shop", "ambient") + &pod("a", "10.0.0.1", more)).replace("shop", space);
+        assert_eq!(mode(&World::of(&text), "uid-a"), EnrollMode::Off, "{space}");
+    }
+}
+
+#[test]
+fn a_pod_that_ends_takes_its_rows_along() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    world.apply(&pod("a", "10.0.0.1", "").replace("phase: Running", "phase: Succeeded"));
+    assert!(world.model.workloads.is_empty() && world.model.nodes.is_empty());
+    world.apply(&pod("a", "10.0.0.1", ""));
+    world.delete(Kind::Pod, "shop", "a");
+    assert!(world.model.workloads.is_empty() && world.model.nodes.is_empty());
+}
+
+#[test]
+fn a_pod_under_the_name_of_another_starts_anew() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    world.captured("uid-a", true);
+    world.apply(
+        &pod("a", "10.0.0.2", "")
+            .replace("uid-a", "uid-b")
+            .replace("n1", "n2"),
+    );
+    assert_eq!(
+        world.pod("a").tunnel,
+        TunnelProtocol::None,
+        "its own capture is still to come"
+    );
+    assert!(world.node_row("uid-a").is_none());
+    assert_eq!(world.index.node_of(&"uid-b".into()), Some("n2"));
+    assert_eq!(world.index.node_of(&"uid-a".into()), None);
+}
+
+#[test]
+fn a_report_may_come_before_the_pod() {
+    let mut world = World::of(&namespace("shop", "ambient"));
+    world.captured("uid-a", true);
+    world.apply(&pod("a", "10.0.0.1", ""));
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+}
+
+#[test]
+fn capture_options_come_from_annotations_and_bad_ones_are_named() {
+    let more = r#"  annotations:
+    traffic.sidecar.istio.io/excludeOutboundPorts: "5432, x, 6379"
+    traffic.sidecar.istio.io/excludeInboundPorts: "9090"
+    traffic.sidecar.istio.io/excludeOutboundIPRanges: "10.9.0.0/16,10.8.0.1"
+    traffic.sidecar.istio.io/includeInboundPorts: "80"
+    ambient.istio.io/dns-capture: "false""#;
+    let world = World::of(&pod("a", "10.0.0.1", more));
+    let capture = &world.node_row("uid-a").unwrap().capture;
+    assert_eq!(capture.exclude_outbound_ports, [5432, 6379]);
+    assert_eq!(capture.exclude_inbound_ports, [9090]);
+    let ranges: Vec<String> = capture
+        .exclude_outbound_cidrs
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(ranges, ["10.9.0.0/16", "10.8.0.1/32"]);
+    assert_eq!(capture.dns_capture, Some(false));
+    assert_eq!(
+        world.reasons(Kind::Pod, "shop", "a"),
+        ["UnsupportedValue", "Invalid"]
+    );
+}
+
+#[test]
+fn probe_ports_are_those_of_probes_and_hooks_with_names_resolved() {
+    let text = pod("a", "10.0.0.1", "").replace(
+        "  - name: main\n",
+        "  - name: main
+    livenessProbe: {httpGet: {port: web}}
+    readinessProbe: {tcpSocket: {port: 9091}}
+    startupProbe: {grpc: {port: 7000}}
+    lifecycle: {preStop: {httpGet: {port: admin}}, postStart: {exec: {command: [x]}}}
+",
+    );
+    assert_eq!(
+        World::of(&text).node_row("uid-a").unwrap().probe_ports,
+        [7000, 8080, 9090, 9091]
+    );
+}
+
+#[test]
+fn a_workload_that_speaks_hbone_itself_is_marked_so() {
+    let world = World::of(&pod(
+        "a",
+        "10.0.0.1",
+        "  labels: {networking.istio.io/tunnel: http}",
+    ));
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+    assert!(world.pod("a").native_tunnel);
+}
+
+#[test]
+fn names_for_telemetry() {
+    let owner = |kind: &str, name: &str| {
+        format!(
+            "  ownerReferences: [{{apiVersion: v1, kind: {kind}, name: {name}, uid: x, controller: true}}]\n"
+        )
+    };
+    let cases = [
+        (String::new(), "a", "a", "latest"),
+        (
+            owner("ReplicaSet", "web-5d9") + "  labels: {pod-template-hash: 5d9}",
+            "web",
+            "web",
+            "latest",
+        ),
+        (
+            owner("Job", "nightly-28000000"),
+            "nightly",
+            "nightly",
+            "latest",
+        ),
+        (owner("Job", "once-1"), "once-1", "once-1", "latest"),
+        (
+            owner("StatefulSet", "db") + "  labels: {app: pg, version: v2}",
+            "db",
+            "pg",
+            "v2",
+        ),
+        (
+            "  labels: {service.istio.io/workload-name: w, app.kubernetes.io/name: nm}".to_owned(),
+            "w",
+            "nm",
+            "latest",
+        ),
+    ];
+    for (more, workload, canonical, revision) in cases {
+        let world = World::of(&pod("a", "10.0.0.1", &more));
+        let pod = world.pod("a");
+        let names = (
+            &*pod.workload_name,
+            &*pod.canonical_name,
+            &*pod.canonical_revision,
+        );
+        assert_eq!(names, (workload, canonical, revision), "{more}");
+    }
+}

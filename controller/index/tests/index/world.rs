@@ -1,0 +1,205 @@
+//! An index under test, and the model as it stands, kept by applying deltas only.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use karst_index::{Changes, Condition, Delta, Event, ExternalName, Index, IndexConfig, NodeChange};
+use karst_k8s_api::{Kind, Object, ObjectKey};
+use karst_model::{
+    enrollment::NodeWorkload,
+    name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
+    policy::Authorization,
+    service::Service,
+    workload::Workload,
+};
+
+/// Reads the objects of a text, separated by `---`.
+pub(crate) fn objects(text: &str) -> Vec<Object> {
+    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(text).unwrap();
+    let read = |document: serde_json::Value| {
+        let field = |name: &str| document[name].as_str().unwrap_or_default().to_owned();
+        let kind = Kind::of(&field("apiVersion"), &field("kind")).unwrap();
+        Object::deserialize(kind, document).unwrap()
+    };
+    documents.into_iter().map(read).collect()
+}
+
+/// The model, as a consumer of deltas would hold it.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Model {
+    pub(crate) workloads: BTreeMap<WorkloadUid, Arc<Workload>>,
+    pub(crate) services: BTreeMap<ServiceKey, Arc<Service>>,
+    pub(crate) policies: BTreeMap<PolicyKey, Arc<Authorization>>,
+    pub(crate) external_names: BTreeMap<ServiceKey, Arc<ExternalName>>,
+    pub(crate) nodes: BTreeMap<(Arc<str>, PodUid), Arc<NodeWorkload>>,
+    pub(crate) conditions: BTreeMap<ObjectKey, Vec<Condition>>,
+}
+
+pub(crate) struct World {
+    pub(crate) index: Index,
+    pub(crate) model: Model,
+}
+
+impl World {
+    pub(crate) fn of(text: &str) -> Self {
+        let mut world = Self {
+            index: Index::new(IndexConfig::default()),
+            model: Model::default(),
+        };
+        world.apply(text);
+        world
+    }
+
+    pub(crate) fn apply(&mut self, text: &str) -> Delta {
+        self.take(objects(text).into_iter().map(Event::Apply).collect())
+    }
+
+    pub(crate) fn delete(&mut self, kind: Kind, namespace: &str, name: &str) -> Delta {
+        self.take(vec![Event::Delete(ObjectKey::new(kind, namespace, name))])
+    }
+
+    pub(crate) fn captured(&mut self, uid: &str, captured: bool) -> Delta {
+        self.take(vec![Event::Captured {
+            pod_uid: uid.into(),
+            captured,
+        }])
+    }
+
+    pub(crate) fn withdrawn(&mut self, uid: &str) -> Delta {
+        self.take(vec![Event::Withdrawn {
+            pod_uid: uid.into(),
+        }])
+    }
+
+    pub(crate) fn take(&mut self, events: Vec<Event>) -> Delta {
+        let delta = self.index.handle_all(events);
+        self.model.apply(&delta);
+        delta
+    }
+
+    /// The pod's workload in namespace `shop`.
+    pub(crate) fn pod(&self, name: &str) -> &Workload {
+        let uid: WorkloadUid = format!("Kubernetes//Pod/shop/{name}").as_str().into();
+        self.model
+            .workloads
+            .get(&uid)
+            .unwrap_or_else(|| panic!("no workload {uid}"))
+    }
+
+    /// A service of namespace `shop`.
+    pub(crate) fn service(&self, name: &str) -> &Service {
+        let key: ServiceKey = format!("shop/{name}.shop.svc.cluster.local")
+            .parse()
+            .unwrap();
+        self.model
+            .services
+            .get(&key)
+            .unwrap_or_else(|| panic!("no service {key}"))
+    }
+
+    pub(crate) fn host(&self, key: &str) -> &Service {
+        self.model
+            .services
+            .get(&key.parse().unwrap())
+            .unwrap_or_else(|| panic!("no service {key}"))
+    }
+
+    pub(crate) fn policy(&self, key: &str) -> Option<&Authorization> {
+        self.model
+            .policies
+            .get(&key.parse().unwrap())
+            .map(|policy| &**policy)
+    }
+
+    pub(crate) fn node_row(&self, uid: &str) -> Option<&NodeWorkload> {
+        self.model
+            .nodes
+            .iter()
+            .find(|((_, pod), _)| *pod == uid.into())
+            .map(|(_, row)| &**row)
+    }
+
+    /// Reasons of the conditions of an object.
+    pub(crate) fn reasons(&self, kind: Kind, namespace: &str, name: &str) -> Vec<&'static str> {
+        let key = ObjectKey::new(kind, namespace, name);
+        self.model
+            .conditions
+            .get(&key)
+            .into_iter()
+            .flatten()
+            .map(|condition| condition.reason)
+            .collect()
+    }
+}
+
+impl Model {
+    pub(crate) fn of_snapshot(index: &Index) -> Self {
+        let mut model = Self::default();
+        model.apply(&index.snapshot());
+        model
+    }
+
+    pub(crate) fn apply(&mut self, delta: &Delta) {
+        put(&mut self.workloads, &delta.workloads);
+        put(&mut self.services, &delta.services);
+        put(&mut self.policies, &delta.policies);
+        put(&mut self.external_names, &delta.external_names);
+        for change in &delta.node_workloads {
+            match change.clone() {
+                NodeChange::Updated { node, workload } => {
+                    self.nodes
+                        .insert((node, workload.pod_uid.clone()), workload);
+                }
+                NodeChange::Removed { node, pod_uid } => drop(self.nodes.remove(&(node, pod_uid))),
+            }
+        }
+        for change in &delta.conditions {
+            match change.conditions.is_empty() {
+                true => drop(self.conditions.remove(&change.object)),
+                false => drop(
+                    self.conditions
+                        .insert(change.object.clone(), change.conditions.clone()),
+                ),
+            }
+        }
+    }
+}
+
+fn put<K: Ord + Clone, V>(table: &mut BTreeMap<K, Arc<V>>, changes: &Changes<K, V>) {
+    changes
+        .removed
+        .iter()
+        .for_each(|key| drop(table.remove(key)));
+    table.extend(changes.updated.iter().cloned());
+}
+
+/// A ready pod of namespace `shop` on node n1; `more` is added to its metadata, two spaces deep.
+pub(crate) fn pod(name: &str, ip: &str, more: &str) -> String {
+    format!(
+        "
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+  namespace: shop
+  uid: uid-{name}
+{more}
+spec:
+  nodeName: n1
+  serviceAccountName: {name}
+  containers:
+  - name: main
+    ports: [{{name: web, containerPort: 8080}}, {{name: admin, containerPort: 9090}}]
+status:
+  phase: Running
+  podIPs: [{{ip: {ip}}}]
+  conditions: [{{type: Ready, status: \"True\"}}]
+"
+    )
+}
+
+pub(crate) fn namespace(name: &str, mode: &str) -> String {
+    format!(
+        "\n---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{istio.io/dataplane-mode: {mode}}}}}\n"
+    )
+}
