@@ -297,12 +297,10 @@ pub(crate) fn agent(lab: &LabName, node: &str) -> Result<Kept, LabError> {
         ("--join-token-file", text(&token)),
         ("--pin-dir", text(&lab.pin_dir(node))),
         ("--cgroup-root", text(&root)),
-        ("--kubelet-cgroup", text(&cgroup::path(lab, KUBELET)?)),
         ("--cluster-dns", CLUSTER_DNS.0.to_string()),
         ("--admin", "127.0.0.1:15000".to_owned()),
         ("--metrics-port", "15020".to_owned()),
         ("--ready-port", "15021".to_owned()),
-        ("--netns-dir", "/run/netns".to_owned()),
     ];
     let mut argv = vec![binary("karst-agent")?];
     argv.extend(

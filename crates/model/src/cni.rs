@@ -51,10 +51,29 @@ pub struct Answer {
 
 impl Answer {
     pub fn ok() -> Self {
-        Self { ok: true, error: None, retry: false }
+        Self {
+            ok: true,
+            error: None,
+            retry: false,
+        }
     }
 
     pub fn failed(error: String, retry: bool) -> Self {
-        Self { ok: false, error: Some(error), retry }
+        Self {
+            ok: false,
+            error: Some(error),
+            retry,
+        }
     }
+}
+
+/// File name, in the agent's run folder, of [`KnownNamespaces`].
+pub const KNOWN_NAMESPACES_FILE: &str = "cni-namespaces.json";
+
+/// What the agent leaves on disk for the plugin: a new pod of a namespace that is listed here starts even while the
+/// agent is away. A namespace is listed only when its label does not enrol it and no pod in it opts in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownNamespaces {
+    pub version: u32,
+    pub not_enrolled: Vec<String>,
 }
