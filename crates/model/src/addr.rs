@@ -18,7 +18,10 @@ pub struct NetworkAddr {
 
 impl NetworkAddr {
     pub fn new(network: Network, ip: IpAddr) -> Self {
-        Self { network, ip: canonical_ip(ip) }
+        Self {
+            network,
+            ip: canonical_ip(ip),
+        }
     }
 }
 
@@ -49,7 +52,13 @@ mod tests {
 
     #[test]
     fn a_mapped_address_is_its_ipv4_address() {
-        assert_eq!(canonical("[::ffff:10.0.0.1]:80".parse().unwrap()), "10.0.0.1:80".parse().unwrap());
-        assert_eq!(canonical("[fd00::1]:80".parse().unwrap()), "[fd00::1]:80".parse().unwrap());
+        assert_eq!(
+            canonical("[::ffff:10.0.0.1]:80".parse().unwrap()),
+            "10.0.0.1:80".parse().unwrap()
+        );
+        assert_eq!(
+            canonical("[fd00::1]:80".parse().unwrap()),
+            "[fd00::1]:80".parse().unwrap()
+        );
     }
 }

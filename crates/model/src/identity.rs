@@ -47,7 +47,11 @@ pub enum SpiffeIdError {
 
 impl SpiffeId {
     pub fn new(trust_domain: &TrustDomain, namespace: &str, service_account: &str) -> Self {
-        Self { trust_domain: trust_domain.clone(), namespace: namespace.into(), service_account: service_account.into() }
+        Self {
+            trust_domain: trust_domain.clone(),
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+        }
     }
 
     /// The identity without its scheme, the form that policies compare: `cluster.local/ns/shop/sa/orders`.
@@ -61,7 +65,11 @@ pub struct Principal<'a>(&'a SpiffeId);
 
 impl fmt::Display for Principal<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/ns/{}/sa/{}", self.0.trust_domain, self.0.namespace, self.0.service_account)
+        write!(
+            f,
+            "{}/ns/{}/sa/{}",
+            self.0.trust_domain, self.0.namespace, self.0.service_account
+        )
     }
 }
 
@@ -75,18 +83,30 @@ impl FromStr for SpiffeId {
     type Err = SpiffeIdError;
 
     fn from_str(uri: &str) -> Result<Self, SpiffeIdError> {
-        let rest = uri.strip_prefix("spiffe://").ok_or_else(|| SpiffeIdError::Scheme(uri.to_owned()))?;
+        let rest = uri
+            .strip_prefix("spiffe://")
+            .ok_or_else(|| SpiffeIdError::Scheme(uri.to_owned()))?;
         let parts: Vec<&str> = rest.split('/').collect();
         let [trust_domain, "ns", namespace, "sa", service_account] = parts[..] else {
             return Err(SpiffeIdError::Shape(uri.to_owned()));
         };
-        if [trust_domain, namespace, service_account].iter().any(|part| part.is_empty()) {
+        if [trust_domain, namespace, service_account]
+            .iter()
+            .any(|part| part.is_empty())
+        {
             return Err(SpiffeIdError::Shape(uri.to_owned()));
         }
-        if !rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/".contains(&b)) {
+        if !rest
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._/".contains(&b))
+        {
             return Err(SpiffeIdError::Character(uri.to_owned()));
         }
-        Ok(Self::new(&TrustDomain(trust_domain.into()), namespace, service_account))
+        Ok(Self::new(
+            &TrustDomain(trust_domain.into()),
+            namespace,
+            service_account,
+        ))
     }
 }
 
@@ -98,7 +118,9 @@ impl Serialize for SpiffeId {
 
 impl<'de> Deserialize<'de> for SpiffeId {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -111,14 +133,24 @@ mod tests {
         let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/orders".parse().unwrap();
         assert_eq!(id, SpiffeId::new(&TrustDomain::default(), "shop", "orders"));
         assert_eq!(id.to_string(), "spiffe://cluster.local/ns/shop/sa/orders");
-        assert_eq!(id.principal().to_string(), "cluster.local/ns/shop/sa/orders");
+        assert_eq!(
+            id.principal().to_string(),
+            "cluster.local/ns/shop/sa/orders"
+        );
     }
 
     #[test]
     fn other_uris_are_refused() {
         for bad in [
-            "", "https://a/ns/b/sa/c", "spiffe://td/ns/b/sa", "spiffe://td/ns/b/sa/c/d", "spiffe://td/NS/b/sa/c",
-            "spiffe:///ns/b/sa/c", "spiffe://td/ns//sa/c", "spiffe://td/ns/b/sa/c%20d", "spiffe://td/ns/b/sa/ü",
+            "",
+            "https://a/ns/b/sa/c",
+            "spiffe://td/ns/b/sa",
+            "spiffe://td/ns/b/sa/c/d",
+            "spiffe://td/NS/b/sa/c",
+            "spiffe:///ns/b/sa/c",
+            "spiffe://td/ns//sa/c",
+            "spiffe://td/ns/b/sa/c%20d",
+            "spiffe://td/ns/b/sa/ü",
         ] {
             assert!(bad.parse::<SpiffeId>().is_err(), "{bad}");
         }

@@ -9,12 +9,12 @@
 //! and all proxies decide on them.
 
 pub mod addr;
-pub mod name;
+pub mod cni;
+pub mod enrollment;
 pub mod identity;
 pub mod locality;
-pub mod protocol;
-pub mod workload;
-pub mod service;
+pub mod name;
 pub mod policy;
-pub mod enrollment;
-pub mod cni;
+pub mod protocol;
+pub mod service;
+pub mod workload;

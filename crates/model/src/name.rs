@@ -45,7 +45,10 @@ fn split(text: &str) -> Result<(Arc<str>, Arc<str>), NameError> {
 impl FromStr for ServiceKey {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        split(text).map(|(namespace, hostname)| Self { namespace, hostname })
+        split(text).map(|(namespace, hostname)| Self {
+            namespace,
+            hostname,
+        })
     }
 }
 
@@ -103,6 +106,9 @@ mod tests {
         for bad in ["", "shop", "shop/", "a/b/c"] {
             assert!(bad.parse::<PolicyKey>().is_err(), "{bad}");
         }
-        assert!("/global".parse::<PolicyKey>().is_ok(), "an empty namespace is the caller's business");
+        assert!(
+            "/global".parse::<PolicyKey>().is_ok(),
+            "an empty namespace is the caller's business"
+        );
     }
 }

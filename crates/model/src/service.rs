@@ -34,7 +34,10 @@ impl Service {
     /// A service with this key and everything else at its default; builders and tests start from it.
     pub fn new(namespace: &str, hostname: &str) -> Self {
         Self {
-            key: ServiceKey { namespace: namespace.into(), hostname: hostname.into() },
+            key: ServiceKey {
+                namespace: namespace.into(),
+                hostname: hostname.into(),
+            },
             name: hostname.split('.').next().unwrap_or_default().into(),
             addresses: Vec::new(),
             ports: BTreeMap::new(),
