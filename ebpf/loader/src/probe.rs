@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use karst_netns::{Family, Netns, connect_socket, steered_listener, udp_socket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::Shutdown;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::{Capture, HostLink, Kernel, KernelConfig, Listeners, PodAttachment, rtnetlink};
@@ -203,7 +204,10 @@ impl Bench {
             .run(|| TcpListener::bind((OWN, 8081)))
             .map_err(said)?
             .map_err(said)?;
-        self.inbound = None;
+        if let Some(inbound) = self.inbound.take() {
+            // Not merely dropped: a process that is just being forked would hold it open.
+            rustix::net::shutdown(&inbound, Shutdown::Both).map_err(said)?;
+        }
         let dialled = self.dial(PEER, (OWN, 8081));
         self.inbound = Some(steered_listener(&self.netns).map_err(said)?);
         self.attach(None)?;

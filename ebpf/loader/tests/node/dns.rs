@@ -72,11 +72,14 @@ fn without_the_agent_the_resolver_is_asked() {
     let Some(mut world) = World::enrolled() else {
         return;
     };
-    world.pods[0].sockets.dns_udp = None;
-    world.pods[0].sockets.dns_tcp = None;
+    crate::world::close(&mut world.pods[0].sockets.dns_udp);
+    crate::world::close(&mut world.pods[0].sockets.dns_tcp);
     let mut buffer = [0; 16];
     for addr in resolvers() {
         let resolver = world.node.run(|| UdpSocket::bind(addr)).unwrap().unwrap();
+        resolver
+            .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+            .unwrap();
         let asking = client(&world, addr);
         asking.connect(addr).unwrap();
         asking.send(b"one").unwrap();

@@ -91,6 +91,71 @@ fn spoofed_sources_unapproved_syns_and_fragments_are_dropped() {
     );
 }
 
+/// An IPv6 SYN, behind a destination options header if asked for.
+fn syn6(src: IpAddr, dst: IpAddr, src_port: u16, options: bool) -> Vec<u8> {
+    let (IpAddr::V6(src), IpAddr::V6(dst)) = (src, dst) else {
+        panic!("IPv6 only")
+    };
+    let extension: &[u8] = if options {
+        &[6, 0, 1, 4, 0, 0, 0, 0]
+    } else {
+        &[]
+    };
+    let first = if options { 60 } else { 6 };
+    let length = 20 + extension.len() as u8;
+    let mut bytes = vec![0x60, 0, 0, 0, 0, length, first, 64];
+    bytes.extend(src.octets());
+    bytes.extend(dst.octets());
+    bytes.extend(extension);
+    bytes.extend(src_port.to_be_bytes());
+    bytes.extend(7777_u16.to_be_bytes());
+    bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+    bytes
+}
+
+#[test]
+fn the_same_holds_for_ipv6() {
+    let Some(world) = World::enrolled() else {
+        return;
+    };
+    let (pod, target) = (&world.pods[0], &world.pods[1]);
+    let raw = pod
+        .netns
+        .run(|| Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::from(255))));
+    let raw = raw.unwrap().unwrap();
+    let receiver = target
+        .netns
+        .run(|| Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::TCP)));
+    let receiver = receiver.unwrap().unwrap();
+    receiver
+        .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+        .unwrap();
+    let send = |bytes: Vec<u8>| {
+        let dst = SockAddr::from(SocketAddr::new(target.v6, 0));
+        raw.send_to(&bytes, &dst).unwrap();
+    };
+    send(syn6("fd77::bad".parse().unwrap(), target.v6, 1001, false));
+    eventually("guard_source", || world.counter("guard_source") == 1);
+    send(syn6(pod.v6, target.v6, 1002, true));
+    eventually("guard_malformed", || world.counter("guard_malformed") == 1);
+    send(syn6(pod.v6, target.v6, 1003, false));
+    world.kernel().set_destinations(&[target.v6], &[]).unwrap();
+    send(syn6(pod.v6, target.v6, 1004, false));
+    eventually("guard_syn", || world.counter("guard_syn") == 1);
+    world.kernel().set_destinations(&[], &[target.v6]).unwrap();
+    send(syn6(pod.v6, target.v6, 1005, false));
+
+    // A raw IPv6 socket gives packets without their IP header: the source port comes first.
+    let arrived = [(); 2].map(|()| {
+        let mut bytes = [0; 128];
+        (&receiver)
+            .read_exact(&mut bytes[..20])
+            .expect("the controls arrive");
+        u16::from_be_bytes([bytes[0], bytes[1]])
+    });
+    assert_eq!(arrived, [1003, 1005], "controls arrive, nothing else");
+}
+
 #[test]
 fn the_agent_passes_the_guard() {
     let Some(mut world) = World::enrolled() else {

@@ -37,7 +37,7 @@ fn a_missing_listener_drops_and_never_passes() {
         return;
     };
     let app = world.pods[0].app("[::]:8080");
-    world.pods[0].sockets.inbound = None;
+    crate::world::close(&mut world.pods[0].sockets.inbound);
     let pod = &world.pods[0];
     for ip in [pod.v4, pod.v6] {
         assert_eq!(

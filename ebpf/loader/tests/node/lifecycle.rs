@@ -21,14 +21,14 @@ fn a_restart_keeps_pods_and_destinations_and_lets_nothing_through() {
 
     // The agent dies: its listeners close, its programs stay.
     world.kernel = None;
-    let closed = Sockets {
-        hbone: None,
-        inbound: None,
-        outbound: None,
-        dns_udp: None,
-        dns_tcp: None,
-    };
-    world.pods[0].sockets = closed;
+    let sockets = &mut world.pods[0].sockets;
+    for listener in [
+        &mut sockets.hbone,
+        &mut sockets.inbound,
+        &mut sockets.outbound,
+    ] {
+        crate::world::close(listener);
+    }
     let pod = &world.pods[0];
     assert_eq!(
         refusal(&world.outside, (pod.v4, 8080)),

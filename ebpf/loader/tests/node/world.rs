@@ -4,8 +4,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use karst_ebpf_loader::{Capture, HostLink, Kernel, KernelConfig, Listeners, PodAttachment};
@@ -261,6 +262,15 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Held while a child is between fork and exec: until then it shares every open socket.
+static FORKING: Mutex<()> = Mutex::new(());
+
+/// Closes a socket for good: no child of another test still holds it.
+pub(crate) fn close<T>(socket: &mut Option<T>) {
+    let _nobody_forks = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
+    *socket = None;
+}
+
 fn patient(listener: TcpListener) -> TcpListener {
     listener.set_nonblocking(false).unwrap();
     SockRef::from(&listener)
@@ -274,7 +284,16 @@ fn ip(args: &str) {
 }
 
 pub(crate) fn output(program: &str, args: &str) -> String {
-    let ran = Command::new(program).args(args.split(' ')).output();
+    let mut command = Command::new(program);
+    command
+        .args(args.split(' '))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let started = {
+        let _nobody_closes = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
+        command.spawn()
+    };
+    let ran = started.and_then(Child::wait_with_output);
     let ran = ran.unwrap_or_else(|error| panic!("{program}: {error}"));
     let stderr = String::from_utf8_lossy(&ran.stderr);
     assert!(
