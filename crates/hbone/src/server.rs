@@ -3,6 +3,8 @@
 //! One future per connection does it all: frames, pings, drain. What a peer can make us hold is bounded by the windows,
 //! the number of streams, the header list, and the limits on resets; beyond them the connection ends with GOAWAY.
 
+pub mod peers;
+
 use std::{
     future::{Future as _, poll_fn},
     pin::{Pin, pin},
