@@ -4,6 +4,7 @@
 //! and fails: what takes longer belongs into `soak`.
 
 use std::{
+    collections::BTreeSet,
     process::Command,
     time::{Duration, Instant},
 };
@@ -15,11 +16,21 @@ use crate::{
     check, fuzz, release,
     setup::{self, Group},
     shell,
-    tidy::Workspace,
+    tidy::{Package, Workspace},
 };
 
 /// Multiplies every budget: for machines slower than the project's own.
 const SCALE_VARIABLE: &str = "KARST_TEST_BUDGET_SCALE";
+
+/// Integration tests with these names make namespaces or load kernel programs, in whichever package they are.
+const NEEDS_ROOT: &[&str] = &["node", "namespace"];
+/// The packages whose tests are rungs of their own.
+const NODE: &str = "karst-test-node";
+const SIMULATION: &str = "karst-test-simulation";
+
+fn is_rung_of_its_own(package: &Package) -> bool {
+    [NODE, SIMULATION].contains(&package.name.as_str())
+}
 
 /// What `test` is asked for.
 #[derive(clap::Args)]
@@ -183,30 +194,25 @@ impl Ladder {
                     "--lib",
                     "--bins",
                     "--exclude",
-                    "karst-test-node",
+                    NODE,
                     "--exclude",
-                    "karst-test-simulation",
+                    SIMULATION,
                 ],
             ),
-            Rung::Simulation => self.cargo_test(deadline, &["-p", "karst-test-simulation"]),
+            Rung::Simulation => self.cargo_test(deadline, &["-p", SIMULATION]),
             Rung::Peer => self.peer(deadline),
             Rung::Node => self.node(deadline),
             Rung::Fuzz => fuzz::saved_corpus(),
         }
     }
 
-    /// The `tests/` folders of the product's packages.
+    /// The `tests/` folders of the product's packages, but for what needs root.
     fn peer(&mut self, deadline: Instant) -> Result<()> {
-        let packages = Workspace::load()?.packages_with_tests_outside("tests/");
-        if packages.is_empty() {
-            bail!("no package has a tests/ folder");
-        }
-        let mut args = Vec::new();
-        for package in &packages {
-            args.extend(["-p", package.as_str()]);
-        }
-        args.extend(["--test", "*"]);
-        self.cargo_test(deadline, &args)
+        let workspace = Workspace::load()?;
+        let wanted = |package: &Package, test: &str| {
+            !is_rung_of_its_own(package) && !NEEDS_ROOT.contains(&test)
+        };
+        self.integration_tests(deadline, &workspace.integration_tests(wanted), &[])
     }
 
     fn node(&mut self, deadline: Instant) -> Result<()> {
@@ -216,10 +222,33 @@ impl Ladder {
             );
         }
         setup::ensure(&[Group::Lab, Group::Demo, Group::Load])?;
-        self.cargo_test(
+        let workspace = Workspace::load()?;
+        let wanted =
+            |package: &Package, test: &str| package.name == NODE || NEEDS_ROOT.contains(&test);
+        self.integration_tests(
             deadline,
-            &["-p", "karst-test-node", "--", "--test-threads=1"],
+            &workspace.integration_tests(wanted),
+            &["--test-threads=1"],
         )
+    }
+
+    fn integration_tests(
+        &mut self,
+        deadline: Instant,
+        tests: &[(&str, &str)],
+        options: &[&str],
+    ) -> Result<()> {
+        if tests.is_empty() {
+            bail!("there is no test on this rung");
+        }
+        let packages: BTreeSet<&str> = tests.iter().map(|(package, _)| *package).collect();
+        let names: BTreeSet<&str> = tests.iter().map(|(_, name)| *name).collect();
+        let mut args = Vec::new();
+        args.extend(packages.into_iter().flat_map(|package| ["-p", package]));
+        args.extend(names.into_iter().flat_map(|name| ["--test", name]));
+        args.push("--");
+        args.extend(options);
+        self.cargo_test(deadline, &args)
     }
 
     fn cargo_test(&mut self, deadline: Instant, args: &[&str]) -> Result<()> {

@@ -9,7 +9,7 @@ mod workspace;
 
 use anyhow::{Result, bail};
 
-pub(crate) use workspace::Workspace;
+pub(crate) use workspace::{Package, Workspace};
 
 /// What a rule found; empty is good.
 type Findings = Vec<String>;

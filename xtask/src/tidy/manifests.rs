@@ -42,6 +42,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "karst-proto",
             "karst-identity",
             "karst-runtime",
+            "karst-telemetry",
         ],
     ),
     (

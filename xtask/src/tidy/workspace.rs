@@ -40,6 +40,7 @@ pub(crate) struct Dependency {
 /// A library, binary, test or example.
 #[derive(Deserialize)]
 pub(crate) struct Target {
+    pub(crate) name: String,
     pub(crate) kind: Vec<String>,
     pub(crate) src_path: PathBuf,
 }
@@ -66,16 +67,23 @@ impl Workspace {
         Ok(Self { packages })
     }
 
-    /// The packages that have integration tests and do not themselves lie below `folder`.
-    pub(crate) fn packages_with_tests_outside(&self, folder: &str) -> Vec<String> {
-        let tested = self.packages.iter().filter(|package| {
-            let has_tests = package
+    /// The integration tests that `wanted` takes, as (package, test) names.
+    pub(crate) fn integration_tests(
+        &self,
+        wanted: impl Fn(&Package, &str) -> bool,
+    ) -> Vec<(&str, &str)> {
+        let mut tests = Vec::new();
+        for package in &self.packages {
+            let own = package
                 .targets
                 .iter()
-                .any(|target| target.kind.iter().any(|kind| kind == "test"));
-            has_tests && !package.place().starts_with(folder)
-        });
-        tested.map(|package| package.name.clone()).collect()
+                .filter(|target| target.kind.iter().any(|kind| kind == "test"));
+            let names = own
+                .map(|target| target.name.as_str())
+                .filter(|name| wanted(package, name));
+            tests.extend(names.map(|name| (package.name.as_str(), name)));
+        }
+        tests
     }
 }
 
