@@ -105,7 +105,8 @@ impl Bench {
         let kernel = netns
             .run(|| Kernel::load(&cfg))
             .map_err(said)?
-            .map_err(|error| chain(&error))?;
+            .map_err(|error| chain(&error))
+            .inspect_err(|_| drop(netns.run(|| Kernel::remove(&pin_dir))))?;
         let listener = || steered_listener(&netns).map_err(said);
         let bench = Self {
             kernel,

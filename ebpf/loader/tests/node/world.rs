@@ -265,10 +265,12 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// Held while a child is between fork and exec: until then it shares every open socket.
 static FORKING: Mutex<()> = Mutex::new(());
 
-/// Closes a socket for good: no child of another test still holds it.
-pub(crate) fn close<T>(socket: &mut Option<T>) {
+/// Closes a socket for good, even where a child that is just being forked still holds it.
+pub(crate) fn close<T: AsFd>(socket: &mut Option<T>) {
     let _nobody_forks = FORKING.lock().unwrap_or_else(PoisonError::into_inner);
-    *socket = None;
+    let socket = socket.take().unwrap();
+    // A UDP socket that is not connected cannot be shut down.
+    let _udp = SockRef::from(&socket).shutdown(std::net::Shutdown::Both);
 }
 
 fn patient(listener: TcpListener) -> TcpListener {
