@@ -92,7 +92,20 @@ pub(crate) fn to_json(object: &Object) -> Value {
     let mut value = value.unwrap_or_default();
     value["apiVersion"] = json!(api_version(object.kind()));
     value["kind"] = json!(object.kind().name());
+    drop_nulls(&mut value);
     value
+}
+
+/// A field without a value is no field: strict readers refuse `field: null`.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
 }
 
 fn api_version(kind: Kind) -> &'static str {
