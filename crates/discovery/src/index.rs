@@ -144,3 +144,6 @@ impl Index {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,366 @@
-//! placeholder
+//! The last known state on disk, so that an agent that restarts without a controller goes on.
+//!
+//! Two files: `node.state` (the pods of this node; written within a moment of a change) and `mesh.state` (workloads,
+//! services, policies; written at most every few seconds). Each is a header, length-delimited records and a hash of
+//! all before it; written aside, then renamed over the old one. A file of another version or with another hash is left
+//! alone and counts as absent, with a warning.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use karst_proto::{
+    convert::{self, Address, ConvertError, Interner},
+    karst::{SavedRecord, saved_record::Kind as Record},
+};
+use karst_runtime::supervise::Shutdown;
+use prost::Message as _;
+use xxhash_rust::xxh64::xxh64;
+
+use crate::{
+    state::{Change, Changed, Origin, State},
+    update::Update,
+};
+
+/// First bytes of a file; the digit is the version of the format.
+const HEADER: &[u8] = b"karst-state 1\n";
+/// Bytes of the hash at the end.
+const HASH_BYTES: usize = 8;
+/// Quiet time before a write, so that a burst is one write.
+const NODE_PAUSE: Duration = Duration::from_millis(50);
+const MESH_PAUSE: Duration = Duration::from_secs(5);
+/// Share of time that writing may take: one part in so many.
+const WRITE_SHARE: u32 = 50;
+
+/// The files of one agent.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    node: PathBuf,
+    mesh: PathBuf,
+}
+
+/// Why a file could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot be read")]
+    Read(#[source] io::Error),
+    #[error("is of another version of Karst, or no state file")]
+    Header,
+    #[error("is damaged: its hash does not match")]
+    Hash,
+    #[error("holds a record that cannot be read")]
+    Record(#[source] prost::DecodeError),
+    #[error("holds a resource that cannot be used")]
+    Resource(#[from] ConvertError),
+}
+
+impl Saved {
+    /// Files in `dir`, which must exist.
+    pub fn new(dir: &Path) -> Self {
+        Self {
+            node: dir.join("node.state"),
+            mesh: dir.join("mesh.state"),
+        }
+    }
+
+    /// Fills `state` with what an earlier run left. Its origin becomes [`Origin::Disk`] if the mesh is known.
+    pub fn restore(&self, state: &State) {
+        let known_mesh = restore_file(&self.mesh, state);
+        restore_file(&self.node, state);
+        if known_mesh {
+            state.raise_origin(Origin::Disk);
+        }
+    }
+
+    /// Writes what `state` holds whenever it has changed, until `shutdown`; never before a controller has completed
+    /// the state, so that half of it does not replace all of the old.
+    pub async fn keep(self, state: Arc<State>, shutdown: Shutdown) {
+        let mut origin = state.origin();
+        let mut changes = state.changes();
+        let synced = shutdown
+            .run_until_cancelled(origin.wait_for(|origin| *origin == Origin::Controller))
+            .await;
+        if !matches!(synced, Some(Ok(_))) {
+            return;
+        }
+        let mut dirty = Dirty {
+            node: true,
+            mesh: true,
+        };
+        let mut mesh_pause = Duration::ZERO;
+        loop {
+            let pause = match (dirty.node, dirty.mesh) {
+                (true, _) => NODE_PAUSE,
+                (false, true) => mesh_pause,
+                (false, false) => Duration::MAX,
+            };
+            let wait = Duration::min(pause, Duration::from_secs(3600));
+            tokio::select! {
+                changed = changes.next() => match changed {
+                    Some(changed) => dirty.note(&changed),
+                    None => return,
+                },
+                () = tokio::time::sleep(wait) => {
+                    if dirty.node {
+                        dirty.node = !self.write(&state, Part::Node).await;
+                    } else if dirty.mesh {
+                        let began = Instant::now();
+                        dirty.mesh = !self.write(&state, Part::Mesh).await;
+                        mesh_pause = MESH_PAUSE.max(began.elapsed() * WRITE_SHARE);
+                    }
+                }
+                () = shutdown.cancelled() => break,
+            }
+        }
+        self.write(&state, Part::Node).await;
+        self.write(&state, Part::Mesh).await;
+    }
+
+    /// Whether it was written.
+    async fn write(&self, state: &Arc<State>, part: Part) -> bool {
+        let (state, path) = (state.clone(), self.path(part).to_owned());
+        let written =
+            tokio::task::spawn_blocking(move || save(&path, &records(&state, part))).await;
+        match written {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::error!(file = %self.path(part).display(), %error, "last known state cannot be written; a restart without a controller would start from an older one");
+                false
+            }
+            Err(_panic) => false,
+        }
+    }
+
+    fn path(&self, part: Part) -> &Path {
+        match part {
+            Part::Node => &self.node,
+            Part::Mesh => &self.mesh,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    Node,
+    Mesh,
+}
+
+/// Which files are older than the state.
+struct Dirty {
+    node: bool,
+    mesh: bool,
+}
+
+impl Dirty {
+    fn note(&mut self, changed: &Changed) {
+        match changed {
+            Changed::Everything => (self.node, self.mesh) = (true, true),
+            Changed::Some(changes) => {
+                for change in changes.iter() {
+                    match change {
+                        Change::NodeWorkload(_) => self.node = true,
+                        _ => self.mesh = true,
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whether a file was there and good.
+fn restore_file(path: &Path, state: &State) -> bool {
+    match load(path) {
+        Ok(updates) => {
+            tracing::info!(file = %path.display(), resources = updates.len(), "last known state restored");
+            state.apply(updates);
+            true
+        }
+        Err(LoadError::Read(error)) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => {
+            let error = karst_telemetry::error_chain::Chain(&error).to_string();
+            tracing::warn!(file = %path.display(), error, "last known state not used: waiting for a controller");
+            false
+        }
+    }
+}
+
+/// Reads a file; all of it or nothing.
+fn load(path: &Path) -> Result<Vec<Update>, LoadError> {
+    let bytes = fs::read(path).map_err(LoadError::Read)?;
+    let body = bytes.strip_prefix(HEADER).ok_or(LoadError::Header)?;
+    let (mut records, hash) = body
+        .split_last_chunk::<HASH_BYTES>()
+        .ok_or(LoadError::Hash)?;
+    if u64::from_be_bytes(*hash) != xxh64(&bytes[..bytes.len() - HASH_BYTES], 0) {
+        return Err(LoadError::Hash);
+    }
+    let mut interner = Interner::default();
+    let mut updates = Vec::new();
+    while !records.is_empty() {
+        let record =
+            SavedRecord::decode_length_delimited(&mut records).map_err(LoadError::Record)?;
+        updates.extend(
+            record
+                .kind
+                .map(|kind| update(kind, &mut interner))
+                .transpose()?,
+        );
+    }
+    Ok(updates)
+}
+
+fn update(record: Record, interner: &mut Interner) -> Result<Update, ConvertError> {
+    Ok(match record {
+        Record::Address(bytes) => match convert::decode_address(&bytes, interner)? {
+            Address::Workload(workload) => Update::Workload(workload.into()),
+            Address::Service(service) => Update::Service(service.into()),
+        },
+        Record::Authorization(bytes) => {
+            Update::Policy(convert::decode_authorization(&bytes, interner)?.into())
+        }
+        Record::NodeWorkload(pod) => {
+            Update::NodeWorkload(convert::node_workload_from(pod, interner)?.into())
+        }
+    })
+}
+
+fn records(state: &State, part: Part) -> Vec<u8> {
+    let mut bytes = HEADER.to_vec();
+    let mut add = |kind: Record| {
+        let record = SavedRecord { kind: Some(kind) };
+        bytes.extend(record.encode_length_delimited_to_vec());
+    };
+    match part {
+        Part::Node => {
+            state
+                .node_workloads()
+                .iter()
+                .for_each(|pod| add(Record::NodeWorkload(convert::node_workload_to(pod))));
+        }
+        Part::Mesh => {
+            let policies = state.policies();
+            policies.iter().for_each(|p| {
+                add(Record::Authorization(
+                    convert::authorization_to(p).encode_to_vec(),
+                ))
+            });
+            let services = state.services();
+            services
+                .iter()
+                .for_each(|s| add(Record::Address(convert::service_to(s).encode_to_vec())));
+            let workloads = state.workloads();
+            workloads
+                .iter()
+                .for_each(|w| add(Record::Address(convert::workload_to(w).encode_to_vec())));
+        }
+    }
+    let hash = xxh64(&bytes, 0);
+    bytes.extend(hash.to_be_bytes());
+    bytes
+}
+
+fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    let mut file = fs::File::create(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use karst_model::{
+        enrollment::{CaptureOptions, EnrollMode, NodeWorkload},
+        service::Service,
+        workload::Workload,
+    };
+
+    use super::*;
+
+    fn filled() -> State {
+        let state = State::new();
+        let pod = NodeWorkload {
+            pod_uid: "u-1".into(),
+            name: "a".into(),
+            namespace: "shop".into(),
+            service_account: "a".into(),
+            workload_uid: "c//Pod/shop/a".into(),
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            mode: EnrollMode::Ambient,
+            capture: CaptureOptions::default(),
+            probe_ports: vec![8080],
+        };
+        state.apply([
+            Update::Workload(Arc::new(Workload {
+                cluster_id: "c".into(),
+                ..Workload::new("c//Pod/shop/a")
+            })),
+            Update::Service(Arc::new(Service::new("shop", "a.shop.svc.cluster.local"))),
+            Update::NodeWorkload(Arc::new(pod)),
+        ]);
+        state
+    }
+
+    #[test]
+    fn state_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (saved, state) = (Saved::new(dir.path()), filled());
+        save(&saved.node, &records(&state, Part::Node)).unwrap();
+        save(&saved.mesh, &records(&state, Part::Mesh)).unwrap();
+        let again = State::new();
+        saved.restore(&again);
+        assert_eq!(*again.origin().borrow(), Origin::Disk);
+        assert_eq!(again.workloads(), state.workloads());
+        assert_eq!(again.services(), state.services());
+        assert_eq!(again.node_workloads(), state.node_workloads());
+    }
+
+    #[test]
+    fn a_damaged_file_is_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (saved, good) = (Saved::new(dir.path()), records(&filled(), Part::Mesh));
+        let mut flipped = good.clone();
+        flipped[HEADER.len() + 3] ^= 1;
+        let other_version = [b"karst-state 2\n".as_slice(), &good[HEADER.len()..]].concat();
+        for bad in [
+            &good[..good.len() - 1],
+            &flipped,
+            &other_version,
+            b"",
+            b"karst-state 1\n",
+        ] {
+            fs::write(&saved.mesh, bad).unwrap();
+            let state = State::new();
+            saved.restore(&state);
+            assert_eq!(
+                (*state.origin().borrow(), state.counts().workloads),
+                (Origin::Empty, 0)
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn it_is_written_after_the_controller_completed_it_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let (saved, state, shutdown) =
+            (Saved::new(dir.path()), Arc::new(filled()), Shutdown::new());
+        let keep = saved.clone().keep(state.clone(), shutdown.clone());
+        let watch = async {
+            tokio::task::yield_now().await;
+            assert!(!saved.mesh.exists());
+            state.raise_origin(Origin::Controller);
+            while !(saved.mesh.exists() && saved.node.exists()) {
+                tokio::task::yield_now().await;
+            }
+            shutdown.cancel();
+        };
+        tokio::join!(keep, watch);
+        let again = State::new();
+        saved.restore(&again);
+        assert_eq!(again.counts(), state.counts());
+    }
+}
