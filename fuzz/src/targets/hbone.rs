@@ -76,6 +76,12 @@ fn request_seeds() -> Vec<Vec<u8>> {
 }
 
 fn run_frames(bytes: &[u8]) {
+    served(bytes);
+}
+
+/// Serves one connection and counts the requests that reach the handler.
+fn served(bytes: &[u8]) -> usize {
+    let mut requests = 0;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build();
@@ -83,15 +89,21 @@ fn run_frames(bytes: &[u8]) {
     let (_drain, watch) = karst_runtime::drain::channel();
     let input = [PREFACE, bytes].concat();
     let serve = async {
-        let io = Scripted { input, sent: 0 };
+        let io = Scripted {
+            input,
+            sent: 0,
+            paused: false,
+        };
         let cfg = ServerConfig::default();
         let served = server::serve(io, &cfg, watch, |incoming| {
+            requests += 1;
             incoming.reject(StatusCode::FORBIDDEN);
         });
         // A peer that says nothing more is at its end, so this never waits for long.
         let _ = tokio::time::timeout(Duration::from_secs(5), served).await;
     };
     tokio::task::LocalSet::new().block_on(&runtime, serve);
+    requests
 }
 
 fn frame_seeds() -> Vec<Vec<u8>> {
@@ -127,14 +139,21 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
 struct Scripted {
     input: Vec<u8>,
     sent: usize,
+    /// Whether the server had a turn of its own between the last byte and the end: without one it would see the end first.
+    paused: bool,
 }
 
 impl AsyncRead for Scripted {
     fn poll_read(
         mut self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
+        cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
+        if self.sent == self.input.len() && !self.paused {
+            self.paused = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let rest = &self.input[self.sent..];
         let taken = rest.len().min(buf.remaining());
         buf.put_slice(&rest[..taken]);
@@ -158,5 +177,16 @@ impl AsyncWrite for Scripted {
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_seed_reaches_the_handler_and_garbage_does_not() {
+        assert_eq!(served(&frame_seeds()[1]), 1);
+        assert_eq!(served(b"garbage"), 0);
     }
 }
