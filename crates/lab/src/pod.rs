@@ -173,11 +173,11 @@ impl Worker {
     /// Calls the CNI plugin until it agrees: no container of an enrolled pod runs before the pod is captured.
     fn enroll(&self) -> Result<(), Stopped> {
         let plan = &self.plan;
-        while plan.mesh {
-            match mesh::cni(&plan.lab, "ADD", &plan.pod, &plan.uid, &plan.network) {
-                Ok(()) => return Ok(()),
-                Err(error) => self.report(|state| state.message = error),
-            }
+        if !plan.mesh {
+            return Ok(());
+        }
+        while let Err(error) = mesh::cni(&plan.lab, "ADD", &plan.pod, &plan.uid, &plan.network) {
+            self.report(|state| state.message = error);
             self.pause(ADD_AGAIN)?;
         }
         Ok(())
