@@ -1,7 +1,9 @@
 //! Measures the relay over loopback beside direct TCP, interleaved in one run:
 //! source ── relay (client) ══ TLS, HTTP/2 ══ relay (server) ── sink, one thread each.
 //!
-//! `cargo run --release -p karst-hbone --example relay_bench [throughput|latency|connect|streams] [rounds]`
+//! `cargo run --release -p karst-hbone --example relay_bench [throughput|latency|connect|streams] [rounds] [plain]`
+//!
+//! `plain` puts two byte-copying relays without TLS and HTTP/2 in the same place: what relaying costs at least.
 
 #![expect(
     clippy::print_stdout,
@@ -38,7 +40,7 @@ fn main() {
     let mut args = std::env::args().skip(1);
     let what = args.next().unwrap_or_else(|| "throughput".to_owned());
     let rounds = args.next().map_or(5, |n| n.parse().unwrap());
-    let rig = Rig::start();
+    let rig = Rig::start(args.next().as_deref() == Some("plain"));
     match what.as_str() {
         "throughput" => throughput(&rig, rounds, 1),
         "streams" => throughput(&rig, rounds, 16),
@@ -56,8 +58,11 @@ struct Rig {
 }
 
 impl Rig {
-    fn start() -> Self {
+    fn start(plain: bool) -> Self {
         let app = start_app();
+        if plain {
+            return Self::plain(app);
+        }
         let (client_tls, server_tls) = certs::configs();
         let (tx, rx) = mpsc::channel();
         let server_tx = tx.clone();
@@ -69,6 +74,20 @@ impl Rig {
             relay,
             app,
             threads: vec![server_thread, client_thread],
+        }
+    }
+
+    fn plain(app: SocketAddr) -> Self {
+        let (tx, rx) = mpsc::channel();
+        let second_tx = tx.clone();
+        thread::spawn(move || on_one_thread(plain_relay(app, second_tx)));
+        let (second, second_thread) = rx.recv().unwrap();
+        thread::spawn(move || on_one_thread(plain_relay(second, tx)));
+        let (relay, first_thread) = rx.recv().unwrap();
+        Self {
+            relay,
+            app,
+            threads: vec![first_thread, second_thread],
         }
     }
 
@@ -93,6 +112,22 @@ fn on_one_thread(work: impl Future<Output = ()>) {
 fn thread_id() -> u64 {
     let link = fs::read_link("/proc/thread-self").unwrap();
     link.file_name().unwrap().to_str().unwrap().parse().unwrap()
+}
+
+async fn plain_relay(next: SocketAddr, started: mpsc::Sender<(SocketAddr, u64)>) {
+    let listener = net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    started
+        .send((listener.local_addr().unwrap(), thread_id()))
+        .unwrap();
+    loop {
+        let (tcp, _) = listener.accept().await.unwrap();
+        tcp.set_nodelay(true).unwrap();
+        task::spawn_local(async move {
+            let onward = net::TcpStream::connect(next).await.unwrap();
+            onward.set_nodelay(true).unwrap();
+            copy_tcp(tcp, onward, &Flow::default()).await;
+        });
+    }
 }
 
 async fn server_relay(tls: Arc<rustls::ServerConfig>, started: mpsc::Sender<(SocketAddr, u64)>) {
