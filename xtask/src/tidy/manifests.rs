@@ -146,6 +146,9 @@ fn shipped(package: &Package) -> impl Iterator<Item = &Dependency> {
         .filter(|dependency| dependency.kind.as_deref() != Some("dev"))
 }
 
+/// Dependencies whose library has another name than their package.
+const LIBRARY_NAMES: &[(&str, &str)] = &[("rustls-webpki", "webpki")];
+
 /// Packages with a lint table of their own, each with its reason.
 const OWN_LINTS: &[(&str, &str)] = &[(
     "karst-ebpf-abi",
@@ -226,7 +229,10 @@ pub(super) fn unused(workspace: &Workspace) -> Findings {
     for package in &workspace.packages {
         for dependency in &package.dependencies {
             let name = dependency.rename.as_ref().unwrap_or(&dependency.name);
-            let ident = name.replace('-', "_");
+            let library = LIBRARY_NAMES.iter().find(|(package, _)| package == name);
+            let ident = library
+                .map_or(name.as_str(), |(_, library)| library)
+                .replace('-', "_");
             let named = package.sources.values().any(|text| names(text, &ident));
             let excused = UNNAMED.iter().any(|(excused, _)| excused == name);
             if !named && !excused {
