@@ -10,12 +10,13 @@ use clap::Parser as _;
 use karst_discovery::{
     Kind, State,
     client::{self, ClientConfig, ClientStats, NodeIdentity, TokenSource},
+    saved::Saved,
     state::Origin,
 };
 use karst_ebpf_loader::{Kernel, KernelConfig, probe};
 use karst_identity::{PeerTrust, Store, StoreConfig};
 use karst_model::identity::TrustDomain;
-use karst_netns::{Netns, cgroup2_root, own_cgroup_id, raise_nofile_limit};
+use karst_netns::{Netns, cgroup_id, cgroup2_root, own_cgroup_id, raise_nofile_limit};
 use karst_runtime::{
     admin, drain,
     readiness::Readiness,
@@ -138,6 +139,11 @@ fn load_kernel(config: &Config) -> anyhow::Result<Kernel> {
         Some(root) => root.clone(),
         None => cgroup2_root().context("no cgroup v2 hierarchy is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup`")?,
     };
+    let kubelets = config.kubelet_cgroup.iter().map(|path| {
+        let path = cgroup_root.join(path.strip_prefix("/").unwrap_or(path));
+        cgroup_id(&path)
+            .with_context(|| format!("cannot read the kubelet's cgroup {}", path.display()))
+    });
     let kernel = KernelConfig {
         pin_dir: config.pin_dir.clone(),
         agent_cgroup_id: own_cgroup_id()
@@ -146,8 +152,8 @@ fn load_kernel(config: &Config) -> anyhow::Result<Kernel> {
             .and_then(|host| host.cookie())
             .context("cannot read the node's network namespace")?
             .0,
-        kubelet_cgroup_ids: Vec::new(),
-        cgroup_root,
+        kubelet_cgroup_ids: kubelets.collect::<anyhow::Result<_>>()?,
+        cgroup_root: cgroup_root.clone(),
     };
     Ok(Kernel::load(&kernel)?)
 }
@@ -177,9 +183,10 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
     kernel_ready.done();
 
     let state = Arc::new(State::new());
+    let saved = Saved::new(&config.run_dir.join("state"));
+    saved.restore(&state);
     let synced = readiness.task("first answers of the controller");
     let joined = readiness.task("joining the controller");
-    let cni_socket = cni::listen(&config.run_dir).context("cannot listen for the CNI plugin")?;
 
     let link = match Link::establish(&config, &shutdown).await {
         Ok(link) => link,
@@ -211,6 +218,9 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
     let (workers, threads) = Workers::start(mesh.config.workers(), &mesh)?;
     let (enroller, captured) = Enroller::new(mesh.clone(), workers, watch);
     let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
+    // Only now is somebody there to answer: until then the plugin sees that the agent is away.
+    let cni_socket =
+        cni::listen(&mesh.config.run_dir).context("cannot listen for the CNI plugin")?;
 
     spawn_essential(
         "identities",
@@ -221,6 +231,11 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
         "discovery",
         &shutdown,
         discovery(mesh.clone(), link.clone()),
+    );
+    spawn_essential(
+        "saved state",
+        &shutdown,
+        saved.keep(mesh.state.clone(), shutdown.clone()),
     );
     spawn_essential(
         "policy and destinations",

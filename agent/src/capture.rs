@@ -177,6 +177,7 @@ impl Enroller {
             .set(i64::try_from(self.captured.len()).unwrap_or(i64::MAX));
         self.mesh.metrics.pending_pods.set(pending);
         self.answer_waiting();
+        self.records.tell_plugin(&desired);
         self.publish();
     }
 

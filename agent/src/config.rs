@@ -46,6 +46,9 @@ pub(crate) struct Config {
     /// Root of the cgroup v2 hierarchy; found in /proc/mounts where unset.
     #[arg(long, env = "KARST_CGROUP_ROOT")]
     pub(crate) cgroup_root: Option<PathBuf>,
+    /// A cgroup (path below the cgroup v2 root) in which the kubelet runs; may be given several times.
+    #[arg(long, env = "KARST_KUBELET_CGROUP", value_delimiter = ',')]
+    pub(crate) kubelet_cgroup: Vec<PathBuf>,
     /// Address of the cluster's DNS server, for names outside the mesh.
     #[arg(long, env = "KARST_CLUSTER_DNS")]
     pub(crate) cluster_dns: Option<IpAddr>,

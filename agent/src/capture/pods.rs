@@ -11,7 +11,8 @@ use std::{
 
 use karst_ebpf_loader::{Capture, Cidr, HostLink, Listeners, PodAttachment};
 use karst_model::{
-    enrollment::NodeWorkload,
+    cni::{KNOWN_NAMESPACES_FILE, KnownNamespaces, PROTOCOL_VERSION},
+    enrollment::{EnrollMode, NodeWorkload},
     identity::{SpiffeId, TrustDomain},
     name::{PodUid, WorkloadUid},
 };
@@ -59,6 +60,8 @@ mod cookie_number {
 pub(crate) struct NamespaceRecords {
     file: PathBuf,
     records: BTreeMap<PodUid, KnownNamespace>,
+    /// What the plugin was last told.
+    told: Option<KnownNamespaces>,
 }
 
 impl NamespaceRecords {
@@ -88,7 +91,11 @@ impl NamespaceRecords {
             .filter(alive)
             .map(|known| (known.pod_uid.clone(), known))
             .collect();
-        Self { file, records }
+        Self {
+            file,
+            records,
+            told: None,
+        }
     }
 
     pub(crate) fn get(&self, pod_uid: &PodUid) -> Option<&KnownNamespace> {
@@ -121,20 +128,47 @@ impl NamespaceRecords {
         }
     }
 
+    /// Leaves on disk which namespaces are outside the mesh: their new pods start even while the agent is away.
+    pub(crate) fn tell_plugin(&mut self, desired: &BTreeMap<PodUid, NodeWorkload>) {
+        let mut enrolled: BTreeMap<&str, bool> = BTreeMap::new();
+        for pod in desired.values() {
+            *enrolled.entry(&pod.namespace).or_default() |= pod.mode == EnrollMode::Ambient;
+        }
+        let outside = enrolled.into_iter().filter(|(_, any)| !any);
+        let known = KnownNamespaces {
+            version: PROTOCOL_VERSION,
+            not_enrolled: outside.map(|(namespace, _)| namespace.to_owned()).collect(),
+        };
+        if self.told.as_ref() == Some(&known) {
+            return;
+        }
+        match write_json(&self.file.with_file_name(KNOWN_NAMESPACES_FILE), &known) {
+            Ok(()) => self.told = Some(known),
+            Err(error) => {
+                tracing::error!(%error, "cannot leave the namespaces outside the mesh for karst-cni: their \
+                new pods will not start while the agent is away")
+            }
+        }
+    }
+
     fn save(&self) {
         let records: Vec<_> = self.records.values().collect();
-        let written = serde_json::to_vec_pretty(&records)
-            .map_err(io::Error::other)
-            .and_then(|bytes| {
-                let aside = self.file.with_extension("json.new");
-                fs::write(&aside, bytes)?;
-                fs::rename(&aside, &self.file)
-            });
+        let written = write_json(&self.file, &records);
         if let Err(error) = written {
             tracing::error!(file = %self.file.display(), %error, "cannot keep the pods' namespaces on disk: after a restart \
                 the agent must learn them again");
         }
     }
+}
+
+/// Written aside and renamed: a reader sees the old file or the new one.
+fn write_json(file: &Path, value: &impl Serialize) -> io::Result<()> {
+    let aside = file.with_extension("json.new");
+    fs::write(
+        &aside,
+        serde_json::to_vec_pretty(value).map_err(io::Error::other)?,
+    )?;
+    fs::rename(&aside, file)
 }
 
 /// A captured pod.
@@ -173,7 +207,7 @@ impl Sockets {
             inbound: karst_netns::steered_listener(netns)?,
             outbound: karst_netns::steered_listener(netns)?,
             dns_udp: karst_netns::udp_socket(netns, 0)?,
-            dns_tcp: karst_netns::steered_listener(netns)?,
+            dns_tcp: karst_netns::tcp_listener(netns, 0)?,
         })
     }
 

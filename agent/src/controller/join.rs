@@ -214,8 +214,10 @@ fn write_private(file: &Path, credential: &Credential) -> io::Result<()> {
     fs::rename(&aside, file)
 }
 
+/// The channel is given a plain URI, because TLS is the connector's: the transport must not bring its own.
 fn endpoint(config: &Config) -> Result<Endpoint, JoinError> {
-    let endpoint = Endpoint::from_shared(config.controller.clone())
+    let plain = config.controller.replacen("https://", "http://", 1);
+    let endpoint = Endpoint::from_shared(plain)
         .map_err(|_invalid| JoinError::Address(config.controller.clone()))?;
     Ok(endpoint
         .http2_keep_alive_interval(Duration::from_secs(30))

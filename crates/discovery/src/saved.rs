@@ -81,10 +81,11 @@ impl Saved {
     pub async fn keep(self, state: Arc<State>, shutdown: Shutdown) {
         let mut origin = state.origin();
         let mut changes = state.changes();
-        let synced = shutdown
-            .run_until_cancelled(origin.wait_for(|origin| *origin == Origin::Controller))
-            .await;
-        if !matches!(synced, Some(Ok(_))) {
+        let synced = async {
+            let reached = origin.wait_for(|origin| *origin == Origin::Controller).await;
+            reached.is_ok()
+        };
+        if shutdown.run_until_cancelled(synced).await != Some(true) {
             return;
         }
         let mut dirty = Dirty {

@@ -287,6 +287,8 @@ pub(crate) fn agent(lab: &LabName, node: &str) -> Result<Kept, LabError> {
         karst_netns::cgroup2_root().map_err(LabError::io("finding the cgroup v2 hierarchy"))?;
     let cgroup = cgroup::create(lab, &format!("{node}/agent"))?;
     let text = |path: &Path| path.display().to_string();
+    let daemon = cgroup::create(lab, KUBELET)?;
+    let kubelet = text(daemon.strip_prefix(&root).unwrap_or(&daemon));
     let flags = [
         ("--node", node.to_owned()),
         ("--run-dir", text(&run)),
@@ -297,6 +299,7 @@ pub(crate) fn agent(lab: &LabName, node: &str) -> Result<Kept, LabError> {
         ("--join-token-file", text(&token)),
         ("--pin-dir", text(&lab.pin_dir(node))),
         ("--cgroup-root", text(&root)),
+        ("--kubelet-cgroup", kubelet),
         ("--cluster-dns", CLUSTER_DNS.0.to_string()),
         ("--admin", "127.0.0.1:15000".to_owned()),
         ("--metrics-port", "15020".to_owned()),
