@@ -1,6 +1,8 @@
 //! The served port as a client sees it that knows nothing but Istio's names and numbers: every message here is written
 //! by hand, none is ours.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{collections::HashMap, fs, net::SocketAddr, path::Path, time::Duration};
 
 use clap::Parser as _;

@@ -82,7 +82,9 @@ impl Saved {
         let mut origin = state.origin();
         let mut changes = state.changes();
         let synced = async {
-            let reached = origin.wait_for(|origin| *origin == Origin::Controller).await;
+            let reached = origin
+                .wait_for(|origin| *origin == Origin::Controller)
+                .await;
             reached.is_ok()
         };
         if shutdown.run_until_cancelled(synced).await != Some(true) {

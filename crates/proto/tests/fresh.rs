@@ -1,5 +1,7 @@
 //! The generated code in `src/gen` is what the `.proto` files say. `KARST_CODEGEN=write` writes it instead.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{collections::BTreeMap, fs, path::Path};
 
 use tonic_prost_build::{Builder, Config};

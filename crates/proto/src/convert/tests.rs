@@ -294,7 +294,11 @@ fn an_unknown_field_makes_its_container_unreadable() {
         }],
     };
     for depth in 0..4 {
-        assert_eq!(nest(depth), [unreadable.clone()], "depth {depth}");
+        assert_eq!(
+            nest(depth),
+            std::slice::from_ref(&unreadable),
+            "depth {depth}"
+        );
     }
     assert_eq!(nest(4)[0].clauses[0].matches[0].destination_ports, [80]);
 }
