@@ -130,7 +130,7 @@ fn run(config: Config) -> anyhow::Result<()> {
 
 /// The run directory holds keys: root alone may look inside.
 fn prepare_run_dir(config: &Config) -> io::Result<()> {
-    fs::create_dir_all(&config.run_dir)?;
+    fs::create_dir_all(config.run_dir.join("state"))?;
     fs::set_permissions(&config.run_dir, fs::Permissions::from_mode(0o700))
 }
 

@@ -1,5 +1,8 @@
 //! The index from outside: objects as YAML in, the model out.
-#![expect(clippy::unwrap_used, reason = "helpers of tests stand outside of test functions")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of test functions"
+)]
 
 mod enrolment;
 mod entries;

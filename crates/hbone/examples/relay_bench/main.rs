@@ -25,7 +25,7 @@ use std::{
 
 use karst_hbone::{
     Authority, Connect, ConnectError, Flow, Pool, PoolConfig, PoolKey, ServerConfig, TunnelRequest,
-    relay, server,
+    copy_tcp, relay, server,
     tls::{TlsIo, tls_accept, tls_connect},
 };
 use karst_model::identity::{SpiffeId, TrustDomain};

@@ -1,1 +1,0 @@
-//! Simulation rung: seeded clock and faults.

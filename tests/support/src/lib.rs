@@ -1,1 +1,0 @@
-//! Clock, certificates, fake controller, fake datapath for tests.
