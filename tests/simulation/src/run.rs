@@ -1,0 +1,315 @@
+//! One run: a seed, a few hundred steps with faults, then quiet, and the comparison.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use karst_discovery::State;
+use karst_model::{
+    enrollment::NodeWorkload, name::PodUid, policy::Authorization, service::Service,
+    workload::Workload,
+};
+use karst_proto::discovery::{DeltaDiscoveryResponse, Resource};
+use prost_types::Any;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use crate::{
+    agent::Agent,
+    check::{self, History},
+    cluster::{Cluster, NODES},
+    controller::Controller,
+};
+
+/// Steps with faults.
+const STEPS: u32 = 250;
+/// Rounds after which a mesh without faults has come to rest.
+const ROUNDS_MAX: u32 = 200;
+
+/// What may happen to messages. Streams end and programs restart in every run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wire {
+    /// In order, whole: what HTTP/2 and a sound controller give.
+    Orderly,
+    /// Responses come twice, change places with one of another type, carry garbage and unknown names.
+    Hostile,
+}
+
+/// The world of one seed.
+pub struct Run {
+    rng: StdRng,
+    wire: Wire,
+    cluster: Cluster,
+    controller: Controller,
+    agents: Vec<Agent>,
+    history: History,
+    /// Agents that had no stream when this pod was let go.
+    excused: BTreeMap<PodUid, BTreeSet<&'static str>>,
+}
+
+/// What an agent knows, in an order that can be compared.
+type Known = (
+    Vec<Arc<Workload>>,
+    Vec<Arc<Service>>,
+    Vec<Arc<Authorization>>,
+    Vec<Arc<NodeWorkload>>,
+);
+
+/// Runs a seed; panics where a rule does not hold.
+pub fn run(seed: u64) {
+    let mut run = Run::new(seed);
+    for _ in 0..STEPS {
+        run.step();
+        run.check();
+    }
+    run.come_to_rest();
+    run.compare();
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut cluster = Cluster::default();
+        for _ in 0..rng.random_range(0..20) {
+            cluster.edit(&mut rng);
+        }
+        let wire = match rng.random_bool(0.5) {
+            true => Wire::Orderly,
+            false => Wire::Hostile,
+        };
+        let controller = Controller::start(&cluster);
+        let mut run = Self {
+            rng,
+            wire,
+            cluster,
+            controller,
+            agents: NODES.iter().map(|node| Agent::new(node)).collect(),
+            history: History::default(),
+            excused: BTreeMap::new(),
+        };
+        run.history.record(&run.controller.published);
+        run
+    }
+
+    fn step(&mut self) {
+        let agent = self.rng.random_range(0..self.agents.len());
+        match self.rng.random_range(0..100) {
+            0..10 => {
+                let event = self.cluster.edit(&mut self.rng);
+                self.controller.take(vec![event]);
+            }
+            10 => self.restart_controller(),
+            11 => self.agents[agent].restart(),
+            12..14 => self.disconnect(agent),
+            14 => self.agents[agent].break_reports(),
+            15..20 => self.connect(agent),
+            20..45 => self.deliver_request(agent),
+            45..75 => self.deliver_response(agent),
+            75..83 => self.agents[agent].reconcile(),
+            83..88 => self.agents[agent].report(),
+            88..95 => self.deliver_report(agent),
+            _ => self.finish_withdrawals(),
+        }
+        self.history.record(&self.controller.published);
+    }
+
+    fn check(&mut self) {
+        for agent in &self.agents {
+            check::fails_closed(&agent.state);
+            if self.wire == Wire::Orderly {
+                check::names_no_missing_policy(&agent.state);
+                self.history.check(&agent.state);
+            }
+        }
+        check::enrolment_order(&self.cluster, &self.agents, &self.excused);
+    }
+
+    fn restart_controller(&mut self) {
+        let fresh = Controller::start(&Cluster::default());
+        let old = std::mem::replace(&mut self.controller, fresh);
+        self.controller = old.restart(&self.cluster);
+        for agent in &mut self.agents {
+            agent.disconnect();
+            agent.break_reports();
+        }
+    }
+
+    fn disconnect(&mut self, agent: usize) {
+        self.agents[agent].disconnect();
+        self.controller.disconnect(self.agents[agent].node);
+    }
+
+    /// Opens a stream where there is none.
+    fn connect(&mut self, agent: usize) {
+        let agent = &mut self.agents[agent];
+        if !self.controller.is_connected(agent.node) {
+            self.controller.connect(agent.node);
+            agent.connect();
+        }
+    }
+
+    fn deliver_request(&mut self, agent: usize) {
+        let agent = &mut self.agents[agent];
+        if let Some(request) = agent.requests.pop_front() {
+            self.controller.request(agent.node, request);
+        }
+    }
+
+    /// The server says what it can, and the agent takes the oldest message of that, or what faults made of it.
+    fn deliver_response(&mut self, agent: usize) {
+        self.serve(agent);
+        if self.wire == Wire::Hostile {
+            self.disturb(agent);
+        }
+        if let Some(response) = self.agents[agent].responses.pop_front() {
+            self.agents[agent].take(response);
+        }
+    }
+
+    fn serve(&mut self, agent: usize) {
+        let agent = &mut self.agents[agent];
+        while let Some(response) = self.controller.response(agent.node) {
+            agent.responses.push_back(response);
+        }
+    }
+
+    fn disturb(&mut self, agent: usize) {
+        let waiting = &mut self.agents[agent].responses;
+        match self.rng.random_range(0..20) {
+            0 => {
+                if let Some(first) = waiting.front().cloned() {
+                    waiting.push_front(first);
+                }
+            }
+            1 => {
+                if waiting.len() > 1 && waiting[0].type_url != waiting[1].type_url {
+                    waiting.swap(0, 1);
+                }
+            }
+            2..4 => {
+                if let Some(first) = waiting.front_mut() {
+                    spoil(first, &mut self.rng);
+                }
+            }
+            4 => waiting.push_front(DeltaDiscoveryResponse {
+                type_url: "type.googleapis.com/nobody.asked".into(),
+                ..DeltaDiscoveryResponse::default()
+            }),
+            5 => {
+                if let Some(first) = waiting.front_mut() {
+                    first.removed_resources.push("nobody/knows.this".into());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn deliver_report(&mut self, agent: usize) {
+        let agent = &mut self.agents[agent];
+        if let Some(captured) = agent.reports.pop_front() {
+            self.controller.report(agent.node, &captured);
+        }
+    }
+
+    fn finish_withdrawals(&mut self) {
+        for (pod, asked) in self.controller.finish_withdrawals() {
+            let unasked = NODES.into_iter().filter(|node| !asked.contains(node));
+            self.excused.insert(pod, unasked.collect());
+        }
+    }
+
+    /// No more edits and faults; every stream is opened anew, since what was spoiled is sent again only then.
+    fn come_to_rest(&mut self) {
+        self.wire = Wire::Orderly;
+        for agent in 0..self.agents.len() {
+            self.disconnect(agent);
+            self.connect(agent);
+        }
+        for _ in 0..ROUNDS_MAX {
+            let mut moved = !self.controller.finish_withdrawals().is_empty();
+            for agent in 0..self.agents.len() {
+                self.serve(agent);
+                let agent = &mut self.agents[agent];
+                agent.reconcile();
+                agent.report();
+                moved |= !(agent.requests.is_empty()
+                    && agent.responses.is_empty()
+                    && agent.reports.is_empty());
+                while let Some(response) = agent.responses.pop_front() {
+                    agent.take(response);
+                }
+                while let Some(request) = agent.requests.pop_front() {
+                    self.controller.request(agent.node, request);
+                }
+                while let Some(captured) = agent.reports.pop_front() {
+                    self.controller.report(agent.node, &captured);
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+        panic!("without faults the mesh does not come to rest in {ROUNDS_MAX} rounds");
+    }
+
+    /// Everybody knows what they would know had there been no faults.
+    fn compare(&self) {
+        let mut calm = Self {
+            rng: StdRng::seed_from_u64(0),
+            wire: Wire::Orderly,
+            cluster: Cluster::default(),
+            controller: Controller::start(&self.cluster),
+            agents: NODES.iter().map(|node| Agent::new(node)).collect(),
+            history: History::default(),
+            excused: BTreeMap::new(),
+        };
+        calm.come_to_rest();
+        for (agent, expected) in self.agents.iter().zip(&calm.agents) {
+            let (found, expected) = (known(&agent.state), known(&expected.state));
+            assert_eq!(found.0, expected.0, "workloads at {}", agent.node);
+            assert_eq!(found.1, expected.1, "services at {}", agent.node);
+            assert_eq!(found.2, expected.2, "policies at {}", agent.node);
+            assert_eq!(found.3, expected.3, "own pods at {}", agent.node);
+            assert_eq!(found.0.len(), self.controller.published.workloads.len());
+            assert_eq!(found.2.len(), self.controller.published.policies.len());
+        }
+    }
+}
+
+fn known(state: &State) -> Known {
+    let mut all = (
+        state.workloads(),
+        state.services(),
+        state.policies(),
+        state.node_workloads(),
+    );
+    all.0.sort_by(|a, b| a.uid.cmp(&b.uid));
+    all.1.sort_by(|a, b| a.key.cmp(&b.key));
+    all.2.sort_by(|a, b| a.key.cmp(&b.key));
+    all.3.sort_by(|a, b| a.pod_uid.cmp(&b.pod_uid));
+    all
+}
+
+/// One resource becomes something that it is not.
+fn spoil(response: &mut DeltaDiscoveryResponse, rng: &mut StdRng) {
+    if response.resources.is_empty() {
+        return;
+    }
+    let at = rng.random_range(0..response.resources.len());
+    let resource: &mut Resource = &mut response.resources[at];
+    match rng.random_range(0..4) {
+        0 => resource.resource = None,
+        1 => resource.name.push('x'),
+        2 => {
+            resource.resource = Some(Any {
+                type_url: "type.googleapis.com/else".into(),
+                value: Vec::new(),
+            });
+        }
+        _ => {
+            if let Some(content) = &mut resource.resource {
+                content.value = vec![0xff; 9];
+            }
+        }
+    }
+}
