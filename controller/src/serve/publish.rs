@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use karst_index::{Delta, NodeChange};
 use karst_model::{
-    enrollment::NodeWorkload, name::ServiceKey, policy::Authorization, service::Service,
+    enrollment::NodeWorkload,
+    name::ServiceKey,
+    policy::{Authorization, PolicyScope},
+    service::Service,
     workload::Workload,
 };
 use karst_proto::{convert, type_url};
@@ -70,6 +73,7 @@ fn workload_publication(workload: &Workload) -> Publication {
         value: convert::workload_to(workload).encode_to_vec(),
         aliases: convert::workload_aliases(workload),
         groups: workload.services.keys().map(group).collect(),
+        covers_all: false,
     };
     Publication {
         table: TableKey::Address,
@@ -84,6 +88,7 @@ fn service_publication(service: &Service) -> Publication {
         value: convert::service_to(service).encode_to_vec(),
         aliases: convert::service_aliases(service),
         groups: Vec::new(),
+        covers_all: false,
     };
     Publication {
         table: TableKey::Address,
@@ -98,6 +103,7 @@ fn policy_publication(policy: &Authorization) -> Publication {
         value: convert::authorization_to(policy).encode_to_vec(),
         aliases: Vec::new(),
         groups: Vec::new(),
+        covers_all: policy.scope != PolicyScope::WorkloadSelector,
     };
     Publication {
         table: TableKey::Authorization,
@@ -112,6 +118,7 @@ fn node_publication(node: Arc<str>, pod: &NodeWorkload) -> Publication {
         value: convert::encode_node_workload(pod),
         aliases: Vec::new(),
         groups: Vec::new(),
+        covers_all: false,
     };
     Publication {
         table: TableKey::Node(node),

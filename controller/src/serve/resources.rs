@@ -51,6 +51,8 @@ pub struct Content {
     pub aliases: Vec<String>,
     /// Names whose askers get this resource too: the services of a workload.
     pub groups: Vec<Arc<str>>,
+    /// A policy that covers workloads which do not name it.
+    pub covers_all: bool,
 }
 
 /// The store. Share it in an `Arc`.
@@ -95,6 +97,10 @@ pub struct Live {
     pub version: Box<str>,
     /// An encoded `envoy.service.discovery.v3.Resource`.
     pub encoded: Bytes,
+    /// See [`Content::covers_all`].
+    pub covers_all: bool,
+    /// It covered workloads that did not name it, and does so no more.
+    pub narrowed: bool,
     aliases: Vec<String>,
     groups: Vec<Arc<str>>,
 }
@@ -177,6 +183,8 @@ impl Live {
         Self {
             version: version.into(),
             encoded: resource.encode_to_vec().into(),
+            covers_all: content.covers_all,
+            narrowed: false,
             aliases: content.aliases,
             groups: content.groups,
         }
@@ -185,13 +193,15 @@ impl Live {
 
 impl Table {
     /// Sets or removes; whether that changed anything.
-    fn set(&mut self, name: Arc<str>, live: Option<Live>, revision: Revision) -> bool {
+    fn set(&mut self, name: Arc<str>, mut live: Option<Live>, revision: Revision) -> bool {
         let old = self.entries.get(&name);
-        let old_encoded = old
-            .and_then(|entry| entry.live.as_ref())
-            .map(|live| &live.encoded);
-        if old_encoded == live.as_ref().map(|live| &live.encoded) {
+        let old_live = old.and_then(|entry| entry.live.as_ref());
+        if old_live.map(|live| &live.encoded) == live.as_ref().map(|live| &live.encoded) {
             return false;
+        }
+        if let Some(live) = &mut live {
+            live.narrowed =
+                !live.covers_all && old_live.is_some_and(|old| old.covers_all || old.narrowed);
         }
         if let Some(old) = self.entries.remove(&name) {
             self.forget(&name, &old);
@@ -263,6 +273,11 @@ impl Table {
     /// A resource by its own name.
     pub fn get(&self, name: &str) -> Option<&Live> {
         self.entries.get(name)?.live.as_ref()
+    }
+
+    /// When a resource last changed or went; `None` if that is forgotten, or never was.
+    pub fn changed_at(&self, name: &str) -> Option<Revision> {
+        Some(self.entries.get(name)?.revision)
     }
 
     /// All resources that a lookup of `asked` should bring: by name, by alias, and the group of that name.

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Types are served in a fixed order, policies before addresses, so that no workload arrives before the policies that
-//! it names; and the removal of a policy waits until the addresses before it are acknowledged, so that none still
-//! names it.
+//! it names, not even where policies wait for acknowledgements. What takes a policy away from workloads (its removal, or
+//! a selector where it had none) waits until the addresses of the same time are acknowledged: until then they may name
+//! it, or not name it yet. Everything after it goes ahead.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -61,6 +62,8 @@ struct Subscription {
     /// On demand: resources that were sent, and so are followed.
     followed: HashSet<Arc<str>>,
     position: Revision,
+    /// Names to be told as they then are, when addresses are acknowledged up to a revision; oldest first.
+    late: VecDeque<(Revision, Arc<str>)>,
     /// What the client holds from an earlier stream, while that is compared.
     resync: Option<Resync>,
     answered: bool,
@@ -140,7 +143,10 @@ impl Session {
         tables: &Tables,
     ) -> Result<Option<DeltaDiscoveryResponse>, SessionError> {
         for place in self.subscriptions.keys().cloned().collect::<Vec<_>>() {
-            let addresses_settled = self.settled_addresses(tables);
+            if place == Place::Address && self.policies_wait() {
+                continue;
+            }
+            let told = self.told_addresses();
             let Some(subscription) = self.subscriptions.get_mut(&place) else {
                 continue;
             };
@@ -149,10 +155,12 @@ impl Session {
                 .key(&self.node)
                 .and_then(|key| tables.table(&key))
                 .unwrap_or(&empty);
-            let hold_removals = place == Place::Authorization && !addresses_settled;
             let limits = Limits {
                 bytes: self.chunk_bytes,
-                hold_removals,
+                told: match place {
+                    Place::Authorization => told,
+                    _ => Revision::MAX,
+                },
                 end: tables.revision(),
             };
             let Some(message) = subscription.next(table, &limits)? else {
@@ -184,14 +192,20 @@ impl Session {
             .map(Subscription::settled)
     }
 
-    fn settled_addresses(&self, tables: &Tables) -> bool {
-        let Some(addresses) = self.subscriptions.get(&Place::Address) else {
-            return true;
-        };
-        let pending = tables
-            .table(&TableKey::Address)
-            .is_some_and(|t| t.since(addresses.position).next().is_some());
-        addresses.unacked.is_empty() && !pending
+    /// Whether policies may have to be sent that cannot be sent now: addresses that name them have to wait too.
+    fn policies_wait(&self) -> bool {
+        let policies = self.subscriptions.get(&Place::Authorization);
+        policies.is_some_and(|policies| policies.unacked.len() >= UNACKED_MAX)
+    }
+
+    /// Up to where the client acts on addresses as they are. Our own agents ask for policies first and for addresses at
+    /// once after that: until then they hold those of an earlier stream.
+    fn told_addresses(&self) -> Revision {
+        match self.subscriptions.get(&Place::Address) {
+            Some(addresses) => addresses.settled(),
+            None if self.chunk_bytes == CHUNK_BYTES_FOREIGN => Revision::MAX,
+            None => 0,
+        }
     }
 }
 
@@ -227,8 +241,8 @@ impl Place {
 /// What bounds one message.
 struct Limits {
     bytes: usize,
-    /// Stop before the first removal.
-    hold_removals: bool,
+    /// Up to where the client has what may refer to this type.
+    told: Revision,
     /// The latest revision.
     end: Revision,
 }
@@ -240,6 +254,13 @@ struct Message {
     removed: Vec<String>,
     bytes: usize,
     more: bool,
+}
+
+impl Limits {
+    /// Whether what takes something away has to wait.
+    fn holds_back(&self) -> bool {
+        self.told < self.end
+    }
 }
 
 impl Message {
@@ -414,10 +435,11 @@ impl Subscription {
     }
 
     fn follow_all(&mut self, table: &Table, limits: &Limits, message: &mut Message) {
-        let mut held_back = false;
         if let Some(resync) = &mut self.resync {
             resync.until.get_or_insert(limits.end);
         }
+        let late = &mut self.late;
+        let mut wait = |name: &Arc<str>| late.push_back((limits.end, name.clone()));
         for (revision, name, live) in table.since(self.position) {
             if message.is_full(limits) {
                 message.more = self
@@ -427,36 +449,41 @@ impl Subscription {
                 return;
             }
             match (live, &mut self.resync) {
-                (Some(live), Some(resync)) => {
-                    if resync.versions.remove(&**name).as_deref() != Some(&*live.version) {
-                        message.add(&live.encoded);
-                    }
-                }
+                (Some(live), Some(resync)) => match resync.versions.remove(&**name) {
+                    Some(held) if *held == *live.version => {}
+                    // What the client holds may cover more.
+                    Some(_) if !live.covers_all && limits.holds_back() => wait(name),
+                    _ => message.add(&live.encoded),
+                },
+                (Some(live), None) if live.narrowed && limits.holds_back() => wait(name),
                 (Some(live), None) => message.add(&live.encoded),
                 // Gone before the pass began: told at its end, if the client holds it.
                 (None, Some(resync)) if resync.until.is_some_and(|end| revision <= end) => {}
-                (None, Some(resync)) => {
-                    resync.versions.remove(&**name);
-                    message.remove(name);
-                }
-                (None, None) if limits.hold_removals => {
-                    held_back = true;
-                    break;
-                }
-                (None, None) => message.remove(name),
+                (None, _) => wait(name),
             }
             self.position = revision;
         }
-        if held_back {
-            return;
-        }
         self.position = self.position.max(limits.end);
         if let Some(resync) = self.resync.take() {
-            let gone = resync
-                .versions
-                .into_keys()
-                .filter(|name| table.get(name).is_none());
-            gone.for_each(|name| message.remove(&name));
+            let gone = resync.versions.into_keys();
+            gone.filter(|name| table.get(name).is_none())
+                .for_each(|name| wait(&name.into()));
+        }
+        self.tell_late(table, limits, message);
+    }
+
+    fn tell_late(&mut self, table: &Table, limits: &Limits, message: &mut Message) {
+        while let Some((revision, name)) = self.late.front()
+            && *revision <= limits.told
+            && !message.is_full(limits)
+        {
+            match table.get(name) {
+                // What it became later is told, or waits, on its own.
+                _ if table.changed_at(name).is_some_and(|at| at > *revision) => {}
+                Some(live) => message.add(&live.encoded),
+                None => message.remove(name),
+            }
+            self.late.pop_front();
         }
     }
 }

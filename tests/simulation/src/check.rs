@@ -3,19 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
 };
 
 use karst_discovery::State;
-use karst_model::{
-    name::{PodUid, WorkloadUid},
-    policy::Authorization,
-    protocol::TunnelProtocol,
-    workload::Workload,
-};
-use karst_policy::{Compiled, Connection, applies};
+use karst_model::{name::PodUid, protocol::TunnelProtocol, workload::Workload};
+use karst_policy::{Compiled, Connection};
 
-use crate::{agent::Agent, cluster::Cluster, controller::Published};
+use crate::{
+    agent::Agent,
+    cluster::{Cluster, is_always_refused},
+};
 
 /// Connections that every workload is asked about: who calls, and on which port.
 const PROBES: [(Option<&str>, u16); 5] = [
@@ -26,51 +23,19 @@ const PROBES: [(Option<&str>, u16); 5] = [
     (Some("spiffe://cluster.local/ns/else/sa/x"), 9090),
 ];
 
-/// A probe of [`PROBES`] against a workload.
-type Asked = (WorkloadUid, IpAddr, usize);
-
-/// What some published state of the mesh has allowed.
-#[derive(Default)]
-pub struct History {
-    allowed: BTreeSet<Asked>,
-}
-
-impl History {
-    /// Takes in what the controller says now.
-    pub fn record(&mut self, published: &Published) {
-        for workload in published.workloads.values() {
-            let own = |policy: &&Arc<Authorization>| applies(policy, workload);
-            let policies = published.policies.values().filter(own).cloned();
-            let missing: Vec<_> = workload
-                .policies
-                .iter()
-                .filter(|key| !published.policies.contains_key(*key))
-                .cloned()
-                .collect();
-            assert!(
-                missing.is_empty(),
-                "the index lists policies at {} that it does not have: {missing:?}",
-                workload.uid
-            );
-            self.allowed
-                .extend(allowed_by(&Compiled::compile(policies, &[]), workload));
+/// Pods that some policy refuses everything at all times take nothing at any time, in whatever order things arrive.
+pub fn refuses_what_is_always_refused(state: &State) {
+    for workload in state.workloads() {
+        if !is_always_refused(&workload.namespace, &workload.name) {
+            continue;
         }
-    }
-
-    /// What an agent allows, the mesh has allowed at some time.
-    pub fn check(&self, state: &State) {
-        for workload in state.workloads() {
-            let compiled = compiled(state, &workload);
-            for asked in allowed_by(&compiled, &workload) {
-                assert!(
-                    self.allowed.contains(&asked),
-                    "{} allows {:?}, which no published state allows; it knows {:#?}",
-                    asked.0,
-                    PROBES[asked.2],
-                    state.policies_for(&workload)
-                );
-            }
-        }
+        let allowed = allowed_by(&compiled(state, &workload), &workload);
+        assert!(
+            allowed.is_empty(),
+            "{} allows {allowed:?}, which no state of the cluster allows; it knows {:#?}",
+            workload.uid,
+            state.policies_for(&workload)
+        );
     }
 }
 
@@ -142,21 +107,18 @@ fn compiled(state: &State, workload: &Workload) -> Compiled {
     Compiled::compile(found.policies.into_iter(), &found.missing)
 }
 
-fn allowed_by(compiled: &Compiled, workload: &Workload) -> Vec<Asked> {
+/// The probes that are allowed.
+fn allowed_by(compiled: &Compiled, workload: &Workload) -> Vec<(Option<&'static str>, u16)> {
     let Some(ip) = workload.addresses.first().copied() else {
         return Vec::new();
     };
-    let allows = |n: &usize| {
-        let (source, port) = PROBES[*n];
+    let allows = |(source, port): &(Option<&'static str>, u16)| {
         let connection = Connection {
             source: source.map(|id| id.parse().expect("the identities above are well formed")),
             source_ip: IpAddr::from([10, 9, 9, 9]),
-            destination: SocketAddr::new(ip, port),
+            destination: SocketAddr::new(ip, *port),
         };
         compiled.decide(&connection).is_allowed()
     };
-    (0..PROBES.len())
-        .filter(allows)
-        .map(|n| (workload.uid.clone(), ip, n))
-        .collect()
+    PROBES.into_iter().filter(allows).collect()
 }

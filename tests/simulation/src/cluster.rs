@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 /// The nodes; each has an agent.
 pub const NODES: [&str; 2] = ["n1", "n2"];
-const NAMESPACES: [&str; 2] = ["shop", "bank"];
+const NAMESPACES: [&str; 3] = ["shop", "bank", "vault"];
 const PODS: [&str; 3] = ["a", "b", "c"];
 const APPS: [&str; 2] = ["web", "db"];
 
@@ -18,6 +18,15 @@ const APPS: [&str; 2] = ["web", "db"];
 pub struct Pod {
     pub uid: String,
     pub node: &'static str,
+}
+
+/// Whether policies refuse everything to this pod at all times: one of its namespace, one that selects it, or one that
+/// is edited between these two forms.
+pub fn is_always_refused(namespace: &str, name: &str) -> bool {
+    matches!(
+        (namespace, name),
+        ("vault", _) | ("shop", "a") | ("bank", "b")
+    )
 }
 
 /// Everything that is there now.
@@ -31,6 +40,28 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// A cluster with policies that refuse everything to some pods at all times; see [`is_always_refused`].
+    pub fn new() -> Self {
+        let mut cluster = Self::default();
+        cluster.refuse_all("vault", "guard", None);
+        cluster.refuse_all("shop", "guard", Some("a"));
+        cluster.refuse_all("bank", "guard", None);
+        cluster
+    }
+
+    /// A DENY of everything, to the pods of a namespace or to the one of this name.
+    fn refuse_all(&mut self, namespace: &str, name: &str, pod: Option<&str>) -> Event {
+        let mut spec = json!({"action": "DENY", "rules": [{}]});
+        if let Some(pod) = pod {
+            spec["selector"] = json!({"matchLabels": {"pod": pod}});
+        }
+        self.apply(
+            "security.istio.io/v1",
+            "AuthorizationPolicy",
+            json!({"metadata": {"name": name, "namespace": namespace}, "spec": spec}),
+        )
+    }
+
     /// The events that bring an empty index to this cluster.
     pub fn events(&self) -> Vec<Event> {
         self.objects.values().cloned().map(Event::Apply).collect()
@@ -48,12 +79,16 @@ impl Cluster {
 
     /// One random edit.
     pub fn edit(&mut self, rng: &mut impl Rng) -> Event {
-        match rng.random_range(0..20) {
+        match rng.random_range(0..22) {
             0..5 => self.edit_namespace(rng),
             5..10 => self.edit_pod(rng),
             10..12 => self.edit_service(rng),
             12..17 => self.edit_policy(rng),
-            _ => self.edit_peer_authentication(rng),
+            17..20 => self.edit_peer_authentication(rng),
+            _ => {
+                let pod = rng.random_bool(0.5).then_some("b");
+                self.refuse_all("bank", "guard", pod)
+            }
         }
     }
 
@@ -82,7 +117,7 @@ impl Cluster {
             "v1",
             "Pod",
             json!({
-                "metadata": {"name": name, "namespace": namespace, "uid": uid, "labels": {"app": app}},
+                "metadata": {"name": name, "namespace": namespace, "uid": uid, "labels": {"app": app, "pod": name}},
                 "spec": {"nodeName": node, "serviceAccountName": name, "containers": [{"name": "main"}]},
                 "status": {
                     "phase": "Running",
@@ -125,7 +160,7 @@ impl Cluster {
             return self.delete(ObjectKey::new(Kind::Service, namespace, app));
         }
         let port = rng.random_range(80..84);
-        let number = if namespace == "shop" { 1 } else { 2 };
+        let number = namespace.len();
         self.apply(
             "v1",
             "Service",
@@ -137,7 +172,7 @@ impl Cluster {
     }
 
     fn edit_policy(&mut self, rng: &mut impl Rng) -> Event {
-        let namespace = pick(rng, &["shop", "bank", "istio-system"]);
+        let namespace = pick(rng, &["shop", "bank", "vault", "istio-system"]);
         let name = pick(rng, &["p", "q"]);
         if rng.random_ratio(1, 4) {
             return self.delete(ObjectKey::new(Kind::AuthorizationPolicy, namespace, name));
@@ -162,7 +197,7 @@ impl Cluster {
     }
 
     fn edit_peer_authentication(&mut self, rng: &mut impl Rng) -> Event {
-        let namespace = pick(rng, &["shop", "bank", "istio-system"]);
+        let namespace = pick(rng, &["shop", "bank", "vault", "istio-system"]);
         if rng.random_ratio(1, 4) {
             return self.delete(ObjectKey::new(
                 Kind::PeerAuthentication,

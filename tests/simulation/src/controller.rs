@@ -1,6 +1,6 @@
 //! The controller without its sockets: index, published resources, one session per stream.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use karst_controller::{
     mesh::CapturedPods,
@@ -11,12 +11,8 @@ use karst_controller::{
         session::Session,
     },
 };
-use karst_index::{Changes, Delta, Event, Index, IndexConfig};
-use karst_model::{
-    name::{PodUid, PolicyKey, WorkloadUid},
-    policy::Authorization,
-    workload::Workload,
-};
+use karst_index::{Delta, Event, Index, IndexConfig};
+use karst_model::name::PodUid;
 use karst_proto::{
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
     encoded,
@@ -25,13 +21,6 @@ use prost::Message as _;
 use tempfile::TempDir;
 
 use crate::cluster::Cluster;
-
-/// What the controller says now, kept by applying deltas.
-#[derive(Default)]
-pub struct Published {
-    pub workloads: BTreeMap<WorkloadUid, Arc<Workload>>,
-    pub policies: BTreeMap<PolicyKey, Arc<Authorization>>,
-}
 
 /// The controller.
 pub struct Controller {
@@ -44,7 +33,6 @@ pub struct Controller {
     streams: BTreeMap<&'static str, Session>,
     /// Pods whose peers must acknowledge this revision before they are released.
     withdrawing: Vec<(Vec<PodUid>, Revision)>,
-    pub published: Published,
 }
 
 impl Controller {
@@ -71,7 +59,6 @@ impl Controller {
             state_dir,
             streams: BTreeMap::new(),
             withdrawing: Vec::new(),
-            published: Published::default(),
         };
         controller.take(events);
         controller
@@ -80,12 +67,16 @@ impl Controller {
     /// Takes events as the owner of the index does.
     pub fn take(&mut self, events: Vec<Event>) {
         let delta = self.index.handle_all(events);
-        self.published.apply(&delta);
         self.pods.apply(&delta.node_workloads);
         let revision = self.resources.publish(publications(&delta));
         if !delta.withdrawing.is_empty() {
             self.withdrawing.push((delta.withdrawing, revision));
         }
+    }
+
+    /// Everything as the index says it now.
+    pub fn snapshot(&self) -> Delta {
+        self.index.snapshot()
     }
 
     /// A node's report, which is always complete here: its pods that are captured, and thereby those that are not.
@@ -153,19 +144,4 @@ impl Controller {
         let nodes: Vec<&'static str> = asked.into_iter().map(|(node, _)| node).collect();
         pods.into_iter().map(|pod| (pod, nodes.clone())).collect()
     }
-}
-
-impl Published {
-    fn apply(&mut self, delta: &Delta) {
-        put(&mut self.workloads, &delta.workloads);
-        put(&mut self.policies, &delta.policies);
-    }
-}
-
-fn put<K: Ord + Clone, V>(table: &mut BTreeMap<K, Arc<V>>, changes: &Changes<K, V>) {
-    changes
-        .removed
-        .iter()
-        .for_each(|key| drop(table.remove(key)));
-    table.extend(changes.updated.iter().cloned());
 }

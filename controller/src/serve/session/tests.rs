@@ -20,6 +20,7 @@ fn put(table: TableKey, name: &str, value: &str) -> Publication {
         value: value.into(),
         aliases,
         groups: Vec::new(),
+        covers_all: false,
     };
     Publication {
         table,
