@@ -89,6 +89,8 @@ pub struct Entry {
     revision: Revision,
     /// `None` once removed.
     live: Option<Live>,
+    /// Since when it has covered workloads that do not name it, at some time.
+    covered_since: Option<Revision>,
 }
 
 /// A resource as it goes out.
@@ -99,8 +101,8 @@ pub struct Live {
     pub encoded: Bytes,
     /// See [`Content::covers_all`].
     pub covers_all: bool,
-    /// It covered workloads that did not name it, and does so no more.
-    pub narrowed: bool,
+    /// It covers no more workloads that do not name it, and did so from this revision on.
+    pub narrowed: Option<Revision>,
     aliases: Vec<String>,
     groups: Vec<Arc<str>>,
 }
@@ -184,7 +186,7 @@ impl Live {
             version: version.into(),
             encoded: resource.encode_to_vec().into(),
             covers_all: content.covers_all,
-            narrowed: false,
+            narrowed: None,
             aliases: content.aliases,
             groups: content.groups,
         }
@@ -199,9 +201,11 @@ impl Table {
         if old_live.map(|live| &live.encoded) == live.as_ref().map(|live| &live.encoded) {
             return false;
         }
-        if let Some(live) = &mut live {
-            live.narrowed =
-                !live.covers_all && old_live.is_some_and(|old| old.covers_all || old.narrowed);
+        let mut covered_since = old.and_then(|entry| entry.covered_since);
+        match &mut live {
+            Some(live) if live.covers_all => drop(covered_since.get_or_insert(revision)),
+            Some(live) => live.narrowed = covered_since,
+            None => {}
         }
         if let Some(old) = self.entries.remove(&name) {
             self.forget(&name, &old);
@@ -223,7 +227,14 @@ impl Table {
             self.tombstones.insert(revision);
         }
         self.order.insert(revision, name.clone());
-        self.entries.insert(name, Entry { revision, live });
+        self.entries.insert(
+            name,
+            Entry {
+                revision,
+                live,
+                covered_since,
+            },
+        );
         self.trim();
         true
     }

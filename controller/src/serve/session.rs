@@ -438,7 +438,7 @@ impl Subscription {
         if let Some(resync) = &mut self.resync {
             resync.until.get_or_insert(limits.end);
         }
-        let late = &mut self.late;
+        let (before, late) = (self.position, &mut self.late);
         let mut wait = |name: &Arc<str>| late.push_back((limits.end, name.clone()));
         for (revision, name, live) in table.since(self.position) {
             if message.is_full(limits) {
@@ -455,7 +455,12 @@ impl Subscription {
                     Some(_) if !live.covers_all && limits.holds_back() => wait(name),
                     _ => message.add(&live.encoded),
                 },
-                (Some(live), None) if live.narrowed && limits.holds_back() => wait(name),
+                (Some(live), None)
+                    if live.narrowed.is_some_and(|since| since <= before)
+                        && limits.holds_back() =>
+                {
+                    wait(name);
+                }
                 (Some(live), None) => message.add(&live.encoded),
                 // Gone before the pass began: told at its end, if the client holds it.
                 (None, Some(resync)) if resync.until.is_some_and(|end| revision <= end) => {}

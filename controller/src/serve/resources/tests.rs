@@ -8,6 +8,7 @@ fn put(name: &str, value: &str, aliases: &[&str], groups: &[&str]) -> Publicatio
         value: value.into(),
         aliases: aliases.iter().map(|a| (*a).to_owned()).collect(),
         groups: groups.iter().map(|g| (*g).into()).collect(),
+        covers_all: false,
     };
     Publication {
         table: TableKey::Address,
