@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!              label            agent: captured          un-label           peers: acknowledged
-//!   Off ──────────────► Ambient ───────────────► Published ─────► Withdrawing ────────────────► Off
-//!                          │                        ▲                 │
-//!                          └──── un-label ──► Off   └──── label ──────┘
+//!   Off ──────────────► Ambient ───────────────► Published ─────► Withdrawing ────────────────► Releasing
+//!                          │                        ▲                 │                             │ agent: not captured
+//!                          └──── un-label ──► Off   └──── label ──────┘                             └──► Off
 //! ```
 //!
 //! In `Withdrawing` the workload has no tunnel any more while its node still captures it, so that peers which have not
-//! heard yet still get through.
+//! heard yet still get through. In `Releasing` its node is told to let it go, and goes on being told whatever the labels
+//! say, until it has: it may not have heard of it yet, and what it says it captures is then about to end.
 
 use hashbrown::HashSet;
 use karst_model::{enrollment::EnrollMode, name::PodUid};
@@ -21,6 +22,8 @@ pub(crate) struct Capture {
     captured: HashSet<PodUid>,
     published: HashSet<PodUid>,
     withdrawing: HashSet<PodUid>,
+    /// Members of `captured` that their node is told to release.
+    releasing: HashSet<PodUid>,
     /// Members of `captured` without a pod.
     early: HashSet<PodUid>,
 }
@@ -40,6 +43,7 @@ impl Capture {
     pub(crate) fn report(&mut self, uid: PodUid, captured: bool, known: bool) {
         if !captured {
             self.captured.remove(&uid);
+            self.releasing.remove(&uid);
             self.early.remove(&uid);
         } else if known || self.early.len() < MAX_EARLY_REPORTS {
             if !known {
@@ -61,12 +65,13 @@ impl Capture {
         self.captured.remove(uid);
         self.published.remove(uid);
         self.withdrawing.remove(uid);
+        self.releasing.remove(uid);
     }
 
     /// Where a pod stands, now that it should (or should not) be in the mesh.
     pub(crate) fn settle(&mut self, uid: &PodUid, enrolled: bool) -> Standing {
         let was_published = self.published.contains(uid);
-        if enrolled {
+        if enrolled && !self.releasing.contains(uid) {
             self.withdrawing.remove(uid);
             let hbone = self.captured.contains(uid);
             if hbone {
@@ -91,8 +96,9 @@ impl Capture {
                 withdraws_now: was_published,
             };
         }
-        // The node will release it: a report from before says nothing about a later enrolment.
-        self.captured.remove(uid);
+        if self.captured.contains(uid) {
+            self.releasing.insert(uid.clone());
+        }
         Standing {
             mode: EnrollMode::Off,
             hbone: false,

@@ -11,7 +11,8 @@ pub enum Event {
     /// The object is gone. Unknown keys are fine.
     Delete(ObjectKey),
     /// A node's agent says whether it captures a pod. This is a level, not an edge: an agent repeats it after every
-    /// (re)connect and whenever it has acted on a `NodeWorkload`, since mode `Off` makes the index forget it.
+    /// (re)connect and says every change of it. A captured pod that was let go is not enrolled again before its agent has
+    /// said that it is captured no more.
     Captured { pod_uid: PodUid, captured: bool },
     /// Every peer has acknowledged that this pod takes no more HBONE (see [`Delta::withdrawing`]).
     ///

@@ -34,8 +34,13 @@ fn un_enrolment_withdraws_first_and_releases_after_peers_know() {
     let second = world.withdrawn("uid-a");
     assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
     assert!(second.workloads.is_empty());
-    // What the node said before it released the pod counts no more.
+    // The node may not have heard yet: what it says it captures is about to end.
     world.apply(&namespace("shop", "ambient"));
+    world.captured("uid-a", true);
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+    world.captured("uid-a", false);
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Ambient);
     assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
     world.captured("uid-a", true);
     assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);

@@ -98,6 +98,7 @@ fn pool() -> Vec<Object> {
 fn settle(world: &mut World) {
     for uid in ["uid-a", "uid-b"] {
         world.withdrawn(uid);
+        world.captured(uid, false);
         world.captured(uid, true);
     }
 }
