@@ -12,6 +12,7 @@ pub(crate) mod cni;
 pub(crate) mod datapath;
 pub(crate) mod desired;
 pub(crate) mod pods;
+mod time_wait;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -37,8 +38,9 @@ use crate::{
 /// Commands that may wait; the CNI socket is the only other sender and waits for its answer.
 pub(crate) const MAX_COMMANDS: usize = 64;
 
-/// Listeners of a released pod stay this long, for connections that were captured just before.
-const LISTENER_LINGER: Duration = Duration::from_secs(2);
+/// A pod that leaves goes in steps this far apart, for connections that others began while they believed it to be
+/// captured: what it dials, then what arrives, then its listeners.
+const LEAVING_STEP: Duration = Duration::from_secs(2);
 
 /// How often a step that failed is tried again.
 const RETRY_PERIOD: Duration = Duration::from_secs(2);
@@ -71,8 +73,11 @@ pub(crate) struct Enroller {
     workers: Workers,
     records: NamespaceRecords,
     captured: BTreeMap<PodUid, Active>,
+    leaving: BTreeMap<PodUid, Leaving>,
     waiting: Vec<(PodUid, oneshot::Sender<Result<(), EnrollError>>)>,
     last_failure: BTreeMap<PodUid, String>,
+    /// Nothing of an earlier process is left in the kernel that this one does not hold.
+    leftovers_released: bool,
     published: watch::Sender<CapturedPods>,
     drain: drain::Watch,
 }
@@ -80,6 +85,22 @@ pub(crate) struct Enroller {
 struct Active {
     seen: Captured,
     pod: Arc<LocalPod>,
+}
+
+/// A released pod whose last connections still find what they need.
+struct Leaving {
+    pod: Arc<LocalPod>,
+    stage: Stage,
+    /// When the next step is due.
+    due: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// What arrives is still steered to the agent.
+    Inbound,
+    /// Only the listeners and what they accepted are left.
+    Listeners,
 }
 
 impl Enroller {
@@ -95,8 +116,10 @@ impl Enroller {
             workers,
             records,
             captured: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             waiting: Vec::new(),
             last_failure: BTreeMap::new(),
+            leftovers_released: false,
             published,
             drain,
         };
@@ -123,6 +146,7 @@ impl Enroller {
                 },
                 Ok(()) = origin.changed() => {}
                 _ = retry.tick() => {}
+                () = next_due(&self.leaving) => {}
                 () = self.mesh.shutdown.cancelled() => return,
             }
             self.converge();
@@ -139,6 +163,9 @@ impl Enroller {
             Command::Deleted { pod_uid, done } => {
                 self.records.remove(&pod_uid);
                 self.release(&pod_uid, "the pod is gone");
+                if let Some(leaving) = self.leaving.remove(&pod_uid) {
+                    self.let_go(&leaving.pod);
+                }
                 let _ = done.send(());
             }
             Command::Check { pod_uid, done } => {
@@ -152,6 +179,7 @@ impl Enroller {
 
     /// Makes the plan and carries it out; answers those who waited for a pod that is now as it should be.
     fn converge(&mut self) {
+        self.advance_leaving(Instant::now());
         let desired = self.desired();
         let namespaces = self.records.cookies();
         let captured = self
@@ -205,7 +233,17 @@ impl Enroller {
         let Some(namespace) = self.records.get(&pod_uid) else {
             return false;
         };
-        let previous = self.captured.get(&pod_uid).map(|active| active.pod.clone());
+        let current = self.captured.get(&pod_uid).map(|active| active.pod.clone());
+        let returning = self.leaving.remove(&pod_uid).map(|leaving| leaving.pod);
+        let (same, other) = match returning {
+            Some(pod) if pod.cookie == namespace.cookie => (Some(pod), None),
+            other => (None, other),
+        };
+        if let Some(other) = other {
+            self.let_go(&other);
+        }
+        let is_new = current.is_none();
+        let previous = current.or(same);
         match LocalPod::capture(&self.mesh, &desired, namespace, previous.as_deref()) {
             Ok((pod, listeners)) => {
                 let pod = Arc::new(pod);
@@ -213,6 +251,7 @@ impl Enroller {
                     listeners.serve(&self.workers, &self.mesh, &pod, &self.drain);
                 }
                 if previous.is_none() {
+                    self.allow_reuse(&pod);
                     if let Err(error) = self.mesh.identities.require(&pod.identity) {
                         tracing::error!(pod = %pod_uid, error = %Chain(&error), "cannot get a certificate for the pod");
                     }
@@ -242,6 +281,36 @@ impl Enroller {
         }
     }
 
+    /// Without it the pod works too, up to some hundred new connections a second.
+    fn allow_reuse(&mut self, pod: &LocalPod) {
+        match time_wait::allow_reuse(&pod.netns) {
+            Ok(None) => {}
+            Ok(Some(before)) => self
+                .records
+                .update(&pod.pod_uid, |known| known.tw_reuse_before = Some(before)),
+            Err(error) => {
+                tracing::warn!(pod = %pod.pod_uid, %error, "cannot allow reuse of ports in TIME_WAIT")
+            }
+        }
+    }
+
+    /// Puts the pod's own setting back; a namespace that is gone needs nothing.
+    fn restore_reuse(&mut self, pod: &LocalPod) {
+        let before = self
+            .records
+            .get(&pod.pod_uid)
+            .and_then(|known| known.tw_reuse_before.clone());
+        let Some(before) = before else { return };
+        match time_wait::restore(&pod.netns, &before) {
+            Ok(()) => self
+                .records
+                .update(&pod.pod_uid, |known| known.tw_reuse_before = None),
+            Err(error) => {
+                tracing::warn!(pod = %pod.pod_uid, %error, "cannot restore reuse of ports in TIME_WAIT")
+            }
+        }
+    }
+
     fn release(&mut self, pod_uid: &PodUid, why: &str) {
         let Some(active) = self.captured.remove(pod_uid) else {
             return;
@@ -250,6 +319,7 @@ impl Enroller {
             tracing::error!(pod = %pod_uid, error = %Chain(&error), "cannot release the pod");
         }
         tracing::info!(pod = %format_args!("{}/{}", active.pod.namespace, active.pod.name), why, "released");
+        self.restore_reuse(&active.pod);
         self.mesh.identities.release(&active.pod.identity);
         let stop = active.pod.stop.clone();
         karst_runtime::supervise::spawn_connection("listener linger", async move {
@@ -259,33 +329,36 @@ impl Enroller {
     }
 
     /// Releases what an earlier process captured and nobody wants any more. Only once the desired state is known.
-    fn release_leftovers(&self, desired: &BTreeMap<PodUid, NodeWorkload>) {
-        if *self.mesh.state.origin().borrow() == Origin::Empty {
+    fn release_leftovers(&mut self, desired: &BTreeMap<PodUid, NodeWorkload>) {
+        if self.leftovers_released || *self.mesh.state.origin().borrow() == Origin::Empty {
             return;
         }
-        let wanted = |cookie| {
-            self.captured
-                .values()
-                .any(|active| active.pod.cookie == cookie)
-                || self.records.iter().any(|known| {
-                    known.cookie == cookie
-                        && desired
-                            .get(&known.pod_uid)
-                            .is_some_and(|pod| pod.mode == EnrollMode::Ambient)
-                })
+        let awaited = |cookie| {
+            self.records.iter().any(|known| {
+                let pod = desired.get(&known.pod_uid);
+                known.cookie == cookie && pod.is_some_and(|pod| pod.mode == EnrollMode::Ambient)
+            })
         };
-        for left in self
-            .mesh
-            .datapath
-            .attached()
-            .into_iter()
-            .filter(|pod| !wanted(pod.cookie))
-        {
+        let mut unsettled = false;
+        for left in self.mesh.datapath.attached() {
+            if self
+                .captured
+                .values()
+                .any(|active| active.pod.cookie == left.cookie)
+            {
+                continue;
+            }
+            if awaited(left.cookie) {
+                unsettled = true;
+                continue;
+            }
             tracing::info!(netns = %left.cookie, "releasing a namespace that an earlier agent captured");
             if let Err(error) = self.mesh.datapath.detach(left.cookie) {
+                unsettled = true;
                 tracing::error!(netns = %left.cookie, error = %Chain(&error), "cannot release the namespace");
             }
         }
+        self.leftovers_released = !unsettled;
     }
 
     /// Ok or an error when the pod's fate is known, None while the controller has not told it.

@@ -132,6 +132,7 @@ async fn add(request: Request, commands: &mpsc::Sender<Command>) -> Answer {
             .map(karst_model::addr::canonical_ip)
             .collect(),
         host_veth: request.host_veth,
+        tw_reuse_before: None,
     };
     let (done, answer) = oneshot::channel();
     if commands

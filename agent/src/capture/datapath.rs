@@ -9,6 +9,10 @@ use karst_netns::NetnsCookie;
 pub(crate) trait Datapath: Send + Sync {
     /// Captures a pod, or renews its capture. Idempotent per namespace.
     fn attach(&self, pod: &PodAttachment<'_>) -> Result<(), AttachError>;
+    /// First step of letting a pod go: what it dials is its own business again. `attach` takes it back.
+    fn release_outbound(&self, cookie: NetnsCookie) -> Result<(), AttachError>;
+    /// Second step: new connections to it reach the application directly.
+    fn release_inbound(&self, cookie: NetnsCookie) -> Result<(), AttachError>;
     /// Releases a pod. Releasing one that is not captured is no error.
     fn detach(&self, cookie: NetnsCookie) -> Result<(), AttachError>;
     /// The pods that the kernel captures now, also those from before a restart.
@@ -25,6 +29,14 @@ pub(crate) trait Datapath: Send + Sync {
 impl Datapath for Kernel {
     fn attach(&self, pod: &PodAttachment<'_>) -> Result<(), AttachError> {
         self.attach_pod(pod)
+    }
+
+    fn release_outbound(&self, cookie: NetnsCookie) -> Result<(), AttachError> {
+        Self::release_outbound(self, cookie)
+    }
+
+    fn release_inbound(&self, cookie: NetnsCookie) -> Result<(), AttachError> {
+        Self::release_inbound(self, cookie)
     }
 
     fn detach(&self, cookie: NetnsCookie) -> Result<(), AttachError> {

@@ -36,6 +36,9 @@ pub(crate) struct KnownNamespace {
     pub(crate) addresses: Vec<IpAddr>,
     /// Name of the host's end of the pod's link, in the node's namespace.
     pub(crate) host_veth: Option<String>,
+    /// The pod's own setting of TIME_WAIT reuse while it is captured, to be put back.
+    #[serde(default)]
+    pub(crate) tw_reuse_before: Option<String>,
 }
 
 mod cookie_number {
@@ -100,6 +103,14 @@ impl NamespaceRecords {
 
     pub(crate) fn get(&self, pod_uid: &PodUid) -> Option<&KnownNamespace> {
         self.records.get(pod_uid)
+    }
+
+    /// Changes the record of a pod, if there is one.
+    pub(crate) fn update(&mut self, pod_uid: &PodUid, change: impl FnOnce(&mut KnownNamespace)) {
+        if let Some(known) = self.records.get_mut(pod_uid) {
+            change(known);
+            self.save();
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &KnownNamespace> {
