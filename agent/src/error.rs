@@ -102,7 +102,8 @@ pub(crate) enum InboundError {
     NoSuchService { asked: String },
     #[error("port {port} belongs to the proxy itself")]
     Reserved { port: u16 },
-    #[error("denied: {reason}")]
+    /// The reason is the whole explanation, which begins with the verdict.
+    #[error("{reason}")]
     Denied { reason: String },
     #[error("the application does not accept connections at {addr}")]
     Application {

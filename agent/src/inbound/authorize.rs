@@ -29,14 +29,16 @@ impl Authorizer {
     ) -> Result<(), String> {
         let Some(workload) = self.state.workload(destination) else {
             return Err(format!(
-                "workload {destination} is not known to this node's agent, so its policies are not either"
+                "denied: workload {destination} is not known to this node's agent, so its policies are not either"
             ));
         };
         let compiled = self.compiled(&workload);
         if compiled.decide(connection).is_allowed() {
             Ok(())
         } else {
-            Err(compiled.explain(connection).to_string())
+            let explained = compiled.explain(connection).to_string();
+            // One line, as the access log has one for each connection.
+            Err(explained.lines().collect::<Vec<_>>().join("; "))
         }
     }
 
