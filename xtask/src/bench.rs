@@ -173,7 +173,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn compare(args: &Args) -> Result<Vec<Row>> {
-    let lab = Lab::up("bench", EXAMPLE, false)?;
+    let lab = Lab::up("bench", EXAMPLE)?;
     lab.wait_enrolled(MESHED.client.namespace, true)?;
     let servers = [
         start_iperf(&lab, MESHED.server)?,

@@ -3,17 +3,22 @@
 //! Each proof is a function that gives its evidence or says what it saw instead. They run in order, since each starts
 //! from the state that the one before left: first without the mesh, then enrolled, then with policies, then released.
 
+mod print;
 mod proofs;
 
-use std::time::Instant;
+use std::{
+    path::{Display, Path},
+    time::Instant,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use self::proofs::{PROOFS, Stage};
 use crate::{
-    lab::Lab,
+    lab::{self, Lab},
     release,
     setup::{self, Group},
+    shell,
 };
 
 /// The lab's name.
@@ -26,7 +31,7 @@ pub(crate) struct Args {
     /// Leave the shop running, enrolled, and say what to try next.
     #[arg(long)]
     keep: bool,
-    /// Use target/release as it is.
+    /// Use the binaries as they are.
     #[arg(long)]
     no_build: bool,
 }
@@ -41,75 +46,106 @@ struct Proof {
 
 /// `cargo xtask demo`.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    require_machine()?;
     setup::ensure(&[Group::Build, Group::Ebpf, Group::Lab, Group::Demo])?;
     if !args.no_build {
         release::run()?;
     }
     let started = Instant::now();
-    println!("demo: starting two nodes, the controller and the shop");
-    let mut stage = Stage::new(Lab::up(NAME, EXAMPLE, args.keep)?);
-    let mut held = PROOFS
-        .iter()
-        .filter(|proof| holds(proof, &mut stage))
-        .count();
-    let mut all = PROOFS.len();
+    println!(
+        "demo: two nodes, the controller, an agent on each node and the shop; not enrolled yet"
+    );
+    let mut stage = Stage::open(NAME, EXAMPLE)?;
+    let mut score = Score::default();
+    for proof in PROOFS {
+        score.add(proof.promise, || (proof.show)(&mut stage));
+    }
     if args.keep {
+        stage.enrol()?;
         leave(stage.into_lab());
     } else {
-        all += 1;
-        held += usize::from(cleaned(stage.into_lab()));
+        let lab = stage.into_lab();
+        score.add("taking the lab down leaves nothing behind", || cleaned(lab));
     }
-    println!("\ndemo: took {:.1} s", started.elapsed().as_secs_f64());
-    println!("demo: {held} of {all} proofs hold");
-    if held < all {
-        bail!("not every proof holds");
-    }
+    score.close(started)
+}
+
+/// What no package can bring.
+fn require_machine() -> Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let user = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let root = user.is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0"));
+    ensure!(
+        root,
+        "the demo makes network namespaces and loads kernel programs: run it as root"
+    );
+    ensure!(
+        Path::new("/sys/kernel/btf/vmlinux").exists(),
+        "this kernel has no type information (/sys/kernel/btf/vmlinux): it was built without CONFIG_DEBUG_INFO_BTF"
+    );
     Ok(())
 }
 
-fn holds(proof: &Proof, stage: &mut Stage) -> bool {
-    let started = Instant::now();
-    let shown = (proof.show)(stage);
-    let taken = started.elapsed().as_secs_f64();
-    say(proof.promise, taken, &shown);
-    shown.is_ok()
+/// How many proofs were tried, and how many hold.
+#[derive(Default)]
+struct Score {
+    tried: usize,
+    held: usize,
 }
 
-fn say(promise: &str, taken: f64, shown: &Result<String>) {
-    match shown {
-        Ok(evidence) => {
-            println!("\n[holds] {promise} ({taken:.1} s)");
-            evidence.lines().for_each(|line| println!("    {line}"));
+impl Score {
+    fn add(&mut self, promise: &str, show: impl FnOnce() -> Result<String>) {
+        self.tried += 1;
+        print::promise(self.tried, promise);
+        let started = Instant::now();
+        let shown = show();
+        print::outcome(started.elapsed(), &shown);
+        self.held += usize::from(shown.is_ok());
+    }
+
+    /// The last line. An exit status of 0 needs every proof.
+    fn close(&self, started: Instant) -> Result<()> {
+        let Self { tried, held } = self;
+        println!("\ndemo: took {:.1} s", started.elapsed().as_secs_f64());
+        if held < tried {
+            println!("demo: {held} of {tried} proofs hold");
+            std::process::exit(1);
         }
-        Err(error) => println!("\n[FAILS] {promise} ({taken:.1} s)\n    {error:#}"),
+        println!("demo: {held} of {tried} proofs hold");
+        Ok(())
     }
 }
 
-fn cleaned(lab: Lab) -> bool {
-    let started = Instant::now();
-    let shown = lab.down().and_then(|left| match left.as_slice() {
-        [] => Ok("no namespace, pin, cgroup or state of the lab is left".to_owned()),
-        left => bail!("left behind: {}", left.join(", ")),
-    });
-    say(
-        "taking the lab down leaves nothing behind",
-        started.elapsed().as_secs_f64(),
-        &shown,
-    );
-    shown.is_ok()
+fn cleaned(lab: Lab) -> Result<String> {
+    let left = lab.down()?;
+    if !left.is_empty() {
+        bail!("left behind: {}", left.join(", "));
+    }
+    Ok(
+        "no network namespace, pinned program or map, cgroup, process or file of the lab is left"
+            .to_owned(),
+    )
+}
+
+/// A path as it is typed in the clone.
+fn short(path: &Path) -> Display<'_> {
+    path.strip_prefix(shell::root()).unwrap_or(path).display()
 }
 
 fn leave(lab: Lab) {
     let folder = lab.keep();
-    let folder = folder.display();
+    let karst = lab::karst();
+    let (folder, karst) = (short(&folder), short(&karst));
+    let visitor = proofs::CUSTOMER.path();
     println!(
-        "\nThe shop is still running. Its YAML is in {folder}: edit it, then\n\
-         \x20   target/release/karst lab apply {folder} --name {NAME}\n\
-         Look at it:\n\
-         \x20   target/release/karst lab status --name {NAME}\n\
-         \x20   target/release/karst lab exec {visitor} --name {NAME} -- curl -s http://web.shop.svc.cluster.local/\n\
+        "\nThe shop is still running, enrolled. Load a page:\n\
+         \x20   {karst} lab exec --name {NAME} {visitor} -- curl -s http://front.shop/\n\
+         See what there is, and who talks to whom:\n\
+         \x20   {karst} lab status --name {NAME}\n\
+         \x20   {karst} lab logs --name {NAME} agent/n1\n\
+         Its YAML is in {folder}: edit a policy, then\n\
+         \x20   {karst} lab apply --name {NAME} {folder}\n\
          Take it down:\n\
-         \x20   target/release/karst lab down --name {NAME}",
-        visitor = proofs::VISITOR.path(),
+         \x20   {karst} lab down --name {NAME}"
     );
 }

@@ -3,19 +3,24 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::{pcap::Capture, shell};
+use crate::{pcap::Capture, release, shell};
 
 /// How long a change of the YAML may take to be in force before a proof fails.
 pub(crate) const SETTLE: Duration = Duration::from_secs(20);
+
+/// A node's interface towards the other nodes.
+const NODE_LINK: &str = "eth0";
 
 /// A pod of the lab, as its YAML has it.
 #[derive(Clone, Copy)]
@@ -31,12 +36,13 @@ impl Pod {
     }
 }
 
-/// A lab that is up; taken down when dropped, unless kept.
+/// A lab, taken down when dropped, unless kept.
 pub(crate) struct Lab {
     name: String,
     /// Our copy of the example's YAML: edits never touch the repository.
     folder: PathBuf,
     keep: bool,
+    guard: Option<Child>,
 }
 
 /// What runs in a pod: process id and start time (in clock ticks since boot).
@@ -44,23 +50,67 @@ pub(crate) type Processes = Vec<(u64, u64)>;
 
 impl Lab {
     /// Copies the example's folder and starts the lab from the copy.
-    pub(crate) fn up(name: &str, example: &str, keep: bool) -> Result<Self> {
+    pub(crate) fn up(name: &str, example: &str) -> Result<Self> {
+        let mut lab = Self::prepare(name, example)?;
+        lab.start()?;
+        Ok(lab)
+    }
+
+    /// Copies the example's folder and starts nothing yet. What an earlier run left under this name goes.
+    pub(crate) fn prepare(name: &str, example: &str) -> Result<Self> {
         let folder = shell::root().join("target").join(format!("lab-{name}"));
         let _ = fs::remove_dir_all(&folder);
         copy(&shell::root().join(example), &folder)?;
         let lab = Self {
             name: name.to_owned(),
             folder,
-            keep,
+            keep: false,
+            guard: None,
         };
-        // A lab left by an earlier run that was killed.
         shell::succeeds(&mut lab.command("down"));
-        shell::capture(lab.command("up").arg(&lab.folder)).context("starting the lab")?;
         Ok(lab)
     }
 
+    /// Starts what was prepared, showing the progress, and waits until every pod is ready.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        self.guard = Some(self.guard()?);
+        let mut up = self.command("up");
+        up.arg(&self.folder).stderr(Stdio::piped());
+        let mut running = up.spawn().context("starting karst")?;
+        let mut said = String::new();
+        for line in BufReader::new(running.stderr.take().context("its output is piped")?).lines() {
+            let line = line?;
+            println!("    {line}");
+            said = line;
+        }
+        if !running.wait()?.success() {
+            bail!("the lab did not start: {said}");
+        }
+        Ok(())
+    }
+
+    /// A process that takes the lab down when this one ends without having said that it is done, however it ends.
+    fn guard(&self) -> Result<Child> {
+        let script = r#"read -r done || exec "$0" lab down --name "$1""#;
+        let mut guard = Command::new("sh");
+        guard.args(["-c", script]).arg(karst()).arg(&self.name);
+        guard.stdin(Stdio::piped()).process_group(0);
+        guard.spawn().context("starting the lab's guard")
+    }
+
+    /// The lab is no longer ours to take down.
+    fn dismiss_guard(&mut self) {
+        let Some(mut guard) = self.guard.take() else {
+            return;
+        };
+        if let Some(mut input) = guard.stdin.take() {
+            let _ = input.write_all(b"done\n");
+        }
+        let _ = guard.wait();
+    }
+
     fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(shell::root().join("target/release/karst"));
+        let mut command = Command::new(karst());
         command.args(["lab", verb, "--name", &self.name]);
         command
     }
@@ -90,6 +140,18 @@ impl Lab {
         Ok(netns_path(&self.pod(pod)?))
     }
 
+    /// Every address of a namespace's pods.
+    pub(crate) fn addresses(&self, namespace: &str) -> Result<Vec<IpAddr>> {
+        let status = self.status()?;
+        let pods = status["pods"].as_array().into_iter().flatten();
+        let addresses = pods
+            .filter(|pod| pod["namespace"] == namespace)
+            .filter_map(|pod| pod["addresses"].as_array())
+            .flatten()
+            .filter_map(|address| address.as_str()?.parse().ok());
+        Ok(addresses.collect())
+    }
+
     /// The pod's first IPv4 address.
     pub(crate) fn address(&self, pod: Pod) -> Result<Ipv4Addr> {
         let pod = self.pod(pod)?;
@@ -104,7 +166,7 @@ impl Lab {
             .context("the pod has no IPv4 address")
     }
 
-    /// Changes one file of the YAML and applies it. A change that changes nothing is an error: the proof would be void.
+    /// Changes one file of the YAML and, when the lab runs, applies it. A change that changes nothing is an error: the proof would be void.
     pub(crate) fn edit(&self, file: &str, change: impl FnOnce(&str) -> String) -> Result<()> {
         let path = self.folder.join(file);
         let before =
@@ -114,7 +176,10 @@ impl Lab {
             bail!("the edit of {file} changes nothing: the example and its proof no longer fit");
         }
         fs::write(&path, after)?;
-        self.apply()
+        if self.guard.is_some() {
+            self.apply()?;
+        }
+        Ok(())
     }
 
     /// Adds a file and applies it.
@@ -167,7 +232,7 @@ impl Lab {
         let workloads = dump["workloads"].as_array()?.iter();
         Some(
             workloads
-                .filter(|one| one["namespace"] == namespace && one["protocol"] == "HBONE")
+                .filter(|one| one["namespace"] == namespace && one["tunnel"] == "Hbone")
                 .count(),
         )
     }
@@ -177,9 +242,10 @@ impl Lab {
         shell::capture(self.command("exec").arg(pod.path()).arg("--").args(command))
     }
 
-    /// Starts a command in a pod's network namespace, as root and on the host's file system, its output piped.
+    /// Starts a command in a pod, as the pod's user, its input and output piped.
     pub(crate) fn spawn(&self, pod: Pod, command: &[&str]) -> Result<Child> {
-        let mut spawned = self.inside(pod, command)?;
+        let mut spawned = self.command("exec");
+        spawned.arg(pod.path()).arg("--").args(command);
         spawned
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -213,55 +279,67 @@ impl Lab {
         Ok(processes)
     }
 
-    /// All that the lab's agents have logged, line by line.
-    pub(crate) fn agent_log(&self) -> Result<String> {
-        let mut text = String::new();
-        for entry in fs::read_dir(self.state().join("logs"))? {
-            let path = entry?.path();
-            if path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().contains("agent"))
-            {
-                text.push_str(&fs::read_to_string(&path).unwrap_or_default());
-            }
-        }
-        Ok(text)
+    /// All that a node's agent has logged, line by line.
+    pub(crate) fn agent_log(&self, node: &str) -> Result<String> {
+        let file = self.state().join(format!("logs/agent-{node}.log"));
+        fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
     }
 
-    /// Captures what crosses the pod's link while `work` runs. Loopback is not on it: that never leaves the pod.
-    pub(crate) fn capture<T>(
-        &self,
-        pod: Pod,
-        work: impl FnOnce() -> Result<T>,
-    ) -> Result<(Capture, T)> {
-        let file = self
-            .state()
-            .join(format!("{}-{}.pcap", pod.namespace, pod.name));
-        let _ = fs::remove_file(&file);
-        let path = file.to_string_lossy().into_owned();
-        let mut tcpdump = self.spawn(
-            pod,
-            &[
-                "tcpdump", "-Z", "root", "-U", "-s", "0", "-i", "eth0", "-w", &path, "tcp",
-            ],
-        )?;
-        let begun = shell::wait_for("tcpdump captures", Duration::from_secs(10), || {
-            file.exists().then_some(())
-        });
-        let result = begun.and_then(|()| work());
-        // The last packets of the work are written before tcpdump ends by an interrupt.
-        std::thread::sleep(Duration::from_millis(200));
-        shell::succeeds(Command::new("kill").args(["-INT", &tcpdump.id().to_string()]));
-        tcpdump.wait()?;
-        Ok((Capture::read(&file)?, result?))
+    /// Begins to capture TCP on a node's link to the other nodes.
+    pub(crate) fn listen(&self, node: &str) -> Result<Listening> {
+        let file = self.state().join(format!("{node}.pcap"));
+        let mut tcpdump = self.command("exec");
+        tcpdump.args(["--node", node, "--", "tcpdump", "-n", "-U", "-Z", "root"]);
+        tcpdump.args(["--immediate-mode", "-s", "0", "-i", NODE_LINK, "-w"]);
+        tcpdump.arg(&file).arg("tcp").stderr(Stdio::piped());
+        let mut child = tcpdump.spawn().context("starting tcpdump")?;
+        let mut said = BufReader::new(child.stderr.take().context("its messages are piped")?);
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            if said.read_line(&mut line)? == 0 {
+                bail!("tcpdump did not start on {NODE_LINK} of {node}");
+            }
+        }
+        Ok(Listening { child, said, file })
     }
 
     /// Takes the lab down and says what it left behind.
     pub(crate) fn down(mut self) -> Result<Vec<String>> {
+        let ran = self.everything_running();
         self.keep = true;
         shell::capture(&mut self.command("down")).context("taking the lab down")?;
+        self.dismiss_guard();
         let _ = fs::remove_dir_all(&self.folder);
-        Ok(self.leftovers())
+        let mut left = self.leftovers();
+        let still = |&&(pid, start): &&(u64, u64)| start_time(pid) == Some(start);
+        left.extend(
+            ran.iter()
+                .filter(still)
+                .map(|(pid, _)| format!("process {pid}")),
+        );
+        Ok(left)
+    }
+
+    /// Controller, agents and the pods' processes.
+    fn everything_running(&self) -> Processes {
+        let Ok(status) = self.status() else {
+            return Vec::new();
+        };
+        let list = |field: &str| status[field].as_array().cloned().unwrap_or_default();
+        let agents = list("nodes")
+            .into_iter()
+            .map(|node| node["agent"]["pid"].clone());
+        let pods = list("pods").into_iter().flat_map(|pod| {
+            let pids = pod["pids"].as_array();
+            pids.cloned().unwrap_or_default()
+        });
+        let pids = agents
+            .chain(pods)
+            .chain([status["controller"]["pid"].clone()]);
+        pids.filter_map(|pid| pid.as_u64())
+            .filter_map(|pid| Some((pid, start_time(pid)?)))
+            .collect()
     }
 
     /// Namespaces, pins, cgroups and state of this lab that exist.
@@ -283,9 +361,10 @@ impl Lab {
         left.iter().map(|path| path.display().to_string()).collect()
     }
 
-    /// Says how to go on with a lab that was kept.
+    /// Leaves the lab running; gives the folder of its YAML.
     pub(crate) fn keep(mut self) -> PathBuf {
         self.keep = true;
+        self.dismiss_guard();
         self.folder.clone()
     }
 }
@@ -295,14 +374,57 @@ impl Drop for Lab {
         if !self.keep {
             shell::succeeds(&mut self.command("down"));
         }
+        self.dismiss_guard();
     }
 }
 
-/// Field 22 of /proc/PID/stat, counted after the command's name in parentheses.
+/// tcpdump, writing what it sees to a file.
+pub(crate) struct Listening {
+    child: Child,
+    said: BufReader<ChildStderr>,
+    file: PathBuf,
+}
+
+impl Listening {
+    /// What it has written so far.
+    pub(crate) fn so_far(&self) -> Result<Capture> {
+        Capture::read(&self.file)
+    }
+
+    /// Ends it; a packet that the kernel had to drop is an error, since a proof would not have seen it.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let id = self.child.id().to_string();
+        shell::succeeds(Command::new("kill").args(["-INT", &id]));
+        let mut said = String::new();
+        self.said.read_to_string(&mut said)?;
+        self.child.wait()?;
+        if !said.contains("\n0 packets dropped by kernel") {
+            bail!("tcpdump has not seen everything: {said}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary under test.
+pub(crate) fn karst() -> PathBuf {
+    release::folder().join("karst")
+}
+
+/// Field 22 of /proc/PID/stat, counted after the command's name in parentheses; none for a process that has ended and
+/// only waits to be collected.
 fn start_time(pid: u64) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after) = stat.rsplit_once(')')?;
-    after.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = after.split_whitespace();
+    let running = fields.next()? != "Z";
+    fields.nth(18)?.parse().ok().filter(|_| running)
 }
 
 /// The namespace that the status names, as a path.

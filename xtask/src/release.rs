@@ -1,6 +1,6 @@
 //! `ebpf` and `release`: the kernel programs, and every binary in `target/release` with them inside.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
 
@@ -8,6 +8,21 @@ use crate::{
     setup::{self, Group},
     shell,
 };
+
+/// For work on the tools themselves: `KARST_PROFILE=dev` builds and uses `target/debug` instead.
+const PROFILE_VARIABLE: &str = "KARST_PROFILE";
+
+/// The cargo profile of the binaries that the other verbs run.
+fn profile() -> String {
+    std::env::var(PROFILE_VARIABLE).unwrap_or_else(|_| "release".to_owned())
+}
+
+/// Where those binaries are.
+pub(crate) fn folder() -> PathBuf {
+    let profile = profile();
+    let name = if profile == "dev" { "debug" } else { &profile };
+    shell::root().join("target").join(name)
+}
 
 /// Builds the kernel programs.
 pub(crate) fn ebpf() -> Result<()> {
@@ -21,7 +36,8 @@ pub(crate) fn run() -> Result<()> {
     let mut build = shell::cargo();
     build.args([
         "build",
-        "--release",
+        "--profile",
+        &profile(),
         "--workspace",
         "--bins",
         "--exclude",

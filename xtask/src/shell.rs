@@ -156,19 +156,27 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Polls until `ready` gives a value; the error names `what` was awaited and for how long.
+/// How long a wait is silent, and how often it is mentioned after that.
+const SILENT_WAIT: Duration = Duration::from_secs(2);
+
+/// Polls until `ready` gives a value; the error names `what` was awaited and for how long. A long wait says so.
 pub(crate) fn wait_for<T>(
     what: &str,
     limit: Duration,
     mut ready: impl FnMut() -> Option<T>,
 ) -> Result<T> {
     let deadline = Instant::now() + limit;
+    let mut mention = Instant::now() + SILENT_WAIT;
     loop {
         if let Some(value) = ready() {
             return Ok(value);
         }
+        if Instant::now() >= mention {
+            println!("    ... waiting until {what}");
+            mention += SILENT_WAIT;
+        }
         if Instant::now() >= deadline {
-            bail!("{what}: not so after {limit:?}");
+            bail!("waited {limit:?} in vain until {what}");
         }
         thread::sleep(Duration::from_millis(20));
     }
