@@ -17,13 +17,17 @@ mod time_wait;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use karst_discovery::{Change, Changed, state::Origin};
+use karst_ebpf_loader::AttachError;
 use karst_model::{
     enrollment::{EnrollMode, NodeWorkload},
     name::PodUid,
 };
 use karst_runtime::drain;
 use karst_telemetry::error_chain::Chain;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
 use crate::{
     capture::{
@@ -250,7 +254,7 @@ impl Enroller {
                 if let Some(listeners) = listeners {
                     listeners.serve(&self.workers, &self.mesh, &pod, &self.drain);
                 }
-                if previous.is_none() {
+                if is_new {
                     self.allow_reuse(&pod);
                     if let Err(error) = self.mesh.identities.require(&pod.identity) {
                         tracing::error!(pod = %pod_uid, error = %Chain(&error), "cannot get a certificate for the pod");
@@ -266,6 +270,9 @@ impl Enroller {
                 true
             }
             Err(error) => {
+                if let Some(returning) = previous.filter(|_| is_new) {
+                    self.let_go(&returning);
+                }
                 self.note_failure(&pod_uid, &error);
                 false
             }
@@ -312,20 +319,49 @@ impl Enroller {
     }
 
     fn release(&mut self, pod_uid: &PodUid, why: &str) {
-        let Some(active) = self.captured.remove(pod_uid) else {
+        let Some(Active { pod, .. }) = self.captured.remove(pod_uid) else {
             return;
         };
-        if let Err(error) = self.mesh.datapath.detach(active.pod.cookie) {
-            tracing::error!(pod = %pod_uid, error = %Chain(&error), "cannot release the pod");
+        note_detached(&pod, self.mesh.datapath.release_outbound(pod.cookie));
+        tracing::info!(pod = %format_args!("{}/{}", pod.namespace, pod.name), why, "released");
+        self.restore_reuse(&pod);
+        self.mesh.identities.release(&pod.identity);
+        let leaving = Leaving {
+            pod,
+            stage: Stage::Inbound,
+            due: Instant::now() + LEAVING_STEP,
+        };
+        self.leaving.insert(pod_uid.clone(), leaving);
+    }
+
+    /// Takes the next step with every pod that is due.
+    fn advance_leaving(&mut self, now: Instant) {
+        let mut gone = Vec::new();
+        for (pod_uid, leaving) in self
+            .leaving
+            .iter_mut()
+            .filter(|(_, leaving)| leaving.due <= now)
+        {
+            match leaving.stage {
+                Stage::Inbound => {
+                    let released = self.mesh.datapath.release_inbound(leaving.pod.cookie);
+                    note_detached(&leaving.pod, released);
+                    (leaving.stage, leaving.due) = (Stage::Listeners, now + LEAVING_STEP);
+                }
+                Stage::Listeners => gone.push(pod_uid.clone()),
+            }
         }
-        tracing::info!(pod = %format_args!("{}/{}", active.pod.namespace, active.pod.name), why, "released");
-        self.restore_reuse(&active.pod);
-        self.mesh.identities.release(&active.pod.identity);
-        let stop = active.pod.stop.clone();
-        karst_runtime::supervise::spawn_connection("listener linger", async move {
-            tokio::time::sleep(LISTENER_LINGER).await;
-            stop.cancel();
-        });
+        for pod_uid in gone {
+            if let Some(leaving) = self.leaving.remove(&pod_uid) {
+                self.let_go(&leaving.pod);
+            }
+        }
+    }
+
+    /// The last step: nothing of the pod's capture is left.
+    fn let_go(&self, pod: &LocalPod) {
+        note_detached(pod, self.mesh.datapath.detach(pod.cookie));
+        pod.stop.cancel();
     }
 
     /// Releases what an earlier process captured and nobody wants any more. Only once the desired state is known.
@@ -344,7 +380,9 @@ impl Enroller {
             if self
                 .captured
                 .values()
-                .any(|active| active.pod.cookie == left.cookie)
+                .map(|active| &active.pod)
+                .chain(self.leaving.values().map(|leaving| &leaving.pod))
+                .any(|pod| pod.cookie == left.cookie)
             {
                 continue;
             }
@@ -401,6 +439,20 @@ impl Enroller {
             }
             !same
         });
+    }
+}
+
+fn note_detached(pod: &LocalPod, outcome: Result<(), AttachError>) {
+    if let Err(error) = outcome {
+        tracing::error!(pod = %pod.pod_uid, error = %Chain(&error), "cannot release the pod");
+    }
+}
+
+/// Returns when the first pod that leaves is due; never while none does.
+async fn next_due(leaving: &BTreeMap<PodUid, Leaving>) {
+    match leaving.values().map(|leaving| leaving.due).min() {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -43,6 +43,8 @@ pub mod pod_flag {
     pub const QDISC_OURS: u32 = 4;
     /// The kubelet may reach some ports of this pod.
     pub const PROBES: u32 = 8;
+    /// Nothing that the pod dials is captured: it is about to be captured, or is leaving.
+    pub const INBOUND_ONLY: u32 = 16;
 }
 
 /// Which listener of a pod: index `slot * LISTENERS_PER_POD + role` of the map `LISTENERS`.

@@ -116,6 +116,34 @@ impl Kernel {
         })
     }
 
+    /// Stops to capture what the pod dials, and takes its guard off; what arrives is served as before. The first of
+    /// three steps that let a pod go while others still believe that it is captured; `attach_pod` takes it back.
+    pub fn release_outbound(&self, cookie: NetnsCookie) -> Result<(), AttachError> {
+        let mut pods = self.pods();
+        let Some(slot) = self.find(cookie) else {
+            return Ok(());
+        };
+        let mut pod = self.maps.pod(slot)?;
+        pod.flags |= pod_flag::INBOUND_ONLY;
+        self.maps.set_pod(slot, &pod)?;
+        let host = pods.hosts.remove(&cookie);
+        unguard(host.as_ref().unwrap_or(&pods.home), &pod)?;
+        if pod.host_ifindex != 0 {
+            self.maps.guarded.remove(&pod.host_ifindex)?;
+        }
+        pod.host_ifindex = 0;
+        pod.flags &= !pod_flag::QDISC_OURS;
+        Ok(self.maps.set_pod(slot, &pod)?)
+    }
+
+    /// Hands new connections to the application again. The second step: what the agent has accepted before can still
+    /// be joined to the application, with the client's address shown.
+    pub fn release_inbound(&self, cookie: NetnsCookie) -> Result<(), AttachError> {
+        let _one_at_a_time = self.pods();
+        steering::detach(&self.pin_dir, cookie);
+        Ok(())
+    }
+
     /// Releases a pod; one that is not attached is fine. Its connections go on.
     pub fn detach_pod(&self, cookie: NetnsCookie) -> Result<(), AttachError> {
         let mut pods = self.pods();
@@ -247,6 +275,11 @@ impl Kernel {
         let mut entry = pod::entry(pod)?;
         entry.host_ifindex = before.host_ifindex;
         entry.flags |= before.flags & pod_flag::QDISC_OURS;
+        // What the pod dials is captured only when its namespace steers it to the agent.
+        let opens = before.cookie != pod.cookie.0 || before.flags & pod_flag::INBOUND_ONLY != 0;
+        if opens {
+            entry.flags |= pod_flag::INBOUND_ONLY;
+        }
         pod::exclude(&self.maps, slot, pod.capture)?;
         self.write_probe_ports(&entry, pod.probe_ports)?;
         self.maps.set_pod(slot, &entry)?;
@@ -254,6 +287,12 @@ impl Kernel {
         steering::attach(&self.pin_dir, slot, pod.cookie, Some(pod.netns))
             .map_err(|source| AttachError::Steering(Box::new(source)))?;
         self.maps.pod_by_cookie.insert(&pod.cookie.0, &slot)?;
+        if opens {
+            entry.flags &= !pod_flag::INBOUND_ONLY;
+            self.maps.set_pod(slot, &entry)?;
+            // A connect that was let pass a moment ago must have sent its SYN before the guard looks at it.
+            steering::settle();
+        }
         match &pod.host_veth {
             Some(link) => self.guard(pods, slot, entry, link.netns, link.ifindex),
             None => Ok(()),
@@ -314,8 +353,15 @@ impl Kernel {
         if pod.host_ifindex != 0 {
             self.maps.guarded.remove(&pod.host_ifindex)?;
         }
-        self.maps.pod_by_cookie.remove(&cookie.0)?;
+        if pod.cookie != 0 {
+            let leaving = Pod {
+                flags: pod.flags | pod_flag::INBOUND_ONLY,
+                ..pod
+            };
+            self.maps.set_pod(slot, &leaving)?;
+        }
         steering::detach(&self.pin_dir, cookie);
+        self.maps.pod_by_cookie.remove(&cookie.0)?;
         (0..LISTENERS_PER_POD)
             .for_each(|role| self.maps.clear_listener(slot * LISTENERS_PER_POD + role));
         pod::clear_exclusions(&self.maps, slot)?;

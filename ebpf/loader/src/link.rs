@@ -14,6 +14,7 @@ use aya::programs::links::FdLink;
 /// Commands of bpf(2), from `linux/bpf.h`.
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// What `establish` did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +46,15 @@ where
     }
 }
 
+/// Ends what the link pinned at `path` does, at once; the pin stays.
+pub(crate) fn detach(path: &Path) -> io::Result<()> {
+    let link = open(path)?;
+    let attr = LinkDetach {
+        link_fd: link.as_raw_fd() as u32,
+    };
+    bpf(BPF_LINK_DETACH, &attr).map(drop)
+}
+
 #[repr(C)]
 struct ObjGet {
     pathname: u64,
@@ -58,6 +68,11 @@ struct LinkUpdate {
     new_prog_fd: u32,
     flags: u32,
     old_prog_fd: u32,
+}
+
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use aya::programs::SkLookup;
 use aya::programs::links::FdLink;
 use karst_netns::NetnsCookie;
+use rustix::thread::{MembarrierCommand, membarrier};
 
 use crate::{LoadError, link, object};
 
@@ -45,10 +46,25 @@ pub(crate) fn attach(
     .map_err(named)
 }
 
-/// Gives the namespace back its own lookup.
+/// Gives the namespace back its own lookup. When this returns, no connection is looked up by the program any more, so
+/// its maps may be cleared; removing the pin alone would leave it running for a while, and it drops what it finds no
+/// listener for.
 pub(crate) fn detach(pin_dir: &Path, cookie: NetnsCookie) {
-    if let Err(error) = std::fs::remove_file(pin_path(pin_dir, cookie)) {
-        tracing::debug!(%cookie, %error, "steering was not attached");
+    // A connect that was captured a moment ago must have sent its SYN while it is still steered.
+    settle();
+    let path = pin_path(pin_dir, cookie);
+    match link::detach(&path).and_then(|()| std::fs::remove_file(&path)) {
+        Ok(()) => settle(),
+        Err(error) => tracing::debug!(%cookie, %error, "steering was not attached"),
+    }
+}
+
+/// Waits until every program that runs now, and every system call that it runs for, has passed. Takes some
+/// milliseconds.
+pub(crate) fn settle() {
+    // Global: the kernel waits for a grace period of RCU, under which its programs run.
+    if let Err(error) = membarrier(MembarrierCommand::Global) {
+        tracing::debug!(%error, "cannot wait for the kernel's programs");
     }
 }
 

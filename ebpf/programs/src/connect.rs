@@ -84,6 +84,9 @@ fn tcp(ctx: &SockAddrContext, sa: &bpf_sock_addr, slot: u32, pod: &Pod, dst: &Di
     if is_loopback(&dst.addr) || is_own(pod, &dst.addr) {
         return local(sa, pod, dst);
     }
+    if pod.flags & pod_flag::INBOUND_ONLY != 0 {
+        return pass(sa);
+    }
     if dst.port == dns::PORT && pod.flags & pod_flag::DNS != 0 {
         return dns::tcp(ctx, sa, pod, dst);
     }

@@ -113,7 +113,8 @@ fn steer(
     let Some(own) = own_like(pod, &dst.addr) else {
         return pass(sa);
     };
-    if pod.flags & pod_flag::DNS == 0 || port == 0 || is_agent() {
+    let steered = pod.flags & (pod_flag::DNS | pod_flag::INBOUND_ONLY) == pod_flag::DNS;
+    if !steered || port == 0 || is_agent() {
         return pass(sa);
     }
     if !listens(ctx, own, port, transport) {
