@@ -1,6 +1,6 @@
 //! The controller without its sockets: index, published resources, one session per stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use karst_controller::{
     mesh::CapturedPods,
@@ -11,8 +11,8 @@ use karst_controller::{
         session::Session,
     },
 };
-use karst_index::{Delta, Event, Index, IndexConfig};
-use karst_model::name::PodUid;
+use karst_index::{Delta, Event, Index, IndexConfig, NodeChange};
+use karst_model::{enrollment::EnrollMode, name::PodUid};
 use karst_proto::{
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
     encoded,
@@ -33,6 +33,11 @@ pub struct Controller {
     streams: BTreeMap<&'static str, Session>,
     /// Pods whose peers must acknowledge this revision before they are released.
     withdrawing: Vec<(Vec<PodUid>, Revision)>,
+    /// Pods last reported as captured.
+    reported: BTreeSet<PodUid>,
+    /// Pods whose node was told to capture them at some time.
+    enrolled: BTreeSet<PodUid>,
+    let_go_unreported: BTreeSet<PodUid>,
 }
 
 impl Controller {
@@ -44,7 +49,20 @@ impl Controller {
 
     /// Ends and starts again: only what is on disk is left.
     pub fn restart(self, cluster: &Cluster) -> Self {
-        Self::start_in(self.state_dir, cluster)
+        let released = self.index.snapshot().node_workloads.into_iter();
+        let released = released.filter_map(|change| match change {
+            NodeChange::Updated { workload, .. } if workload.mode == EnrollMode::Off => {
+                Some(workload.pod_uid.clone())
+            }
+            _ => None,
+        });
+        let released = released.filter(|uid| self.enrolled.contains(uid));
+        let mut let_go: BTreeSet<PodUid> = released.collect();
+        let_go.extend(self.let_go_unreported);
+        let mut next = Self::start_in(self.state_dir, cluster);
+        next.let_go_unreported.extend(let_go);
+        next.enrolled.extend(self.enrolled);
+        next
     }
 
     fn start_in(state_dir: TempDir, cluster: &Cluster) -> Self {
@@ -59,6 +77,9 @@ impl Controller {
             state_dir,
             streams: BTreeMap::new(),
             withdrawing: Vec::new(),
+            reported: BTreeSet::new(),
+            enrolled: BTreeSet::new(),
+            let_go_unreported: BTreeSet::new(),
         };
         controller.take(events);
         controller
@@ -67,11 +88,32 @@ impl Controller {
     /// Takes events as the owner of the index does.
     pub fn take(&mut self, events: Vec<Event>) {
         let delta = self.index.handle_all(events);
+        for change in &delta.node_workloads {
+            let NodeChange::Updated { workload, .. } = change else {
+                continue;
+            };
+            let uid = &workload.pod_uid;
+            match workload.mode {
+                EnrollMode::Ambient => drop(self.enrolled.insert(uid.clone())),
+                EnrollMode::Off if self.enrolled.contains(uid) && !self.reported.contains(uid) => {
+                    self.let_go_unreported.insert(uid.clone());
+                }
+                EnrollMode::Off => {}
+            }
+        }
         self.pods.apply(&delta.node_workloads);
         let revision = self.resources.publish(publications(&delta));
         if !delta.withdrawing.is_empty() {
             self.withdrawing.push((delta.withdrawing, revision));
         }
+    }
+
+    /// Pods whose node was told to let them go before it had reported their capture. That report may still be under way
+    /// and count for a later enrolment: the one case in which a pod is published for a moment while its node releases
+    /// and captures it again. A restart of the controller between the two does the same, since it keeps no memory of
+    /// what it has told.
+    pub fn let_go_unreported(&self) -> &BTreeSet<PodUid> {
+        &self.let_go_unreported
     }
 
     /// Everything as the index says it now.
@@ -88,6 +130,14 @@ impl Controller {
         };
         let events: Vec<Event> = own.into_iter().map(event).collect();
         self.captured.record(&events);
+        for event in &events {
+            if let Event::Captured { pod_uid, captured } = event {
+                match captured {
+                    true => drop(self.reported.insert(pod_uid.clone())),
+                    false => drop(self.reported.remove(pod_uid)),
+                }
+            }
+        }
         self.take(events);
     }
 

@@ -119,7 +119,14 @@ impl Run {
                 check::refuses_what_is_always_refused(&agent.state);
             }
         }
-        check::enrolment_order(&self.cluster, &self.agents, &self.excused);
+        let unreported = self.controller.let_go_unreported();
+        check::enrolment_order(&self.cluster, &self.agents, |pod, node| {
+            unreported.contains(pod)
+                || self
+                    .excused
+                    .get(pod)
+                    .is_some_and(|nodes| nodes.contains(node))
+        });
     }
 
     fn restart_controller(&mut self) {
