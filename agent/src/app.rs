@@ -14,6 +14,7 @@ use karst_discovery::{
     state::Origin,
 };
 use karst_ebpf_loader::{Kernel, KernelConfig, probe};
+use karst_hbone::server::peers::Peers;
 use karst_identity::{PeerTrust, Store, StoreConfig};
 use karst_model::identity::TrustDomain;
 use karst_netns::{Netns, cgroup_id, cgroup2_root, own_cgroup_id, raise_nofile_limit};
@@ -214,6 +215,7 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
         identities,
         datapath,
         metrics,
+        peers: Peers::default(),
     });
     let (workers, threads) = Workers::start(mesh.config.workers(), &mesh)?;
     let (enroller, captured) = Enroller::new(mesh.clone(), workers, watch);

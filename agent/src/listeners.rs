@@ -118,9 +118,15 @@ fn dispatch(
     }
     let (pod, drain) = (pod.clone(), drain.clone());
     match kind {
-        Kind::Hbone => worker.place("hbone connection", stream, move |worker, stream| {
-            inbound::tunnel::serve(worker, pod, drain, stream, peer)
-        }),
+        Kind::Hbone => {
+            let Some(slot) = worker.mesh.peers.admit(peer.ip()) else {
+                worker.mesh.metrics.peer_connections_refused.inc();
+                return tracing::debug!(%peer, "the peer has too many connections: one more is closed");
+            };
+            worker.place("hbone connection", stream, move |worker, stream| {
+                inbound::tunnel::serve(worker, pod, drain, stream, peer, slot)
+            });
+        }
         Kind::Inbound => worker.place("inbound connection", stream, move |worker, stream| {
             inbound::passthrough::serve(worker, pod, drain, stream, peer)
         }),

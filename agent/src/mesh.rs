@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use karst_discovery::State;
+use karst_hbone::server::peers::Peers;
 use karst_identity::Store;
 use karst_runtime::supervise::Shutdown;
 
@@ -21,6 +22,8 @@ pub(crate) struct Mesh {
     pub(crate) live: Arc<LiveConnections>,
     pub(crate) balancer: Balancer,
     pub(crate) metrics: Arc<Metrics>,
+    /// HBONE connections from each peer address, for all pods of this node together.
+    pub(crate) peers: Peers,
     /// The program should end: listeners stop, connections finish.
     pub(crate) shutdown: Shutdown,
     /// The drain is over: everything stops now.

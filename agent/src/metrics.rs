@@ -17,6 +17,8 @@ pub(crate) struct Metrics {
     pub(crate) no_original_destination: Counter,
     /// Live connections cut because policy changed.
     pub(crate) cut_by_policy: Counter,
+    /// HBONE connections closed at once because their peer address had too many.
+    pub(crate) peer_connections_refused: Counter,
     pub(crate) captured_pods: Gauge,
     pub(crate) pending_pods: Gauge,
     pub(crate) dns_queries: Counter,
@@ -43,6 +45,10 @@ impl Metrics {
             cut_by_policy: counter(
                 "karst_connections_cut_by_policy",
                 "Live connections ended because policy changed",
+            ),
+            peer_connections_refused: counter(
+                "karst_peer_connections_refused",
+                "HBONE connections refused because their peer address had too many",
             ),
             captured_pods: gauge("workload_manager_active_proxy_count", "Pods captured now"),
             pending_pods: gauge(

@@ -4,9 +4,12 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use karst_hbone::{
-    Authority, Baggage, Flag, InboundRequest, Incoming, RelayEnd, ServerConfig, relay, server, tls,
+    Authority, Baggage, ConnectError, Flag, InboundRequest, Incoming, RelayEnd, ServerConfig,
+    relay,
+    server::{self, peers::PeerSlot},
+    tls,
 };
-use karst_identity::peer_id;
+use karst_identity::{peer_cert_error, peer_id};
 use karst_model::{
     addr::canonical, addr::canonical_ip, identity::SpiffeId, service::Service, workload::Workload,
 };
@@ -34,6 +37,11 @@ const CREDENTIAL_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the TLS handshake may take.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The peer reset its request while the application was still being dialled.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer gave up before the application had answered")]
+struct Abandoned;
+
 /// Everything that the streams of one connection share.
 struct Session {
     worker: Rc<Worker>,
@@ -43,13 +51,15 @@ struct Session {
     identity: SpiffeId,
 }
 
-/// Serves one HBONE connection until its peer or the drain ends it.
+/// Serves one HBONE connection until its peer or the drain ends it. `slot` is the peer's place among the connections of
+/// its address: it says how much this one may hold.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     pod: Arc<LocalPod>,
     drain: drain::Watch,
     stream: TcpStream,
     peer: SocketAddr,
+    slot: PeerSlot,
 ) {
     let Ok(local) = stream.local_addr().map(canonical) else {
         return;
@@ -65,16 +75,16 @@ pub(crate) async fn serve(
     };
     let io = match tls::tls_accept(stream, credential.server_config(), TLS_TIMEOUT).await {
         Ok(io) => io,
-        Err(error) => return refused(peer, local, Flag::TlsFailure, &error),
+        Err(error) => return refused(peer, local, Flag::TlsFailure, tls_reason(&error)),
     };
     let identity = match peer_id(tls::peer_certificates(&io)) {
         Ok(identity) => identity,
         Err(error) => return refused(peer, local, Flag::TlsFailure, &error),
     };
-    let config = ServerConfig {
+    let config = slot.limit(&ServerConfig {
         drain_deadline: worker.mesh.config.drain_deadline(),
         ..ServerConfig::default()
-    };
+    });
     let session = Rc::new(Session {
         worker,
         pod,
@@ -95,6 +105,14 @@ pub(crate) async fn serve(
     }
 }
 
+/// The refusal of the peer's certificate in our words, where that is what ended the handshake.
+fn tls_reason(error: &ConnectError) -> &(dyn std::error::Error + 'static) {
+    match error {
+        ConnectError::Tls(io) => peer_cert_error(io).map_or(error, |refusal| refusal),
+        _ => error,
+    }
+}
+
 /// A connection that failed before anybody knew what it was for.
 fn refused(peer: SocketAddr, local: SocketAddr, flag: Flag, error: &dyn std::error::Error) {
     let mut record = Record::new(Direction::Inbound);
@@ -105,7 +123,7 @@ fn refused(peer: SocketAddr, local: SocketAddr, flag: Flag, error: &dyn std::err
 }
 
 impl Session {
-    async fn stream(&self, incoming: Incoming) {
+    async fn stream(&self, mut incoming: Incoming) {
         let mesh = &self.worker.mesh;
         let own = own_workload(mesh, &self.pod).await;
         let target = own
@@ -124,8 +142,13 @@ impl Session {
         let labels = labels(mesh, own.as_deref(), &connection, service.as_deref());
         let mut tracked = Tracked::start(&mesh.metrics.tcp, labels, self.peer, self.local);
         tracked.through_tunnel(self.local, incoming.request.authority.to_string());
+        let client = self.client_to_show(&incoming.request);
         let prepared = match target {
-            Ok(_) => self.prepare(&connection, &incoming.request).await,
+            Ok(_) => tokio::select! {
+                prepared = self.prepare(&connection, client) => prepared,
+                // Nobody waits any more: the dial ends here, and what it held is free again.
+                () = incoming.abandoned() => return tracked.refuse(&Abandoned, Flag::None),
+            },
             Err(error) => Err(error),
         };
         let (registered, application) = match prepared {
@@ -165,7 +188,7 @@ impl Session {
     async fn prepare(
         &self,
         connection: &Arc<Connection>,
-        request: &InboundRequest,
+        client: SocketAddr,
     ) -> Result<(Registered, TcpStream), InboundError> {
         let mesh = &self.worker.mesh;
         let port = connection.destination.port();
@@ -173,7 +196,6 @@ impl Session {
             return Err(InboundError::Reserved { port });
         }
         let registered = admit(mesh, &self.pod, connection)?;
-        let client = self.client_to_show(request);
         Ok((
             registered,
             dial_application(mesh, &self.pod, connection.destination, client).await?,
