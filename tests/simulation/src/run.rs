@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Steps with faults.
-const STEPS: u32 = 250;
+const STEPS: u32 = 200;
 /// Rounds after which a mesh without faults has come to rest.
 const ROUNDS_MAX: u32 = 200;
 
