@@ -108,7 +108,8 @@ impl Lab {
         Self { name, folder }
     }
 
-    fn path(&self) -> &str {
+    /// The folder with the lab's YAML.
+    pub fn path(&self) -> &str {
         self.folder.path().to_str().expect("a plain path")
     }
 
@@ -228,6 +229,12 @@ impl Lab {
             self.name
         ))
         .unwrap_or_default()
+    }
+
+    /// The controller's log so far.
+    pub fn controller_log(&self) -> String {
+        fs::read_to_string(format!("/run/karst/lab/{}/logs/controller.log", self.name))
+            .unwrap_or_default()
     }
 
     /// Pods (`namespace/name`) that an agent knows as reachable through HBONE.

@@ -10,8 +10,10 @@
 
 pub mod capture;
 pub mod lab;
+pub mod script;
 pub mod wait;
 
 pub use capture::Capture;
 pub use lab::{Lab, Ran};
+pub use script::Script;
 pub use wait::{eventually, until};
