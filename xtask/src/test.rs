@@ -22,6 +22,9 @@ use crate::{
 /// Multiplies every budget: for machines slower than the project's own.
 const SCALE_VARIABLE: &str = "KARST_TEST_BUDGET_SCALE";
 
+/// Set to 1 where Envoy cannot be had: its tests then say that they are skipped.
+const SKIP_ENVOY_VARIABLE: &str = "KARST_SKIP_ENVOY";
+
 /// Integration tests with these names make namespaces or load kernel programs, in whichever package they are.
 const NEEDS_ROOT: &[&str] = &["node", "namespace"];
 /// The packages whose tests are rungs of their own.
@@ -222,6 +225,9 @@ impl Ladder {
             );
         }
         setup::ensure(&[Group::Lab, Group::Demo, Group::Load])?;
+        if std::env::var_os(SKIP_ENVOY_VARIABLE).is_none_or(|skip| skip != "1") {
+            setup::ensure(&[Group::Interop])?;
+        }
         let workspace = Workspace::load()?;
         let wanted =
             |package: &Package, test: &str| package.name == NODE || NEEDS_ROOT.contains(&test);
