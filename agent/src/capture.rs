@@ -32,7 +32,7 @@ use tokio::{
 use crate::{
     capture::{
         desired::{Captured, Step, plan},
-        pods::{KnownNamespace, LocalPod, NamespaceRecords},
+        pods::{Guard, KnownNamespace, LocalPod, NamespaceRecords},
     },
     error::EnrollError,
     mesh::Mesh,
@@ -45,6 +45,10 @@ pub(crate) const MAX_COMMANDS: usize = 64;
 /// A pod that leaves goes in steps this far apart, for connections that others began while they believed it to be
 /// captured: what it dials, then what arrives, then its listeners.
 const LEAVING_STEP: Duration = Duration::from_secs(2);
+
+/// A running pod that is captured gets its guard this much later: a process that was let pass may have been put off
+/// the processor before its SYN left.
+const GUARD_DELAY: Duration = Duration::from_millis(250);
 
 /// How often a step that failed is tried again.
 const RETRY_PERIOD: Duration = Duration::from_secs(2);
@@ -89,6 +93,8 @@ pub(crate) struct Enroller {
 struct Active {
     seen: Captured,
     pod: Arc<LocalPod>,
+    /// When the guard is due; until then the pod is not reported as captured.
+    guard_due: Option<Instant>,
 }
 
 /// A released pod whose last connections still find what they need.
@@ -150,7 +156,7 @@ impl Enroller {
                 },
                 Ok(()) = origin.changed() => {}
                 _ = retry.tick() => {}
-                () = next_due(&self.leaving) => {}
+                () = self.next_due() => {}
                 () = self.mesh.shutdown.cancelled() => return,
             }
             self.converge();
@@ -184,6 +190,7 @@ impl Enroller {
     /// Makes the plan and carries it out; answers those who waited for a pod that is now as it should be.
     fn converge(&mut self) {
         self.advance_leaving(Instant::now());
+        self.guard_due(Instant::now());
         let desired = self.desired();
         let namespaces = self.records.cookies();
         let captured = self
@@ -248,7 +255,15 @@ impl Enroller {
         }
         let is_new = current.is_none();
         let previous = current.or(same);
-        match LocalPod::capture(&self.mesh, &desired, namespace, previous.as_deref()) {
+        // A pod that its runtime is just starting has no process yet.
+        let starts = self.waiting.iter().any(|(uid, _)| *uid == pod_uid);
+        let guard = if is_new && !starts {
+            Guard::Later
+        } else {
+            Guard::Now
+        };
+        let guard_due = (guard == Guard::Later).then(|| Instant::now() + GUARD_DELAY);
+        match LocalPod::capture(&self.mesh, &desired, namespace, previous.as_deref(), guard) {
             Ok((pod, listeners)) => {
                 let pod = Arc::new(pod);
                 if let Some(listeners) = listeners {
@@ -266,7 +281,12 @@ impl Enroller {
                     cookie: pod.cookie,
                     as_desired: desired,
                 };
-                self.captured.insert(pod_uid, Active { seen, pod });
+                let active = Active {
+                    seen,
+                    pod,
+                    guard_due,
+                };
+                self.captured.insert(pod_uid, active);
                 true
             }
             Err(error) => {
@@ -276,6 +296,35 @@ impl Enroller {
                 self.note_failure(&pod_uid, &error);
                 false
             }
+        }
+    }
+
+    /// Guards the pods that have run captured for long enough.
+    fn guard_due(&mut self, now: Instant) {
+        let due = |active: &Active| active.guard_due.is_some_and(|due| due <= now);
+        let due: Vec<_> = self
+            .captured
+            .values()
+            .filter(|active| due(active))
+            .map(|active| active.seen.as_desired.clone())
+            .collect();
+        for desired in due {
+            let pod_uid = desired.pod_uid.clone();
+            if !self.attach(desired)
+                && let Some(active) = self.captured.get_mut(&pod_uid)
+            {
+                active.guard_due = Some(now + RETRY_PERIOD);
+            }
+        }
+    }
+
+    /// Returns when the first pod that leaves, or the first guard, is due; never while none is.
+    async fn next_due(&self) {
+        let leaving = self.leaving.values().map(|leaving| leaving.due);
+        let guards = self.captured.values().filter_map(|active| active.guard_due);
+        match leaving.chain(guards).min() {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
         }
     }
 
@@ -322,6 +371,7 @@ impl Enroller {
         let Some(Active { pod, .. }) = self.captured.remove(pod_uid) else {
             return;
         };
+        pod.note_leaving();
         note_detached(&pod, self.mesh.datapath.release_outbound(pod.cookie));
         tracing::info!(pod = %format_args!("{}/{}", pod.namespace, pod.name), why, "released");
         self.restore_reuse(&pod);
@@ -401,7 +451,11 @@ impl Enroller {
 
     /// Ok or an error when the pod's fate is known, None while the controller has not told it.
     fn status(&self, pod_uid: &PodUid) -> Option<Result<(), EnrollError>> {
-        if self.captured.contains_key(pod_uid) {
+        if self
+            .captured
+            .get(pod_uid)
+            .is_some_and(|active| active.guard_due.is_none())
+        {
             return Some(Ok(()));
         }
         let desired = self.mesh.state.node_workload(pod_uid)?;
@@ -426,6 +480,7 @@ impl Enroller {
         let pods: CapturedPods = self
             .captured
             .iter()
+            .filter(|(_, active)| active.guard_due.is_none())
             .map(|(uid, active)| (uid.clone(), active.pod.clone()))
             .collect();
         self.published.send_if_modified(|old| {
@@ -445,14 +500,6 @@ impl Enroller {
 fn note_detached(pod: &LocalPod, outcome: Result<(), AttachError>) {
     if let Err(error) = outcome {
         tracing::error!(pod = %pod.pod_uid, error = %Chain(&error), "cannot release the pod");
-    }
-}
-
-/// Returns when the first pod that leaves is due; never while none does.
-async fn next_due(leaving: &BTreeMap<PodUid, Leaving>) {
-    match leaving.values().map(|leaving| leaving.due).min() {
-        Some(due) => tokio::time::sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }
 

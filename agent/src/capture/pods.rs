@@ -6,7 +6,10 @@ use std::{
     net::{IpAddr, TcpListener, UdpSocket},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use karst_ebpf_loader::{Capture, Cidr, HostLink, Listeners, PodAttachment};
@@ -182,6 +185,14 @@ fn write_json(file: &Path, value: &impl Serialize) -> io::Result<()> {
     fs::rename(&aside, file)
 }
 
+/// When the pod's guard drops what went around the capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guard {
+    Now,
+    /// Not yet: a process of the pod may be between the connect that was let pass and its SYN.
+    Later,
+}
+
 /// A captured pod.
 pub(crate) struct LocalPod {
     pub(crate) pod_uid: PodUid,
@@ -196,6 +207,8 @@ pub(crate) struct LocalPod {
     pub(crate) listener_ports: Vec<u16>,
     /// Stops the pod's listeners.
     pub(crate) stop: Shutdown,
+    /// Released, with its listeners lingering. Shared with the same pod before and after a change of its options.
+    leaving: Arc<AtomicBool>,
     sockets: Arc<Sockets>,
 }
 
@@ -248,6 +261,7 @@ impl LocalPod {
         desired: &NodeWorkload,
         known: &KnownNamespace,
         previous: Option<&Self>,
+        guard: Guard,
     ) -> Result<(Self, Option<ToServe>), EnrollError> {
         let pod_uid = || desired.pod_uid.clone();
         let netns = Netns::open(&known.path).map_err(|source| EnrollError::Namespace {
@@ -281,7 +295,7 @@ impl LocalPod {
             pod_uid: pod_uid(),
             source,
         })?;
-        attach(mesh, desired, known, &netns, &sockets)?;
+        attach(mesh, desired, known, &netns, &sockets, guard)?;
         let fresh = reused.is_none().then(|| ToServe(sockets.clone()));
         let pod = Self {
             pod_uid: pod_uid(),
@@ -298,9 +312,21 @@ impl LocalPod {
             addresses: desired.addresses.clone(),
             listener_ports,
             stop: reused.map_or_else(Shutdown::new, |pod| pod.stop.clone()),
+            leaving: reused.map_or_else(Arc::default, |pod| pod.leaving.clone()),
             sockets,
         };
+        pod.leaving.store(false, Ordering::Release);
         Ok((pod, fresh))
+    }
+
+    /// The pod is no longer in the mesh, although some of its connections still pass here.
+    pub(crate) fn note_leaving(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    /// Whether the pod has left the mesh: plain connections are then as free as they will be a moment later.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     /// Our own listeners and the ports that other implementations reserve: tunnelling to them would loop.
@@ -315,6 +341,7 @@ fn attach(
     known: &KnownNamespace,
     netns: &Netns,
     sockets: &Sockets,
+    guard: Guard,
 ) -> Result<(), EnrollError> {
     let failed = |source| EnrollError::Attach {
         pod_uid: desired.pod_uid.clone(),
@@ -325,7 +352,7 @@ fn attach(
         path: "/proc/thread-self/ns/net".into(),
         source,
     })?;
-    let host_veth = match &known.host_veth {
+    let host_veth = match known.host_veth.as_ref().filter(|_| guard == Guard::Now) {
         None => None,
         Some(name) => Some(HostLink {
             netns: host.as_fd(),

@@ -1,10 +1,15 @@
-//! The tc guard on the host side of a pod's veth: a clsact filter, which outlives the agent and
-//! works from Linux 4.5 on.
+//! The tc guard on the host side of a pod's veth. It outlives the agent.
+//!
+//! A pinned tcx link where the kernel has them (Linux 6.6), else a clsact filter. Making a clsact qdisc stops the
+//! interface for some milliseconds, in which what is on its way to the pod is lost (the kernel's `qdisc_graft` calls
+//! `dev_deactivate`): TCP sends it again, and a DNS query of that moment waits for its resolver's next try.
 
 use std::io;
 use std::mem::forget;
+use std::path::Path;
 
 use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkOrder};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
 };
@@ -12,7 +17,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use karst_netns::Netns;
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::{LoadError, rtnetlink};
+use crate::{LoadError, link, rtnetlink};
 
 const NAME: &str = "karst_guard";
 /// Our place among the filters of an interface: early, and found again after a restart.
@@ -38,11 +43,19 @@ pub(crate) fn load(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     program(ebpf)?.load().map_err(refused)
 }
 
-/// Puts the guard on an interface, or replaces the one that is there.
-pub(crate) fn attach(ebpf: &mut Ebpf, host: &Netns, ifindex: u32) -> Result<Qdisc, Error> {
+/// Puts the guard on an interface, or replaces the one that is there. `pin` keeps its link, where there is one.
+pub(crate) fn attach(
+    ebpf: &mut Ebpf,
+    host: &Netns,
+    ifindex: u32,
+    pin: &Path,
+) -> Result<Qdisc, Error> {
     let program = program(ebpf)?;
     host.run(|| {
         let name = interface(ifindex)?;
+        if attach_link(program, &name, pin).is_ok() {
+            return Ok(Qdisc::Foreign);
+        }
         let qdisc = match qdisc_add_clsact(&name) {
             Ok(()) => Qdisc::Ours,
             Err(_exists) => Qdisc::Foreign,
@@ -67,8 +80,37 @@ pub(crate) fn attach(ebpf: &mut Ebpf, host: &Netns, ifindex: u32) -> Result<Qdis
     })?
 }
 
+/// Fails on kernels without tcx.
+fn attach_link(program: &mut SchedClassifier, name: &str, pin: &Path) -> Result<(), Error> {
+    let fd = program.fd()?.try_clone()?;
+    let mut establish = || {
+        link::establish(pin, &fd, || {
+            let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+            let id = program
+                .attach_with_options(name, TcAttachType::Ingress, options)
+                .map_err(io::Error::other)?;
+            let attached = program.take_link(id).map_err(io::Error::other)?;
+            FdLink::try_from(attached).map_err(io::Error::other)
+        })
+    };
+    match establish() {
+        // A link whose interface is gone cannot be used again.
+        Err(_defunct) if pin.exists() => {
+            std::fs::remove_file(pin)?;
+            establish()?;
+        }
+        other => drop(other?),
+    }
+    Ok(())
+}
+
 /// Takes the guard off, and the qdisc if it was ours. An interface that is gone is fine.
-pub(crate) fn detach(host: &Netns, ifindex: u32, qdisc: Qdisc) -> Result<(), Error> {
+pub(crate) fn detach(host: &Netns, ifindex: u32, qdisc: Qdisc, pin: &Path) -> Result<(), Error> {
+    if pin.exists() {
+        // Removing the pin alone would end the link a little later; one whose interface is gone is over already.
+        let _already_over = link::detach(pin);
+        return Ok(std::fs::remove_file(pin)?);
+    }
     host.run(|| {
         let Ok(name) = interface(ifindex) else {
             return Ok(());

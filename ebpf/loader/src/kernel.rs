@@ -96,7 +96,7 @@ impl Kernel {
         if let Ok(maps) = Maps::open(pin_dir) {
             let home = Netns::current().map_err(opening(Path::new("/proc/thread-self/ns/net")))?;
             for (_, pod) in occupied(&maps) {
-                unguard(&home, &pod).map_err(|source| LoadError::Pod {
+                unguard(pin_dir, &home, &pod).map_err(|source| LoadError::Pod {
                     cookie: NetnsCookie(pod.cookie),
                     source: Box::new(source),
                 })?;
@@ -127,7 +127,7 @@ impl Kernel {
         pod.flags |= pod_flag::INBOUND_ONLY;
         self.maps.set_pod(slot, &pod)?;
         let host = pods.hosts.remove(&cookie);
-        unguard(host.as_ref().unwrap_or(&pods.home), &pod)?;
+        unguard(&self.pin_dir, host.as_ref().unwrap_or(&pods.home), &pod)?;
         if pod.host_ifindex != 0 {
             self.maps.guarded.remove(&pod.host_ifindex)?;
         }
@@ -238,7 +238,7 @@ impl Kernel {
             let renewed = steering::attach(&self.pin_dir, slot, cookie, None);
             let guarded = match pod.host_ifindex {
                 0 => Ok(Qdisc::Foreign),
-                ifindex => guard::attach(ebpf, home, ifindex),
+                ifindex => guard::attach(ebpf, home, ifindex, &guard_pin(&self.pin_dir, cookie)),
             };
             // The pod may have gone meanwhile: the agent's next diff detaches it.
             if let Err(error) = renewed {
@@ -326,12 +326,13 @@ impl Kernel {
             .map_err(|error| refused(error.into()))?;
         let host = Netns::from_fd(host);
         if entry.host_ifindex != 0 && entry.host_ifindex != ifindex {
-            unguard(&host, &entry)?;
+            unguard(&self.pin_dir, &host, &entry)?;
             self.maps.guarded.remove(&entry.host_ifindex)?;
             entry.flags &= !pod_flag::QDISC_OURS;
         }
         self.maps.guarded.insert(&ifindex, &slot)?;
-        let qdisc = guard::attach(&mut pods.ebpf, &host, ifindex).map_err(refused)?;
+        let pin = guard_pin(&self.pin_dir, NetnsCookie(entry.cookie));
+        let qdisc = guard::attach(&mut pods.ebpf, &host, ifindex, &pin).map_err(refused)?;
         pods.hosts.insert(NetnsCookie(entry.cookie), host);
         entry.host_ifindex = ifindex;
         if qdisc == Qdisc::Ours {
@@ -349,7 +350,7 @@ impl Kernel {
     ) -> Result<(), AttachError> {
         let pod = self.maps.pod(slot)?;
         let host = pods.hosts.remove(&cookie);
-        unguard(host.as_ref().unwrap_or(&pods.home), &pod)?;
+        unguard(&self.pin_dir, host.as_ref().unwrap_or(&pods.home), &pod)?;
         if pod.host_ifindex != 0 {
             self.maps.guarded.remove(&pod.host_ifindex)?;
         }
@@ -436,13 +437,18 @@ fn occupied(maps: &Maps) -> impl Iterator<Item = (u32, Pod)> {
         .filter(|(_, pod)| pod.cookie != 0)
 }
 
-fn unguard(host: &Netns, pod: &Pod) -> Result<(), AttachError> {
+fn unguard(pin_dir: &Path, host: &Netns, pod: &Pod) -> Result<(), AttachError> {
     let ifindex = pod.host_ifindex;
     if ifindex == 0 {
         return Ok(());
     }
-    guard::detach(host, ifindex, pod::qdisc_of(pod))
+    let pin = guard_pin(pin_dir, NetnsCookie(pod.cookie));
+    guard::detach(host, ifindex, pod::qdisc_of(pod), &pin)
         .map_err(|source| AttachError::Guard { ifindex, source })
+}
+
+fn guard_pin(pin_dir: &Path, cookie: NetnsCookie) -> PathBuf {
+    pin_dir.join(format!("guard_{cookie}"))
 }
 
 fn opening(path: &Path) -> impl FnOnce(io::Error) -> LoadError {
