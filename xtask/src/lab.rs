@@ -19,6 +19,9 @@ use crate::{pcap::Capture, release, shell};
 /// How long a change of the YAML may take to be in force before a proof fails.
 pub(crate) const SETTLE: Duration = Duration::from_secs(20);
 
+/// tcpdump's ring. Each slot holds the largest packet that there can be, so that the default has only a few of them.
+const RING_KIB: &str = "65536";
+
 /// A node's interface towards the other nodes.
 const NODE_LINK: &str = "eth0";
 
@@ -290,7 +293,8 @@ impl Lab {
         let file = self.state().join(format!("{node}.pcap"));
         let mut tcpdump = self.command("exec");
         tcpdump.args(["--node", node, "--", "tcpdump", "-n", "-U", "-Z", "root"]);
-        tcpdump.args(["--immediate-mode", "-s", "0", "-i", NODE_LINK, "-w"]);
+        tcpdump.args(["--immediate-mode", "-s", "0", "-B", RING_KIB]);
+        tcpdump.args(["-i", NODE_LINK, "-w"]);
         tcpdump.arg(&file).arg("tcp").stderr(Stdio::piped());
         let mut child = tcpdump.spawn().context("starting tcpdump")?;
         let mut said = BufReader::new(child.stderr.take().context("its messages are piped")?);
