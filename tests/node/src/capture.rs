@@ -35,6 +35,9 @@ impl Capture {
                 "-U",
                 "-n",
                 "--immediate-mode",
+                // The default ring has a few slots only, each for the largest packet.
+                "-B",
+                "65536",
                 "-s",
                 "0",
                 "-Z",
