@@ -1,4 +1,5 @@
-//! Plaintext to a captured pod: from callers outside the mesh, with no identity. Policy decides (STRICT refuses them).
+//! Plaintext to a captured pod: from callers outside the mesh, with no identity. Policy decides (STRICT refuses them),
+//! until the pod leaves the mesh.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
@@ -12,7 +13,7 @@ use crate::{
     capture::pods::LocalPod,
     error::InboundError,
     inbound::{admit, dial_application, labels, own_workload},
-    live::Registered,
+    live::{Cut, Registered},
     mesh::Mesh,
     reset,
     tracked::{Bytes, Tracked},
@@ -56,7 +57,9 @@ pub(crate) async fn serve(
         }
     };
     tracked.opened();
-    let cut = &registered.cut;
+    let cut = registered
+        .as_ref()
+        .map_or_else(Cut::default, |registered| registered.cut.clone());
     let RelayEnd {
         sent,
         received,
@@ -80,13 +83,19 @@ async fn prepare(
     pod: &LocalPod,
     connection: &Arc<Connection>,
     peer: SocketAddr,
-) -> Result<(Registered, TcpStream), InboundError> {
+) -> Result<(Option<Registered>, TcpStream), InboundError> {
     let target = connection.destination;
     if pod.is_reserved(target.port()) {
         return Err(InboundError::Reserved {
             port: target.port(),
         });
     }
-    let registered = admit(mesh, pod, connection)?;
+    // A pod that has left the mesh has no policies: what still passes here would otherwise be refused for a moment,
+    // since its callers have left too and no longer show an identity.
+    let registered = if pod.is_leaving() {
+        None
+    } else {
+        Some(admit(mesh, pod, connection)?)
+    };
     Ok((registered, dial_application(mesh, pod, target, peer).await?))
 }
