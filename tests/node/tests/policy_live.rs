@@ -191,12 +191,12 @@ fn reasons(lab: &Lab, callers: &mut Callers) {
             .unwrap_or_else(|| panic!("no denial of {caller} in the log"))
     };
     let of_neighbour = denial("src.identity=spiffe://cluster.local/ns/meshed/sa/neighbour");
-    println!("{of_neighbour}");
+    eprintln!("{of_neighbour}");
     for word in ["meshed/limits", "sa/client", "direction=inbound"] {
         assert!(of_neighbour.contains(word), "{word}: {of_neighbour}");
     }
     let of_plain = denial("src.namespace=plain");
-    println!("{of_plain}");
+    eprintln!("{of_plain}");
     assert!(of_plain.contains("meshed/limits"), "{of_plain}");
 }
 
@@ -218,7 +218,7 @@ fn broken_file(lab: &Lab, callers: &mut Callers) {
         fs::write(&path, &bad).expect("the lab's folder is writable");
         let applied = lab.karst(&["apply", lab.path()]);
         let said = format!("{}{}", applied.stdout, applied.stderr);
-        println!("{}", said.lines().next().unwrap_or_default());
+        eprintln!("{}", said.lines().next().unwrap_or_default());
         assert!(!applied.ok(), "a broken file is no success: {said}");
         assert!(
             said.contains(place) && said.contains(field),
@@ -319,7 +319,7 @@ fn cuts(lab: &Lab) {
     for (from, mut times) in [("file write", from_write), ("publish", from_publish)] {
         times.sort_unstable();
         let (p50, p99) = (times[EDITS / 2], times[EDITS - 1]);
-        println!("cut after {from}: p50 {p50} us, p99 (the slowest of {EDITS}) {p99} us");
+        eprintln!("cut after {from}: p50 {p50} us, p99 (the slowest of {EDITS}) {p99} us");
         let limit = if from == "publish" {
             250_000
         } else {
