@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// For work on the tools themselves: `KARST_PROFILE=dev` builds and uses `target/debug` instead.
-const PROFILE_VARIABLE: &str = "KARST_PROFILE";
+pub(crate) const PROFILE_VARIABLE: &str = "KARST_PROFILE";
 
 /// The cargo profile of the binaries that the other verbs run.
 fn profile() -> String {

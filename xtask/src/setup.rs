@@ -81,6 +81,13 @@ const NEEDS: &[Need] = &[
         present: || has("cc") && Path::new("/usr/include/stdlib.h").exists(),
     },
     Need {
+        group: Group::Build,
+        what: "kill",
+        why: "ends what a verb started and what is over its time",
+        source: Source::Apt(&["procps"]),
+        present: || has("kill"),
+    },
+    Need {
         group: Group::Ebpf,
         what: "a Rust compiler with its own sources",
         why: "builds the core library for the BPF target, which no tool chain ships",

@@ -111,6 +111,21 @@ pub(crate) struct Count {
 }
 
 impl Count {
+    /// Adds the demo's last line, `demo: 9 of 9 proofs hold`; other lines count nothing.
+    fn add_demo(&mut self, line: &str) {
+        let numbers = line
+            .strip_prefix("demo: ")
+            .and_then(|rest| rest.strip_suffix(" proofs hold"))
+            .and_then(|rest| rest.split_once(" of "));
+        let Some((Ok(held), Ok(all))) =
+            numbers.map(|(held, all)| (held.parse::<u64>(), all.parse::<u64>()))
+        else {
+            return;
+        };
+        self.passed += held;
+        self.failed += all.saturating_sub(held);
+    }
+
     /// Adds a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; ...`; other lines count nothing.
     fn add_line(&mut self, line: &str) {
         let Some((_, counts)) = line
@@ -231,11 +246,23 @@ impl Ladder {
         let workspace = Workspace::load()?;
         let wanted =
             |package: &Package, test: &str| package.name == NODE || NEEDS_ROOT.contains(&test);
-        self.integration_tests(
-            deadline,
-            &workspace.integration_tests(wanted),
-            &["--test-threads=1"],
-        )
+        let tests = workspace.integration_tests(wanted);
+        let tested = self.integration_tests(deadline, &tests, &["--test-threads=1"]);
+        self.demo(deadline).and(tested)
+    }
+
+    /// The demo with the binaries that the tests use: each of its proofs counts as a test.
+    fn demo(&mut self, deadline: Instant) -> Result<()> {
+        let mut demo = Command::new(std::env::current_exe()?);
+        demo.args(["demo", "--no-build"])
+            .env(release::PROFILE_VARIABLE, "dev");
+        let count = &mut self.count;
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let watched = shell::watch(&mut demo, limit, |line| count.add_demo(line))?;
+        if !watched.success {
+            bail!("the demo failed");
+        }
+        Ok(())
     }
 
     fn integration_tests(
@@ -311,6 +338,14 @@ fn build() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proofs_of_the_demo_are_counted() {
+        let mut count = Count::default();
+        count.add_demo("demo: took 3.4 s");
+        count.add_demo("demo: 8 of 9 proofs hold");
+        assert_eq!((count.passed, count.failed), (8, 1));
+    }
 
     #[test]
     fn closing_lines_are_counted_and_others_are_not() {
