@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -209,7 +209,9 @@ impl TunnelWriter {
             }
             let part = data.split_to(capacity.min(data.len()));
             if !part.is_empty() {
-                self.send.send_data(part, false)?;
+                if self.send.send_data(part, false).is_err() {
+                    return Poll::Ready(Err(self.why_closed(cx)));
+                }
             }
         }
         Poll::Ready(Ok(()))
@@ -218,10 +220,12 @@ impl TunnelWriter {
     /// Ends our direction: an empty DATA frame with END_STREAM.
     ///
     /// # Errors
-    /// The stream is already closed.
+    /// The stream is already closed; where the peer has reset it, with the peer's reason.
     pub fn finish(&mut self) -> Result<(), StreamError> {
         self.open = false;
-        Ok(self.send.send_data(Bytes::new(), true)?)
+        let sent = self.send.send_data(Bytes::new(), true);
+        // Nobody is woken: the stream is closed already, and the reason is there or never comes.
+        sent.map_err(|_closed| self.why_closed(&mut Context::from_waker(Waker::noop())))
     }
 
     /// Ends both directions at once, as a TCP reset does. RFC 9113, section 8.5 names the code for it.
