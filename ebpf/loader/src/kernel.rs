@@ -124,8 +124,7 @@ impl Kernel {
             return Ok(());
         };
         let mut pod = self.maps.pod(slot)?;
-        pod.flags |= pod_flag::INBOUND_ONLY;
-        self.maps.set_pod(slot, &pod)?;
+        // The guard goes first: it would drop the SYN of a connect that is let pass.
         let host = pods.hosts.remove(&cookie);
         unguard(&self.pin_dir, host.as_ref().unwrap_or(&pods.home), &pod)?;
         if pod.host_ifindex != 0 {
@@ -133,6 +132,7 @@ impl Kernel {
         }
         pod.host_ifindex = 0;
         pod.flags &= !pod_flag::QDISC_OURS;
+        pod.flags |= pod_flag::INBOUND_ONLY;
         Ok(self.maps.set_pod(slot, &pod)?)
     }
 
