@@ -18,7 +18,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captures on an interface of a node (`uplink` is the link between nodes; `any` is every interface).
+    /// Captures on an interface of a node (`eth0` is the link between nodes; `any` is every interface).
     pub fn start(lab: &Lab, node: &str, interface: &str, filter: &str) -> Self {
         let file = NamedTempFile::with_prefix("karst-capture-").expect("a temporary file");
         let netns = lab.status()["nodes"]

@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    process::{Child, ChildStdin},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -22,7 +22,23 @@ impl Script {
     /// Starts `python3 -c program args...` in a pod. What it writes to standard error shows up with the test's output.
     pub fn start(lab: &Lab, pod: &str, program: &str, args: &[&str]) -> Self {
         let command = [&["python3", "-u", "-c", program], args].concat();
-        let mut child = lab.spawn(pod, &command);
+        Self::follow(pod, lab.spawn(pod, &command))
+    }
+
+    /// Starts the program outside of every pod, as root of the machine.
+    pub fn on_host(program: &str, args: &[&str]) -> Self {
+        let child = Command::new("python3")
+            .args(["-u", "-c", program])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("python3 is installed");
+        Self::follow("host", child)
+    }
+
+    fn follow(name: &str, mut child: Child) -> Self {
         let input = child.stdin.take().expect("piped");
         let (output, errors) = (
             child.stdout.take().expect("piped"),
@@ -36,7 +52,7 @@ impl Script {
                 }
             }
         });
-        let name = pod.to_owned();
+        let name = name.to_owned();
         thread::spawn(move || {
             for line in BufReader::new(errors).lines().map_while(Result::ok) {
                 eprintln!("{name}: {line}");
