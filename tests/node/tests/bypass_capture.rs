@@ -37,12 +37,12 @@ impl World {
     }
 
     /// Tries a technique on the server of the mesh; everything it says is secret.
-    fn to_mesh(&mut self, technique: &str, more: &str) -> String {
+    fn on_mesh(&mut self, technique: &str, more: &str) -> String {
         let server = self.server.clone();
-        self.to(technique, &server, more)
+        self.attempt(technique, &server, more)
     }
 
-    fn to(&mut self, technique: &str, host: &str, more: &str) -> String {
+    fn attempt(&mut self, technique: &str, host: &str, more: &str) -> String {
         let answer = self.insider.ask(&format!(
             "{technique} {host} 9000 secret-{technique} {more}"
         ));
@@ -102,7 +102,7 @@ fn every_way_around_the_capture_is_captured_or_refused() {
     listeners(&world);
     balancers(&mut world);
     assert_eq!(
-        world.to_mesh("plain", ""),
+        world.on_mesh("plain", ""),
         "ok",
         "all is well after all of this"
     );
@@ -124,7 +124,7 @@ fn sockets(world: &mut World) {
         for technique in techniques {
             assert_eq!(world.control(technique, ""), "ok", "control: {technique}");
             let captured = world.kernel("captured");
-            assert_eq!(world.to_mesh(technique, ""), "ok", "{technique}");
+            assert_eq!(world.on_mesh(technique, ""), "ok", "{technique}");
             assert!(
                 world.kernel("captured") > captured,
                 "{technique} was captured"
@@ -144,21 +144,21 @@ fn packets(world: &mut World) {
         for technique in ["raw", "raw_fragment", "packet", "vlan"] {
             world.control(technique, &own);
             let before = dropped(world);
-            assert_eq!(world.to_mesh(technique, &own), "sent");
+            assert_eq!(world.on_mesh(technique, &own), "sent");
             eventually(&format!("{technique} is dropped"), || {
                 dropped(world) != before
             });
         }
         let before = world.kernel("guard_source");
-        world.to_mesh("raw", &neighbour);
-        world.to_mesh("packet", &neighbour);
+        world.on_mesh("raw", &neighbour);
+        world.on_mesh("packet", &neighbour);
         let outside = world.outside.clone();
-        world.to("packet", &outside, &neighbour);
+        world.attempt("packet", &outside, &neighbour);
         eventually("spoofed sources are dropped, wherever they go", || {
             world.kernel("guard_source") >= before + 3
         });
         assert_ne!(
-            world.to_mesh("bound", &neighbour),
+            world.on_mesh("bound", &neighbour),
             "ok",
             "a socket with a foreign source"
         );
@@ -181,12 +181,12 @@ fn root_of_the_pod(world: &mut World) {
     world.watched(&["plain"], |world| {
         assert_eq!(world.control("plain", ""), "ok");
         assert_eq!(
-            world.to_mesh("plain", ""),
+            world.on_mesh("plain", ""),
             "ok",
             "captured after rules and routes changed"
         );
         assert_ne!(
-            world.to_mesh("bound", STOLEN),
+            world.on_mesh("bound", STOLEN),
             "ok",
             "another source of its own"
         );
@@ -195,7 +195,7 @@ fn root_of_the_pod(world: &mut World) {
     run(world, &format!("ip addr add {server}/32 dev lo")).success();
     world.watched(&[], |world| {
         assert_ne!(
-            world.to_mesh("plain", ""),
+            world.on_mesh("plain", ""),
             "ok",
             "an address that the pod took"
         );
@@ -251,7 +251,7 @@ fn cgroups(world: &mut World) {
     world.watched(&["moved"], |world| {
         for group in [root.as_str(), other.as_str()] {
             assert_eq!(world.control("moved", group), "ok", "control: {group}");
-            assert_eq!(world.to_mesh("moved", group), "ok", "{group}");
+            assert_eq!(world.on_mesh("moved", group), "ok", "{group}");
         }
     });
 }
@@ -320,26 +320,26 @@ fn balancers(world: &mut World) {
         for group in [pod_group.as_str(), &cgroup_root()] {
             let _balancer = start(group, &vip);
             assert_eq!(
-                world.to("plain", &vip, ""),
+                world.attempt("plain", &vip, ""),
                 "ok",
                 "a service of the mesh, {group}"
             );
             assert_eq!(
-                world.to_mesh("plain", ""),
+                world.on_mesh("plain", ""),
                 "ok",
                 "a pod of the mesh, {group}"
             );
         }
         let before_ours = start(&pod_group, NOWHERE);
         assert_eq!(
-            world.to("plain", NOWHERE, ""),
+            world.attempt("plain", NOWHERE, ""),
             "ok",
             "its backend is captured"
         );
         drop(before_ours);
         let _after_ours = start(&cgroup_root(), NOWHERE);
         assert_ne!(
-            world.to("plain", NOWHERE, ""),
+            world.attempt("plain", NOWHERE, ""),
             "ok",
             "unseen by our hook, stopped by the guard"
         );
