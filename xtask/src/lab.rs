@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{pcap::Capture, release, shell};
@@ -61,6 +61,11 @@ impl Lab {
 
     /// Copies the example's folder and starts nothing yet. What an earlier run left under this name goes.
     pub(crate) fn prepare(name: &str, example: &str) -> Result<Self> {
+        ensure!(
+            karst().is_file(),
+            "{} is missing: run without --no-build once",
+            karst().display()
+        );
         let folder = shell::root().join("target").join(format!("lab-{name}"));
         let _ = fs::remove_dir_all(&folder);
         copy(&shell::root().join(example), &folder)?;
