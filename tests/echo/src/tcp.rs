@@ -38,6 +38,9 @@ pub(crate) struct TcpArgs {
     /// Send nothing until this many bytes have come (server-first protocols)
     #[arg(long, default_value_t = 0)]
     wait_for: usize,
+    /// Take at most 64 KiB and then pause this many milliseconds, again and again: a slow reader
+    #[arg(long)]
+    read_pause_ms: Option<u64>,
     /// Print the first bytes received as text
     #[arg(long)]
     show: bool,
@@ -173,7 +176,7 @@ impl Run {
         // Both directions at once: an echo would otherwise stop when its buffers are full.
         let (_sent, end) = tokio::try_join!(
             send(&mut to, args, sent),
-            receive(&mut from, received, head)
+            receive(&mut from, received, head, args.read_pause_ms)
         )?;
         Ok(end)
     }
@@ -217,12 +220,16 @@ async fn receive(
     from: &mut OwnedReadHalf,
     received: &mut Account,
     head: &mut Vec<u8>,
+    pause_ms: Option<u64>,
 ) -> std::io::Result<End> {
-    let mut buffer = vec![0; 256 * 1024];
+    let mut buffer = vec![0; if pause_ms.is_some() { 64 } else { 256 } * 1024];
     loop {
         match from.read(&mut buffer).await? {
             0 => return Ok(End::Fin),
             n => keep(&buffer[..n], received, head),
+        }
+        if let Some(pause) = pause_ms {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
         }
     }
 }
