@@ -20,7 +20,7 @@ pub(crate) struct Config {
     #[arg(
         long,
         env = "NODE_NAME",
-        required_unless_present = "remove",
+        required_unless_present_any = ["remove", "self_test"],
         default_value = ""
     )]
     pub(crate) node: String,
