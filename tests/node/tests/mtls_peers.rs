@@ -251,7 +251,7 @@ fn requests(world: &mut World) {
             "status 400",
         ),
         (
-            format!(":method=CONNECT :authority=no.such.name:80"),
+            ":method=CONNECT :authority=no.such.name:80".to_owned(),
             "status 503",
         ),
         (
