@@ -208,10 +208,8 @@ impl TunnelWriter {
                 };
             }
             let part = data.split_to(capacity.min(data.len()));
-            if !part.is_empty() {
-                if self.send.send_data(part, false).is_err() {
-                    return Poll::Ready(Err(self.why_closed(cx)));
-                }
+            if !part.is_empty() && self.send.send_data(part, false).is_err() {
+                return Poll::Ready(Err(self.why_closed(cx)));
             }
         }
         Poll::Ready(Ok(()))

@@ -182,6 +182,42 @@ async fn cancel_after_data_is_an_end_that_loses_nothing() {
     .await;
 }
 
+/// Envoy ends a tunnel so when its server has closed before the client.
+#[tokio::test]
+async fn an_end_of_the_application_after_the_peers_reset_loses_nothing() {
+    local(async {
+        let mut served = serve(ServerConfig::default());
+        let mut peer = Raw::settled_client(served.io()).await;
+        peer.send(&raw::connect(1, "10.0.0.1:80")).await;
+        let tunnel = served.accept().await;
+        let (mut app, ours) = tcp_pair().await;
+        // So that much is still to be delivered when the application's end is seen.
+        socket2::SockRef::from(&ours)
+            .set_send_buffer_size(128 << 10)
+            .unwrap();
+        socket2::SockRef::from(&app)
+            .set_recv_buffer_size(128 << 10)
+            .unwrap();
+        let data = pattern(3 << 20);
+        for (n, part) in data.chunks(1 << 20).enumerate() {
+            let flags = if n == 2 { raw::END_STREAM } else { 0 };
+            peer.send(&raw::frame(raw::DATA, flags, 1, part)).await;
+        }
+        peer.send(&raw::frame(raw::RST_STREAM, 0, 1, &0_u32.to_be_bytes()))
+            .await;
+        peer.send(&raw::frame(raw::PING, 0, 0, &[7; 8])).await;
+        // The answer comes after the reset was read.
+        while peer.find(&[raw::PING]).await.unwrap().payload != [7; 8] {}
+        app.shutdown().await.unwrap();
+        let relay = spawn_local(async move { relay(ours, tunnel, &Flow::default()).await });
+        let mut got = Vec::new();
+        app.read_to_end(&mut got).await.unwrap();
+        assert!(got == data, "{} bytes of {}", got.len(), data.len());
+        assert!(matches!(relay.await.unwrap().end, End::Finished));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_reset_by_the_peer_reaches_the_application() {
     local(async {
