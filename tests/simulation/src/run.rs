@@ -186,10 +186,8 @@ impl Run {
                     waiting.push_front(first);
                 }
             }
-            1 => {
-                if waiting.len() > 1 && waiting[0].type_url != waiting[1].type_url {
-                    waiting.swap(0, 1);
-                }
+            1 if waiting.len() > 1 && waiting[0].type_url != waiting[1].type_url => {
+                waiting.swap(0, 1);
             }
             2..4 => {
                 if let Some(first) = waiting.front_mut() {
