@@ -135,17 +135,25 @@ fn answer(zone: &Zone, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
 fn lookup(zone: &Zone, name: &Name, kind: RecordType) -> (ResponseCode, Vec<Record>) {
     let text = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
     if let Some(target) = zone.aliases.get(&text) {
-        let target =
-            Name::from_ascii(format!("{target}.")).map(|target| RData::CNAME(CNAME(target)));
-        let records = target
-            .map(|data| Record::from_rdata(name.clone(), TTL, data))
-            .into_iter()
-            .collect();
+        let Ok(target) = Name::from_ascii(format!("{target}.")) else {
+            return (ResponseCode::ServFail, Vec::new());
+        };
+        // Clients do not follow an alias themselves: what is known of its target comes along.
+        let mut records = addresses_of(zone, &target, kind).unwrap_or_default();
+        let alias = RData::CNAME(CNAME(target));
+        records.insert(0, Record::from_rdata(name.clone(), TTL, alias));
         return (ResponseCode::NoError, records);
     }
-    let Some(addresses) = zone.addresses.get(&text) else {
-        return (ResponseCode::NXDomain, Vec::new());
-    };
+    match addresses_of(zone, name, kind) {
+        Some(records) => (ResponseCode::NoError, records),
+        None => (ResponseCode::NXDomain, Vec::new()),
+    }
+}
+
+/// The records of a name that has addresses; `None` for a name that is not known.
+fn addresses_of(zone: &Zone, name: &Name, kind: RecordType) -> Option<Vec<Record>> {
+    let text = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
+    let addresses = zone.addresses.get(&text)?;
     let data = addresses
         .iter()
         .filter_map(|address| match (address, kind) {
@@ -153,8 +161,7 @@ fn lookup(zone: &Zone, name: &Name, kind: RecordType) -> (ResponseCode, Vec<Reco
             (IpAddr::V6(v6), RecordType::AAAA) => Some(RData::AAAA(AAAA(*v6))),
             _ => None,
         });
-    (
-        ResponseCode::NoError,
+    Some(
         data.map(|data| Record::from_rdata(name.clone(), TTL, data))
             .collect(),
     )
