@@ -179,10 +179,13 @@ fn by_itself(world: &mut World) {
     assert!(world.restarts("a") > before_a && world.restarts("b") > before_b);
     let wire = wire.stop();
     assert!(contains(&wire, b"control-3"), "control");
-    assert!(
-        !contains(&wire, b"secret-3-"),
-        "plain text while agents came back"
-    );
+    for (dead, text) in [("a", b"secret-3-a"), ("b", b"secret-3-b")] {
+        assert!(
+            !contains(&wire, text),
+            "plain text while the agent of {dead} came back; the controller: {}",
+            world.lab.controller_log()
+        );
+    }
 }
 
 /// With the controller away an agent starts from what it knows: pods that exist go on.
