@@ -1,6 +1,6 @@
 //! The agent's HTTP pages: metrics and readiness for everybody, configuration and state on loopback only.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use http::{Method, StatusCode};
 use karst_runtime::{
@@ -10,9 +10,11 @@ use karst_runtime::{
 };
 use karst_telemetry::{logging::LogHandle, metrics::Registry};
 use serde_json::json;
-use tokio::sync::watch;
 
-use crate::{capture::CapturedPods, mesh::Mesh};
+use crate::{
+    capture::{CapturedPods, CapturedWatch},
+    mesh::Mesh,
+};
 
 /// Connections that `/connections` shows at most.
 const MAX_SHOWN: usize = 1000;
@@ -70,11 +72,7 @@ pub(crate) fn ready_pages(readiness: &Readiness) -> Router {
 }
 
 /// Pages for this node's administrator.
-pub(crate) fn admin_pages(
-    mesh: &Arc<Mesh>,
-    captured: watch::Receiver<CapturedPods>,
-    logs: LogHandle,
-) -> Router {
+pub(crate) fn admin_pages(mesh: &Arc<Mesh>, captured: CapturedWatch, logs: LogHandle) -> Router {
     let (dump, live, kernel) = (mesh.clone(), mesh.clone(), mesh.clone());
     Router::new()
         .route(
@@ -82,7 +80,7 @@ pub(crate) fn admin_pages(
             "/config_dump",
             "everything that this agent knows, no keys",
             move |_request| {
-                let body = config_dump(&dump, &captured.borrow());
+                let body = config_dump(&dump, captured.borrow().as_ref());
                 async move { Response::json(&body) }
             },
         )
@@ -136,9 +134,10 @@ fn change_logging(logs: &LogHandle, level: Option<&str>, reset: bool) -> Respons
     }
 }
 
-fn config_dump(mesh: &Mesh, captured: &CapturedPods) -> serde_json::Value {
+fn config_dump(mesh: &Mesh, captured: Option<&CapturedPods>) -> serde_json::Value {
     let pods: Vec<_> = captured
-        .values()
+        .into_iter()
+        .flat_map(BTreeMap::values)
         .map(|pod| {
             json!({
                 "podUid": pod.pod_uid, "name": pod.name, "namespace": pod.namespace,

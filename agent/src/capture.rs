@@ -14,7 +14,11 @@ pub(crate) mod desired;
 pub(crate) mod pods;
 mod time_wait;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use karst_discovery::{Change, Changed, state::Origin};
 use karst_ebpf_loader::AttachError;
@@ -22,6 +26,7 @@ use karst_model::{
     enrollment::{EnrollMode, NodeWorkload},
     name::PodUid,
 };
+use karst_netns::NetnsCookie;
 use karst_runtime::drain;
 use karst_telemetry::error_chain::Chain;
 use tokio::{
@@ -50,6 +55,9 @@ const LEAVING_STEP: Duration = Duration::from_secs(2);
 /// the processor before its SYN left.
 const GUARD_DELAY: Duration = Duration::from_millis(250);
 
+/// How long a restarted agent waits with its first report for what its predecessor captured.
+const SURVIVORS_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How often a step that failed is tried again.
 const RETRY_PERIOD: Duration = Duration::from_secs(2);
 
@@ -75,6 +83,10 @@ pub(crate) enum Command {
 /// The pods that are captured now, by UID: what is reported to the controller.
 pub(crate) type CapturedPods = BTreeMap<PodUid, Arc<LocalPod>>;
 
+/// Follows [`CapturedPods`]. None until everything that an earlier process captured is held again: a report before that
+/// would tell the mesh that pods left it, and their peers would dial them in plain text.
+pub(crate) type CapturedWatch = watch::Receiver<Option<CapturedPods>>;
+
 /// Owns the capture of this node's pods.
 pub(crate) struct Enroller {
     mesh: Arc<Mesh>,
@@ -86,7 +98,10 @@ pub(crate) struct Enroller {
     last_failure: BTreeMap<PodUid, String>,
     /// Nothing of an earlier process is left in the kernel that this one does not hold.
     leftovers_released: bool,
-    published: watch::Sender<CapturedPods>,
+    /// Namespaces that an earlier process captured: they are guarded already.
+    survivors: BTreeSet<NetnsCookie>,
+    started: Instant,
+    published: watch::Sender<Option<CapturedPods>>,
     drain: drain::Watch,
 }
 
@@ -118,9 +133,10 @@ impl Enroller {
         mesh: Arc<Mesh>,
         workers: Workers,
         drain: drain::Watch,
-    ) -> (Self, watch::Receiver<CapturedPods>) {
+    ) -> (Self, CapturedWatch) {
         let records = NamespaceRecords::load(&mesh.config.run_dir);
-        let (published, captured) = watch::channel(CapturedPods::new());
+        let (published, captured) = watch::channel(None);
+        let survivors = mesh.datapath.attached();
         let enroller = Self {
             mesh,
             workers,
@@ -130,6 +146,8 @@ impl Enroller {
             waiting: Vec::new(),
             last_failure: BTreeMap::new(),
             leftovers_released: false,
+            survivors: survivors.into_iter().map(|pod| pod.cookie).collect(),
+            started: Instant::now(),
             published,
             drain,
         };
@@ -257,7 +275,8 @@ impl Enroller {
         let previous = current.or(same);
         // A pod that its runtime is just starting has no process yet.
         let starts = self.waiting.iter().any(|(uid, _)| *uid == pod_uid);
-        let guard = if is_new && !starts {
+        let guarded = self.survivors.contains(&namespace.cookie);
+        let guard = if is_new && !starts && !guarded {
             Guard::Later
         } else {
             Guard::Now
@@ -416,7 +435,8 @@ impl Enroller {
 
     /// Releases what an earlier process captured and nobody wants any more. Only once the desired state is known.
     fn release_leftovers(&mut self, desired: &BTreeMap<PodUid, NodeWorkload>) {
-        if self.leftovers_released || *self.mesh.state.origin().borrow() == Origin::Empty {
+        // What an earlier run left on disk may be older than what it captured last.
+        if self.leftovers_released || *self.mesh.state.origin().borrow() != Origin::Controller {
             return;
         }
         let awaited = |cookie| {
@@ -477,6 +497,12 @@ impl Enroller {
     }
 
     fn publish(&self) {
+        // One namespace that cannot be captured again must not keep the others unreported for ever.
+        let waited = self.started.elapsed() > SURVIVORS_PATIENCE;
+        let known = *self.mesh.state.origin().borrow() != Origin::Empty;
+        if !(known && (self.leftovers_released || waited)) {
+            return;
+        }
         let pods: CapturedPods = self
             .captured
             .iter()
@@ -484,13 +510,13 @@ impl Enroller {
             .map(|(uid, active)| (uid.clone(), active.pod.clone()))
             .collect();
         self.published.send_if_modified(|old| {
-            let same = old.len() == pods.len()
-                && old
-                    .iter()
-                    .zip(&pods)
-                    .all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
+            let same = old.as_ref().is_some_and(|old| {
+                let pairs = || old.iter().zip(&pods);
+                old.len() == pods.len()
+                    && pairs().all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y))
+            });
             if !same {
-                *old = pods;
+                *old = Some(pods);
             }
             !same
         });

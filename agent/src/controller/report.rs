@@ -8,20 +8,19 @@ use karst_model::name::PodUid;
 use karst_proto::karst::{PodReport, ReportRequest, reports_client::ReportsClient};
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::error_chain::Chain;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{capture::CapturedPods, controller::Link};
+use crate::{
+    capture::{CapturedPods, CapturedWatch},
+    controller::Link,
+};
 
 /// First and longest pause between streams.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(15));
 
 /// Reports until shutdown, over as many streams as it takes.
-pub(crate) async fn run(
-    link: Link,
-    mut captured: watch::Receiver<CapturedPods>,
-    shutdown: Shutdown,
-) {
+pub(crate) async fn run(link: Link, mut captured: CapturedWatch, shutdown: Shutdown) {
     let mut pause = BACKOFF.0;
     loop {
         tokio::select! {
@@ -38,14 +37,15 @@ pub(crate) async fn run(
     }
 }
 
-async fn stream(
-    link: &Link,
-    captured: &mut watch::Receiver<CapturedPods>,
-) -> Result<(), tonic::Status> {
+async fn stream(link: &Link, captured: &mut CapturedWatch) -> Result<(), tonic::Status> {
     let (requests, outgoing) = mpsc::channel(4);
     let mut reported: BTreeSet<PodUid> = BTreeSet::new();
     let mut sequence = 0;
-    let first = request(&mut sequence, &mut reported, &captured.borrow_and_update());
+    let whole = |pods: &CapturedPods| request(&mut sequence, &mut reported, pods);
+    let known = captured.wait_for(Option::is_some).await;
+    let Some(first) = known.ok().and_then(|pods| pods.as_ref().map(whole)) else {
+        return Ok(());
+    };
     requests
         .try_send(ReportRequest {
             complete: true,
@@ -63,7 +63,13 @@ async fn stream(
                 if changed.is_err() {
                     return Ok(());
                 }
-                let next = request(&mut sequence, &mut reported, &captured.borrow_and_update());
+                let Some(next) = captured
+                    .borrow_and_update()
+                    .as_ref()
+                    .map(|pods| request(&mut sequence, &mut reported, pods))
+                else {
+                    return Ok(());
+                };
                 if !next.pods.is_empty() && requests.send(next).await.is_err() {
                     return Ok(());
                 }
