@@ -13,6 +13,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use karst_netns::Netns;
 use karst_runtime::supervise;
 use tokio::{net::TcpStream, sync::mpsc};
 
@@ -172,6 +173,9 @@ fn run_thread(index: usize, workers: Workers, mesh: Arc<Mesh>, mut inbox: mpsc::
             return;
         }
     };
+    if let Err(error) = Netns::remember_home() {
+        tracing::debug!(%error, "each dial looks the node's namespace up");
+    }
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let stop = mesh.stopped.clone();

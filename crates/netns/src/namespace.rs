@@ -1,5 +1,6 @@
 //! A handle on a network namespace: where it comes from, its identity, running code inside.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -93,10 +94,43 @@ impl Netns {
     /// the process aborts, as a thread lost in a pod's namespace would leak one pod's traffic
     /// into another's.
     pub fn run<T>(&self, f: impl FnOnce() -> T) -> io::Result<T> {
-        let home = Self::current()?;
+        let home = match HOME.take() {
+            Some(home) => home,
+            None => Home::open()?,
+        };
+        // On the way back also when the way there fails: the remembered home is kept.
+        let _way_back = WayBack(Some(home));
         enter(self.fd.as_fd())?;
-        let _way_back = WayBack(home);
         Ok(f())
+    }
+
+    /// Remembers where the calling thread is now, so that [`Netns::run`] need not look it up each time. For threads that
+    /// change their namespace by `run` alone.
+    pub fn remember_home() -> io::Result<()> {
+        let home = Home::open()?;
+        HOME.set(Some(Home { keep: true, ..home }));
+        Ok(())
+    }
+}
+
+thread_local! {
+    /// Where this thread belongs, if it asked to remember; taken while it is away, so that a call within a call looks anew.
+    static HOME: Cell<Option<Home>> = const { Cell::new(None) };
+}
+
+/// Where a thread goes back to.
+struct Home {
+    netns: Netns,
+    /// Whether the thread remembers it for the next time.
+    keep: bool,
+}
+
+impl Home {
+    fn open() -> io::Result<Self> {
+        Ok(Self {
+            netns: Netns::current()?,
+            keep: false,
+        })
     }
 }
 
@@ -107,12 +141,16 @@ impl AsFd for Netns {
 }
 
 /// Returns the thread to its own namespace, also when the closure panics.
-struct WayBack(Netns);
+struct WayBack(Option<Home>);
 
 impl Drop for WayBack {
     fn drop(&mut self) {
-        if enter(self.0.as_fd()).is_err() {
+        let Some(home) = self.0.take() else { return };
+        if enter(home.netns.as_fd()).is_err() {
             std::process::abort();
+        }
+        if home.keep {
+            HOME.set(Some(home));
         }
     }
 }

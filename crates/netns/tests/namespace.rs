@@ -45,6 +45,31 @@ fn run_enters_and_returns_even_after_a_panic() {
 }
 
 #[test]
+fn a_thread_that_remembers_its_home_returns_there_from_any_depth() {
+    let (Some(outer), Some(inner)) = (fresh(), fresh()) else {
+        return;
+    };
+    let here = || Netns::current().unwrap().inode().unwrap();
+    thread::spawn(move || {
+        let home = here();
+        Netns::remember_home().unwrap();
+        for _ in 0..2 {
+            let within = outer.run(|| {
+                assert_eq!(inner.run(here).unwrap(), inner.inode().unwrap());
+                here()
+            });
+            assert_eq!(within.unwrap(), outer.inode().unwrap());
+            assert_eq!(here(), home);
+        }
+        let panicked = std::panic::catch_unwind(|| outer.run(|| panic!("inside")));
+        assert!(panicked.is_err());
+        assert_eq!(here(), home);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
 fn sockets_belong_to_the_namespace_they_were_asked_for() {
     let Some(ns) = fresh() else { return };
     let cookie = ns.cookie().unwrap();
