@@ -253,8 +253,9 @@ impl Ladder {
 
     /// The demo with the binaries that the tests use: each of its proofs counts as a test.
     fn demo(&mut self, deadline: Instant) -> Result<()> {
-        let mut demo = Command::new(std::env::current_exe()?);
-        demo.args(["demo", "--no-build"])
+        // Through cargo: this program's own file may have been built anew by now, with the features of the tests.
+        let mut demo = shell::cargo();
+        demo.args(["xtask", "demo", "--no-build"])
             .env(release::PROFILE_VARIABLE, "dev");
         let count = &mut self.count;
         let limit = deadline.saturating_duration_since(Instant::now());
