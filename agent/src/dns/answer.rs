@@ -139,7 +139,10 @@ pub(crate) fn refusal(query: &Message, code: ResponseCode) -> Message {
     response.metadata.recursion_desired = query.metadata.recursion_desired;
     response.metadata.recursion_available = true;
     response.metadata.response_code = code;
-    response.add_queries(query.queries.iter().cloned());
+    // With one question, as every query has. Repeating hundreds would make a small packet draw a large answer.
+    if let [question] = &query.queries[..] {
+        response.add_query(question.clone());
+    }
     response
 }
 
@@ -243,6 +246,13 @@ mod tests {
             panic!()
         };
         assert_eq!(response.metadata.response_code, ResponseCode::FormErr);
+        let mut many = query("x.", RecordType::A);
+        many.queries = vec![many.queries[0].clone(); 300];
+        let Outcome::Answer(response) = answer(&many, &Shop, &search) else {
+            panic!()
+        };
+        assert_eq!(response.metadata.response_code, ResponseCode::FormErr);
+        assert!(encode_udp(&many, &response).unwrap().len() <= MIN_UDP_PAYLOAD);
         let reply = Message::response(1, OpCode::Query);
         assert!(matches!(answer(&reply, &Shop, &search), Outcome::Ignore));
     }
