@@ -13,6 +13,10 @@ use crate::shell;
 /// How long each target runs in the test rung, in seconds.
 const RUNG_SECONDS: u32 = 30;
 
+/// The rung repeats the same inputs, so that it fails for what changed and not by luck; `cargo xtask fuzz` looks for new
+/// ones.
+const RUNG_SEED: u64 = 20_261_121;
+
 /// Flags that make rustc instrument for libFuzzer.
 const COVERAGE_FLAGS: &str = "-Zsanitizer=address -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -53,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for target in chosen {
         match guided {
             true => coverage_guided(target, args.seconds)?,
-            false => mutation_loop(target, args.seconds)?,
+            false => mutation_loop(target, args.seconds, None)?,
         }
     }
     Ok(())
@@ -62,9 +66,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// The test rung: every target, half a minute each.
 pub(crate) fn saved_corpus() -> Result<()> {
     for target in targets()? {
-        mutation_loop(&target, RUNG_SECONDS)?;
+        mutation_loop(&target, RUNG_SECONDS, Some(RUNG_SEED))?;
     }
     Ok(())
+}
+
+/// Compiles the loop, so that the rung's time is spent on inputs.
+pub(crate) fn build() -> Result<()> {
+    shell::run(&mut package("build"))
 }
 
 fn package(verb: &str) -> Command {
@@ -87,8 +96,13 @@ fn targets() -> Result<Vec<String>> {
     Ok(listed.lines().map(str::to_owned).collect())
 }
 
-fn mutation_loop(target: &str, seconds: u32) -> Result<()> {
-    shell::run(package("run").args(["--", "run", target, "--seconds", &seconds.to_string()]))
+fn mutation_loop(target: &str, seconds: u32, seed: Option<u64>) -> Result<()> {
+    let mut run = package("run");
+    run.args(["--", "run", target, "--seconds", &seconds.to_string()]);
+    if let Some(seed) = seed {
+        run.args(["--seed", &seed.to_string()]);
+    }
+    shell::run(&mut run)
 }
 
 fn has_nightly() -> bool {

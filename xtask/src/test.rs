@@ -77,9 +77,10 @@ impl Rung {
         let seconds = match self {
             Self::Check => 600,
             Self::Build => 1200,
-            Self::Unit | Self::Simulation | Self::Peer => 120,
-            Self::Node => 480,
-            Self::Fuzz => 300,
+            // Cargo compiles some dependencies anew for a single package's features.
+            Self::Unit | Self::Simulation | Self::Peer => 300,
+            Self::Node => 600,
+            Self::Fuzz => 360,
         };
         Duration::from_secs(seconds).mul_f64(scale())
     }
@@ -333,7 +334,8 @@ impl Ladder {
 fn build() -> Result<()> {
     release::ebpf()?;
     shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
-    shell::run(shell::cargo().args(["test", "--workspace", "--no-run", "--quiet"]))
+    shell::run(shell::cargo().args(["test", "--workspace", "--no-run", "--quiet"]))?;
+    fuzz::build()
 }
 
 #[cfg(test)]
