@@ -1,14 +1,13 @@
-//! The agent's HTTP pages: metrics and readiness for everybody, configuration and state on loopback only.
+//! The agent's own pages, on loopback only: configuration and state. Metrics and readiness are `karst-runtime`'s.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
-use http::{Method, StatusCode};
+use http::Method;
 use karst_runtime::{
     admin::{Response, Router},
     build_info::BUILD,
-    readiness::Readiness,
 };
-use karst_telemetry::{logging::LogHandle, metrics::Registry};
+use karst_telemetry::logging::LogHandle;
 use serde_json::json;
 
 use crate::{
@@ -18,58 +17,6 @@ use crate::{
 
 /// Connections that `/connections` shows at most.
 const MAX_SHOWN: usize = 1000;
-
-/// Pages that anybody who reaches the node may read.
-pub(crate) fn metrics_pages(registry: &Arc<Registry>) -> Router {
-    let page = |registry: Arc<Registry>| {
-        move |_request| {
-            let text = registry.encode();
-            async move {
-                Response {
-                    status: StatusCode::OK,
-                    content_type: karst_telemetry::metrics::CONTENT_TYPE,
-                    body: text.into(),
-                }
-            }
-        }
-    };
-    Router::new()
-        .route(
-            Method::GET,
-            "/metrics",
-            "metrics, OpenMetrics text",
-            page(registry.clone()),
-        )
-        .route(
-            Method::GET,
-            "/stats/prometheus",
-            "the same",
-            page(registry.clone()),
-        )
-}
-
-/// `/healthz/ready`: 200, or 500 with what is still pending.
-pub(crate) fn ready_pages(readiness: &Readiness) -> Router {
-    let readiness = readiness.clone();
-    Router::new().route(
-        Method::GET,
-        "/healthz/ready",
-        "readiness",
-        move |_request| {
-            let pending = readiness.pending();
-            async move {
-                if pending.is_empty() {
-                    Response::text("ready\n")
-                } else {
-                    Response::plain(
-                        StatusCode::INTERNAL_SERVER_ERROR,
-                        format!("waiting for: {}\n", pending.join(", ")),
-                    )
-                }
-            }
-        },
-    )
-}
 
 /// Pages for this node's administrator.
 pub(crate) fn admin_pages(mesh: &Arc<Mesh>, captured: CapturedWatch, logs: LogHandle) -> Router {
@@ -107,31 +54,7 @@ pub(crate) fn admin_pages(mesh: &Arc<Mesh>, captured: CapturedWatch, logs: LogHa
                 async move { Response::json(&counters.into()) }
             },
         )
-        .route(
-            Method::POST,
-            "/logging",
-            "change the log filter: ?level=<filter>, or ?reset",
-            move |request| {
-                let answer = change_logging(
-                    &logs,
-                    request.parameter("level"),
-                    request.parameter("reset").is_some(),
-                );
-                async move { answer }
-            },
-        )
-}
-
-fn change_logging(logs: &LogHandle, level: Option<&str>, reset: bool) -> Response {
-    let changed = match level {
-        _ if reset => logs.reset(),
-        Some(level) => logs.set(level),
-        None => Ok(()),
-    };
-    match changed {
-        Ok(()) => Response::text(format!("{}\n", logs.current())),
-        Err(error) => Response::plain(StatusCode::BAD_REQUEST, format!("{error}\n")),
-    }
+        .logging(logs)
 }
 
 fn config_dump(mesh: &Mesh, captured: Option<&CapturedPods>) -> serde_json::Value {

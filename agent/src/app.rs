@@ -31,7 +31,7 @@ use karst_telemetry::{
 use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
-    admin::{admin_pages, everywhere, metrics_pages, ready_pages},
+    admin::{admin_pages, everywhere},
     capture::{Enroller, MAX_COMMANDS, cni, datapath::Datapath},
     config::Config,
     controller::{ControllerSigner, Link, run_reports},
@@ -190,13 +190,13 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
 
     listen(
         everywhere(config.metrics_port),
-        metrics_pages(&registry),
+        admin::Router::new().metrics(&registry),
         &stopped,
     )
     .await?;
     listen(
         everywhere(config.ready_port),
-        ready_pages(&readiness),
+        admin::Router::new().readiness(readiness.clone()),
         &stopped,
     )
     .await?;
