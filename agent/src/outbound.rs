@@ -2,6 +2,7 @@
 
 pub(crate) mod balancer;
 pub(crate) mod dial;
+mod first_bytes;
 pub(crate) mod resolve;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
@@ -28,7 +29,11 @@ use crate::{
 
 /// The other side of an outbound connection, once it is there.
 enum Connected {
-    Tunnel(Tunnel),
+    Tunnel {
+        tunnel: Tunnel,
+        /// Bytes of the application that are in it already.
+        sent: u64,
+    },
     Direct(TcpStream),
 }
 
@@ -79,7 +84,7 @@ pub(crate) async fn serve(
         &pod,
         source.as_deref(),
         &route,
-        client,
+        (&stream, client),
         &mut tracked,
     )
     .await;
@@ -100,7 +105,7 @@ async fn connect(
     pod: &Arc<LocalPod>,
     source: Option<&Workload>,
     route: &Route,
-    client: SocketAddr,
+    (stream, client): (&TcpStream, SocketAddr),
     tracked: &mut Tracked<'_>,
 ) -> Result<Connected, OutboundError> {
     match &route.upstream {
@@ -128,9 +133,13 @@ async fn connect(
                 traceparent: Some(TraceParent::fresh()),
                 ..TunnelRequest::new(authority)
             };
-            let opened = worker.pool.open(pod, key, request).await;
+            let first = first_bytes::take(stream);
+            let opened = worker.pool.open(pod, key, request, &first).await;
             opened
-                .map(Connected::Tunnel)
+                .map(|tunnel| Connected::Tunnel {
+                    tunnel,
+                    sent: first.len() as u64,
+                })
                 .map_err(|source| OutboundError::Tunnel {
                     addr: key.addr,
                     source,
@@ -141,14 +150,15 @@ async fn connect(
 
 async fn carry(stream: TcpStream, connected: Connected, tracked: Tracked<'_>) {
     // Nothing revokes an outbound connection: policy is enforced where it arrives.
-    let flow = Flow::default();
     let RelayEnd {
         sent,
         received,
         end,
     } = match connected {
-        Connected::Tunnel(tunnel) => relay(stream, tunnel, &flow).await,
-        Connected::Direct(upstream) => copy_tcp(stream, upstream, &flow).await,
+        Connected::Tunnel { tunnel, sent } => {
+            relay(stream, tunnel, &Flow::after_sending(sent)).await
+        }
+        Connected::Direct(upstream) => copy_tcp(stream, upstream, &Flow::default()).await,
     };
     tracked.finish(
         Bytes {

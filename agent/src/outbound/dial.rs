@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 use karst_hbone::{
     Connect, ConnectError, OpenError, Pool, PoolConfig, PoolKey, Tunnel, TunnelRequest, tls,
@@ -69,15 +70,17 @@ impl TunnelPool {
         }
     }
 
-    /// Opens a stream to the destination that `key` names, on a pooled connection or a new one.
+    /// Opens a stream to the destination that `key` names, on a pooled connection or a new one. `first`: what the
+    /// application has sent already.
     pub(crate) async fn open(
         &self,
         pod: &Arc<LocalPod>,
         key: &PoolKey,
         request: TunnelRequest,
+        first: &Bytes,
     ) -> Result<Tunnel, OpenError> {
         self.sources.remember(pod);
-        self.pool.open(key.clone(), request).await
+        self.pool.open_with(key.clone(), request, first).await
     }
 }
 

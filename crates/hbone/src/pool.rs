@@ -9,6 +9,7 @@
 //! A pool lives on one worker thread; its connections and their streams stay there.
 
 mod driver;
+mod early;
 pub mod state;
 
 use std::{
@@ -38,6 +39,7 @@ use crate::{
     request::{self, TunnelRequest},
     stream::{StreamLoad, StreamPermit, Tunnel},
 };
+use early::LastAnswer;
 use state::{Acquire, ConnId, Counters, Limits, Refusal, State};
 
 /// Connections that may end under a request before it gives up.
@@ -134,6 +136,7 @@ type DialOutcome = Option<Result<(), Arc<DialError>>>;
 struct Handle {
     send: SendRequest<Bytes>,
     load: Arc<StreamLoad>,
+    last_answer: Arc<LastAnswer>,
 }
 
 /// A place for one stream on a connection.
@@ -141,6 +144,20 @@ struct Lease {
     id: ConnId,
     send: SendRequest<Bytes>,
     permit: Arc<StreamPermit>,
+    last_answer: Arc<LastAnswer>,
+}
+
+/// A request that got no tunnel.
+struct Failed {
+    error: OpenError,
+    /// Bytes had gone with it.
+    rode: bool,
+}
+
+impl Failed {
+    fn may_repeat(&self) -> bool {
+        matches!(&self.error, OpenError::Request(error) if early::may_repeat(error, self.rode))
+    }
 }
 
 impl Shared {
@@ -194,6 +211,20 @@ impl<C: Connect> Pool<C> {
     /// # Errors
     /// See [`OpenError`]. No payload has been sent then.
     pub async fn open(&self, key: PoolKey, tunnel: TunnelRequest) -> Result<Tunnel, OpenError> {
+        self.open_with(key, tunnel, &Bytes::new()).await
+    }
+
+    /// Opens a tunnel whose first bytes are known already: they may travel with the request. Keep them few (one read
+    /// of a socket): until the answer they are outside the peer's flow control.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. The bytes are lost then; the peer may have got them, but never twice.
+    pub async fn open_with(
+        &self,
+        key: PoolKey,
+        tunnel: TunnelRequest,
+        first: &Bytes,
+    ) -> Result<Tunnel, OpenError> {
         let key = Arc::new(key);
         let request = tunnel.to_http().map_err(OpenError::Invalid)?;
         for _attempt in 0..ATTEMPTS {
@@ -201,13 +232,13 @@ impl<C: Connect> Pool<C> {
                 continue;
             };
             let id = lease.id;
-            match self.request(lease, request.clone()).await {
-                Err(OpenError::Request(error)) if !error.is_reset() || is_refused(&error) => {
+            match self.request(lease, request.clone(), first).await {
+                Err(failed) if failed.may_repeat() => {
                     // The connection, not the tunnel, ended; nothing was delivered.
-                    tracing::debug!(%error, "connection ended under a request");
+                    tracing::debug!(error = %failed.error, "connection ended under a request");
                     self.inner.shared.retire(id);
                 }
-                outcome => return outcome,
+                outcome => return outcome.map_err(|failed| failed.error),
             }
         }
         Err(OpenError::Attempts(ATTEMPTS))
@@ -293,6 +324,7 @@ impl<C: Connect> Pool<C> {
             id,
             send: handle.send,
             permit,
+            last_answer: handle.last_answer,
         })
     }
 
@@ -350,6 +382,7 @@ impl<C: Connect> Pool<C> {
             Handle {
                 send,
                 load: Arc::default(),
+                last_answer: Arc::new(LastAnswer::none(Instant::now())),
             },
         );
         drop(table);
@@ -357,35 +390,58 @@ impl<C: Connect> Pool<C> {
         supervise::spawn_local_connection("hbone client connection", driver.run());
     }
 
-    async fn request(&self, lease: Lease, request: Request<()>) -> Result<Tunnel, OpenError> {
-        let Lease {
-            mut send, permit, ..
-        } = lease;
+    async fn request(
+        &self,
+        lease: Lease,
+        request: Request<()>,
+        first: &Bytes,
+    ) -> Result<Tunnel, Failed> {
+        let rode = !first.is_empty() && lease.last_answer.is_recent(Instant::now());
         let timeout = self.inner.cfg.response_timeout;
-        let answered = tokio::time::timeout(timeout, async {
-            poll_fn(|cx| send.poll_ready(cx)).await?;
-            let (response, stream) = send.send_request(request, false)?;
-            Ok((response.await?, stream))
-        });
-        let (response, stream) = answered
+        tokio::time::timeout(timeout, ask(lease, request, first, rode))
             .await
-            .map_err(|_elapsed| OpenError::ResponseTimeout(timeout))?
-            .map_err(OpenError::Request)?;
-        if response.status() != StatusCode::OK {
-            return Err(OpenError::Status(response.status().as_u16()));
-        }
-        let (parts, body) = response.into_parts();
-        Ok(Tunnel::new(
-            stream,
-            body,
-            permit,
-            request::response_baggage(&parts.headers),
-        ))
+            .unwrap_or_else(|_elapsed| Err(OpenError::ResponseTimeout(timeout)))
+            .map_err(|error| Failed { error, rode })
     }
 }
 
-fn is_refused(error: &h2::Error) -> bool {
-    error.reason() == Some(h2::Reason::REFUSED_STREAM)
+/// Sends the request and waits for its answer; `first` goes with it or, not having ridden, after it.
+async fn ask(
+    lease: Lease,
+    request: Request<()>,
+    first: &Bytes,
+    rode: bool,
+) -> Result<Tunnel, OpenError> {
+    let Lease {
+        mut send,
+        permit,
+        last_answer,
+        ..
+    } = lease;
+    poll_fn(|cx| send.poll_ready(cx))
+        .await
+        .map_err(OpenError::Request)?;
+    let (response, mut stream) = send
+        .send_request(request, false)
+        .map_err(OpenError::Request)?;
+    if rode {
+        stream
+            .send_data(first.clone(), false)
+            .map_err(OpenError::Request)?;
+    }
+    let response = response.await.map_err(OpenError::Request)?;
+    last_answer.answered(Instant::now());
+    if response.status() != StatusCode::OK {
+        return Err(OpenError::Status(response.status().as_u16()));
+    }
+    if !rode && !first.is_empty() {
+        stream
+            .send_data(first.clone(), false)
+            .map_err(OpenError::Request)?;
+    }
+    let (parts, body) = response.into_parts();
+    let baggage = request::response_baggage(&parts.headers);
+    Ok(Tunnel::new(stream, body, permit, baggage))
 }
 
 /// Ends the dial in the books however the dialling future ends, dropped half way too.

@@ -62,6 +62,14 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// The flow of a tunnel that already holds `sent` bytes of the application.
+    pub fn after_sending(sent: u64) -> Self {
+        Self {
+            sent: AtomicU64::new(sent),
+            ..Self::default()
+        }
+    }
+
     /// Bytes from the first side (the application) to the second (the tunnel).
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)

@@ -342,3 +342,106 @@ async fn full_pools_refuse() {
     })
     .await;
 }
+
+mod first_bytes {
+    //! Bytes that are known before the tunnel: with the request where the connection is alive, after the answer else,
+    //! and never twice.
+
+    use super::*;
+    use crate::{raw::Frame, rig::Client};
+
+    const FIRST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
+
+    fn open(client: &Client) -> tokio::task::JoinHandle<Result<karst_hbone::Tunnel, OpenError>> {
+        let pool = client.pool.clone();
+        tokio::task::spawn_local(async move {
+            let (key, request) = (crate::rig::key(), crate::rig::request());
+            pool.open_with(key, request, &Bytes::from_static(FIRST))
+                .await
+        })
+    }
+
+    /// The far end of a connection, past its preface.
+    async fn peer(client: &mut Client) -> Raw {
+        let mut peer = Raw {
+            io: client.far_end().await,
+        };
+        peer.send(&raw::frame(raw::SETTINGS, 0, 0, &[])).await;
+        let mut preface = [0; raw::PREFACE.len()];
+        tokio::io::AsyncReadExt::read_exact(&mut peer.io, &mut preface)
+            .await
+            .unwrap();
+        peer
+    }
+
+    /// Answers 200 and leaves the stream open.
+    async fn answer(peer: &mut Raw, request: &Frame) {
+        peer.send(&raw::frame(
+            raw::HEADERS,
+            raw::END_HEADERS,
+            request.stream,
+            &[raw::STATUS_200],
+        ))
+        .await;
+    }
+
+    /// A connection that has just answered, so that bytes ride on it.
+    async fn warm(client: &mut Client) -> Raw {
+        let first = open(client);
+        let mut peer = peer(client).await;
+        let request = peer.find(&[raw::HEADERS]).await.unwrap();
+        answer(&mut peer, &request).await;
+        let data = peer.find(&[raw::DATA]).await.unwrap();
+        assert_eq!(
+            data.payload, FIRST,
+            "after the answer on a fresh connection"
+        );
+        first.await.unwrap().unwrap();
+        peer
+    }
+
+    #[tokio::test]
+    async fn they_ride_with_the_request_once_the_connection_has_answered() {
+        local(async {
+            let mut client = client(PoolConfig::default());
+            let mut peer = warm(&mut client).await;
+            let second = open(&client);
+            let request = peer.find(&[raw::HEADERS]).await.unwrap();
+            let data = peer.find(&[raw::DATA]).await.unwrap();
+            assert_eq!((data.stream, &data.payload[..]), (request.stream, FIRST));
+            answer(&mut peer, &request).await;
+            second.await.unwrap().unwrap();
+            assert_eq!(client.dials.get(), 1);
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn they_are_sent_again_only_where_the_peer_says_that_it_did_not_take_them() {
+        let goaway_before_it = raw::frame(raw::GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
+        for (last_words, dials) in [(Some(goaway_before_it), 2), (None, 1)] {
+            local(async {
+                let mut client = client(PoolConfig::default());
+                let mut peer = warm(&mut client).await;
+                let second = open(&client);
+                peer.find(&[raw::HEADERS]).await.unwrap();
+                peer.find(&[raw::DATA]).await.unwrap();
+                if let Some(goaway) = last_words {
+                    peer.send(&goaway).await;
+                }
+                drop(peer);
+                if dials == 2 {
+                    let mut server = h2_server(client.far_end().await, 200, Builder::new());
+                    second.await.unwrap().unwrap();
+                    let (_send, mut body) = server.streams.recv().await.unwrap();
+                    assert_eq!(body.data().await.unwrap().unwrap(), FIRST);
+                } else {
+                    let error = second.await.unwrap().err().unwrap();
+                    assert!(matches!(error, OpenError::Request(_)), "{error}");
+                }
+                assert_eq!(client.dials.get(), dials);
+            })
+            .await;
+        }
+    }
+}
