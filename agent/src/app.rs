@@ -350,11 +350,11 @@ async fn discovery(mesh: Arc<Mesh>, link: Link) {
             let link = dial_link.clone();
             Box::pin(async move { link.connect().await.map_err(Into::into) })
         }),
-        token: TokenSource::Read(Arc::new(move || Ok(token.node_token()))),
+        token: TokenSource::Read(Arc::new(move || token.token())),
         node: NodeIdentity {
             node_name: mesh.config.node.clone(),
-            pod_name: mesh.config.node.clone(),
-            namespace: "karst-system".to_owned(),
+            pod_name: mesh.config.pod_name().to_owned(),
+            namespace: mesh.config.pod_namespace.clone(),
             cluster_domain: mesh.config.cluster_domain.clone(),
             cluster_id: "Kubernetes".to_owned(),
             ip: Ipv4Addr::LOCALHOST.into(),

@@ -40,6 +40,23 @@ pub(crate) struct Config {
     /// File that holds the join token for the first contact with the controller.
     #[arg(long, env = "KARST_JOIN_TOKEN_FILE")]
     pub(crate) join_token_file: Option<PathBuf>,
+    /// File that holds the agent's service-account token (in Kubernetes, instead of a join token).
+    #[arg(
+        long,
+        env = "KARST_TOKEN_FILE",
+        requires = "root_cert_file",
+        conflicts_with = "join_token_file"
+    )]
+    pub(crate) token_file: Option<PathBuf>,
+    /// File that holds the mesh's roots, one or more certificates as PEM; read again when it changes.
+    #[arg(long, env = "KARST_ROOT_CERT_FILE", requires = "token_file")]
+    pub(crate) root_cert_file: Option<PathBuf>,
+    /// Name of the agent's pod; the node's name where unset.
+    #[arg(long, env = "POD_NAME")]
+    pod_name: Option<String>,
+    /// Namespace in which the mesh is installed: its own pods are never captured and never wait for the agent.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "karst-system")]
+    pub(crate) pod_namespace: String,
     /// Directory in a BPF file system for this node's pins.
     #[arg(long, env = "KARST_PIN_DIR", default_value = "/sys/fs/bpf/karst")]
     pub(crate) pin_dir: PathBuf,
@@ -140,6 +157,11 @@ impl Config {
         } else {
             Err(ConfigError(mistakes))
         }
+    }
+
+    /// How discovery names this agent.
+    pub(crate) fn pod_name(&self) -> &str {
+        self.pod_name.as_deref().unwrap_or(&self.node)
     }
 
     /// Number of data-path threads.

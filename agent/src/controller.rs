@@ -1,11 +1,14 @@
-//! The agent's side of the control plane: joining, the node's token, certificates, reports of what is captured.
+//! The agent's side of the control plane: credentials, certificates, reports of what is captured.
 //!
 //! Discovery has its own client (`karst-discovery`); it shares the [`Link`] made here.
 
 mod join;
+mod link;
 mod report;
+mod service_account;
 mod signer;
 
-pub(crate) use join::{JoinError, Link};
+pub(crate) use join::JoinError;
+pub(crate) use link::Link;
 pub(crate) use report::run as run_reports;
 pub(crate) use signer::ControllerSigner;

@@ -7,14 +7,13 @@ use std::{
     io::Write as _,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{PoisonError, RwLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use karst_identity::{
-    TrustBundle,
     join_token::JoinToken,
-    tls::{Connector, ControlPlaneTrust, control_plane_client_config},
+    tls::{Connector, ControlPlaneTrust},
 };
 use karst_proto::karst::{
     JoinRequest, NodeCredential, RenewRequest, enrollment_client::EnrollmentClient,
@@ -22,13 +21,12 @@ use karst_proto::karst::{
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::error_chain::Chain;
 use serde::{Deserialize, Serialize};
-use tonic::{
-    Request,
-    metadata::{Ascii, MetadataValue},
-    transport::{Channel, Endpoint},
-};
+use tonic::transport::Endpoint;
 
-use crate::config::Config;
+use crate::{
+    config::Config,
+    controller::link::{Link, connector, endpoint},
+};
 
 /// First and longest pause between attempts to reach the controller.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
@@ -48,22 +46,12 @@ struct Credential {
     trust_domain: String,
 }
 
-/// A verified way to the controller, with the node's token.
-#[derive(Clone)]
-pub(crate) struct Link {
-    endpoint: Endpoint,
-    channel: Channel,
-    connector: Connector,
-    held: Arc<RwLock<Credential>>,
-    file: Arc<PathBuf>,
-}
-
 /// Why the node could not join.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JoinError {
     #[error("controller address {0:?} is no URI")]
     Address(String),
-    #[error("no node token in {} and no join token: give --join-token-file (made by `karst-controller token create --node NODE`)", .0.display())]
+    #[error("no node token in {} and no join token: give --join-token-file (made by `karst-controller token create --node NODE`), or in Kubernetes --token-file and --root-cert-file", .0.display())]
     NoToken(PathBuf),
     #[error("cannot read the join token from {}", path.display())]
     TokenFile { path: PathBuf, source: io::Error },
@@ -72,6 +60,8 @@ pub(crate) enum JoinError {
         path: PathBuf,
         source: karst_identity::join_token::JoinTokenError,
     },
+    #[error("cannot read the mesh's roots from {}", path.display())]
+    RootFile { path: PathBuf, source: io::Error },
     #[error("TLS towards the controller cannot be set up")]
     Tls(#[source] karst_identity::tls::TlsError),
     #[error("the roots of the mesh are not readable")]
@@ -84,45 +74,38 @@ pub(crate) enum JoinError {
     Ended,
 }
 
-impl Link {
+/// A node that has joined: its token, renewed at half its life.
+pub(super) struct Joined {
+    held: RwLock<Credential>,
+    file: PathBuf,
+}
+
+impl Joined {
     /// Uses the node token of an earlier run, or joins with the join token; retries until the controller is there.
-    pub(crate) async fn establish(config: &Config, shutdown: &Shutdown) -> Result<Self, JoinError> {
+    pub(super) async fn establish(config: &Config, shutdown: &Shutdown) -> Result<Self, JoinError> {
         let file = config.run_dir.join("node-credential.json");
         let held = match read_credential(&file) {
             Some(held) => held,
             None => join(config, &file, shutdown).await?,
         };
-        let bundle = TrustBundle::from_pem(&held.root_bundle).map_err(JoinError::Bundle)?;
-        let connector = connector(config, &ControlPlaneTrust::Bundle(bundle))?;
-        let endpoint = endpoint(config)?;
-        let channel = endpoint.connect_with_connector_lazy(connector.clone());
         Ok(Self {
-            endpoint,
-            channel,
-            connector,
-            held: Arc::new(RwLock::new(held)),
-            file: Arc::new(file),
+            held: RwLock::new(held),
+            file,
         })
     }
 
-    /// A connection of its own, for a long-lived stream.
-    pub(crate) async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
-        self.endpoint
-            .connect_with_connector(self.connector.clone())
-            .await
-    }
-
     /// The bearer token as it is now.
-    pub(crate) fn node_token(&self) -> String {
+    pub(super) fn node_token(&self) -> String {
         self.credential().node_token
     }
 
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+    /// The roots of the mesh as they were when the node joined, PEM.
+    pub(super) fn root_bundle(&self) -> String {
+        self.credential().root_bundle
     }
 
     /// Renews the node token at half its life, until shutdown.
-    pub(crate) async fn keep_fresh(self, shutdown: Shutdown) {
+    pub(super) async fn keep_fresh(&self, link: &Link, shutdown: &Shutdown) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(RENEW_CHECK) => {}
@@ -133,16 +116,16 @@ impl Link {
             if now() < half {
                 continue;
             }
-            if let Err(error) = self.renew().await {
+            if let Err(error) = self.renew(link).await {
                 tracing::warn!(error = %Chain(&error), "cannot renew the node token yet, the old one is kept");
             }
         }
     }
 
-    async fn renew(&self) -> Result<(), tonic::Status> {
-        let mut client = EnrollmentClient::new(self.channel());
+    async fn renew(&self, link: &Link) -> Result<(), tonic::Status> {
+        let mut client = EnrollmentClient::new(link.channel());
         let fresh = client
-            .renew(self.authorized(RenewRequest {}))
+            .renew(link.authorized(RenewRequest {}))
             .await?
             .into_inner();
         let credential = Credential::from(fresh);
@@ -151,20 +134,6 @@ impl Link {
         }
         *self.held.write().unwrap_or_else(PoisonError::into_inner) = credential;
         Ok(())
-    }
-
-    /// The request with the node's bearer token.
-    pub(crate) fn authorized<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        if let Some(value) = self.bearer() {
-            request.metadata_mut().insert("authorization", value);
-        }
-        request
-    }
-
-    /// `Bearer <node token>`; None only if the token cannot be a header, and then the controller refuses the call.
-    pub(crate) fn bearer(&self) -> Option<MetadataValue<Ascii>> {
-        format!("Bearer {}", self.node_token()).parse().ok()
     }
 
     fn credential(&self) -> Credential {
@@ -214,30 +183,6 @@ fn write_private(file: &Path, credential: &Credential) -> io::Result<()> {
     fs::rename(&aside, file)
 }
 
-/// The channel is given a plain URI, because TLS is the connector's: the transport must not bring its own.
-fn endpoint(config: &Config) -> Result<Endpoint, JoinError> {
-    let plain = config.controller.replacen("https://", "http://", 1);
-    let endpoint = Endpoint::from_shared(plain)
-        .map_err(|_invalid| JoinError::Address(config.controller.clone()))?;
-    Ok(endpoint
-        .http2_keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true))
-}
-
-fn connector(config: &Config, trust: &ControlPlaneTrust) -> Result<Connector, JoinError> {
-    let connector = Connector::new(control_plane_client_config(trust).map_err(JoinError::Tls)?);
-    let name = config
-        .controller_name
-        .as_ref()
-        .and_then(|name| name.clone().try_into().ok());
-    Ok(match name {
-        Some(name) => connector.with_server_name(name),
-        None => connector,
-    })
-}
-
 async fn join(config: &Config, file: &Path, shutdown: &Shutdown) -> Result<Credential, JoinError> {
     let path = config
         .join_token_file
@@ -249,7 +194,8 @@ async fn join(config: &Config, file: &Path, shutdown: &Shutdown) -> Result<Crede
     })?;
     let token = token.trim();
     let parsed = JoinToken::parse(token).map_err(|source| JoinError::TokenForm { path, source })?;
-    let connector = connector(config, &ControlPlaneTrust::PinnedRoot(parsed.root))?;
+    let trust = ControlPlaneTrust::PinnedRoot(parsed.root);
+    let connector = connector(config.controller_name.as_deref(), &trust)?;
     let endpoint = endpoint(config)?;
     let mut pause = BACKOFF.0;
     loop {
