@@ -15,10 +15,11 @@
 
 mod cgroup;
 mod limit;
+mod link;
 mod namespace;
 mod socket;
 
-pub use cgroup::{cgroup_id, cgroup2_root, own_cgroup_id};
+pub use cgroup::{cgroup_id, cgroup2_path, cgroup2_root, enter_cgroup_namespace, own_cgroup_id};
 pub use limit::raise_nofile_limit;
 pub use namespace::{Netns, NetnsCookie, netns_cookie, socket_cookie};
 pub use socket::{Family, connect_socket, steered_listener, tcp_listener, udp_socket};
