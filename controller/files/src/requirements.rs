@@ -24,7 +24,13 @@ pub(crate) fn check(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
         | Kind::ServiceAccount
         | Kind::ConfigMap
         | Kind::Deployment => {}
-        Kind::AuthorizationPolicy | Kind::PeerAuthentication => {}
+        Kind::AuthorizationPolicy
+        | Kind::PeerAuthentication
+        | Kind::RequestAuthentication
+        | Kind::WorkloadEntry
+        | Kind::DestinationRule
+        | Kind::VirtualService
+        | Kind::Telemetry => {}
     }
 }
 

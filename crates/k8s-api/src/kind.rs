@@ -15,7 +15,12 @@ pub enum Kind {
     Deployment,
     AuthorizationPolicy,
     PeerAuthentication,
+    RequestAuthentication,
     ServiceEntry,
+    WorkloadEntry,
+    DestinationRule,
+    VirtualService,
+    Telemetry,
 }
 
 /// Why an `apiVersion` and `kind` name nothing that Karst reads.
@@ -31,82 +36,116 @@ pub enum KindError {
     },
 }
 
-/// One row per kind: its name, its API group with the slash, and the versions that all read alike.
+/// One row per kind: its names, its API group with the slash, and the versions that all read alike, the first of which
+/// is stored.
 struct Row {
     kind: Kind,
     name: &'static str,
+    plural: &'static str,
     group: &'static str,
     versions: &'static [&'static str],
 }
 
-const ROWS: [Row; 11] = [
-    Row {
-        kind: Kind::Namespace,
-        name: "Namespace",
-        group: "",
-        versions: &["v1"],
-    },
-    Row {
-        kind: Kind::Node,
-        name: "Node",
-        group: "",
-        versions: &["v1"],
-    },
-    Row {
-        kind: Kind::ServiceAccount,
-        name: "ServiceAccount",
-        group: "",
-        versions: &["v1"],
-    },
-    Row {
-        kind: Kind::Pod,
-        name: "Pod",
-        group: "",
-        versions: &["v1"],
-    },
-    Row {
-        kind: Kind::Service,
-        name: "Service",
-        group: "",
-        versions: &["v1"],
-    },
-    Row {
-        kind: Kind::EndpointSlice,
-        name: "EndpointSlice",
-        group: "discovery.k8s.io/",
-        versions: &["v1"],
-    },
-    Row {
-        kind: Kind::ConfigMap,
-        name: "ConfigMap",
-        group: "",
-        versions: &["v1"],
-    },
-    Row {
-        kind: Kind::Deployment,
-        name: "Deployment",
-        group: "apps/",
-        versions: &["v1"],
-    },
-    Row {
-        kind: Kind::AuthorizationPolicy,
-        name: "AuthorizationPolicy",
-        group: "security.istio.io/",
-        versions: &["v1", "v1beta1"],
-    },
-    Row {
-        kind: Kind::PeerAuthentication,
-        name: "PeerAuthentication",
-        group: "security.istio.io/",
-        versions: &["v1", "v1beta1"],
-    },
-    Row {
-        kind: Kind::ServiceEntry,
-        name: "ServiceEntry",
-        group: "networking.istio.io/",
-        versions: &["v1", "v1beta1", "v1alpha3"],
-    },
+const ROWS: [Row; 16] = [
+    row(Kind::Namespace, "Namespace", "namespaces", "", &["v1"]),
+    row(Kind::Node, "Node", "nodes", "", &["v1"]),
+    row(
+        Kind::ServiceAccount,
+        "ServiceAccount",
+        "serviceaccounts",
+        "",
+        &["v1"],
+    ),
+    row(Kind::Pod, "Pod", "pods", "", &["v1"]),
+    row(Kind::Service, "Service", "services", "", &["v1"]),
+    row(
+        Kind::EndpointSlice,
+        "EndpointSlice",
+        "endpointslices",
+        "discovery.k8s.io/",
+        &["v1"],
+    ),
+    row(Kind::ConfigMap, "ConfigMap", "configmaps", "", &["v1"]),
+    row(
+        Kind::Deployment,
+        "Deployment",
+        "deployments",
+        "apps/",
+        &["v1"],
+    ),
+    row(
+        Kind::AuthorizationPolicy,
+        "AuthorizationPolicy",
+        "authorizationpolicies",
+        "security.istio.io/",
+        &["v1", "v1beta1"],
+    ),
+    row(
+        Kind::PeerAuthentication,
+        "PeerAuthentication",
+        "peerauthentications",
+        "security.istio.io/",
+        &["v1", "v1beta1"],
+    ),
+    row(
+        Kind::RequestAuthentication,
+        "RequestAuthentication",
+        "requestauthentications",
+        "security.istio.io/",
+        &["v1", "v1beta1"],
+    ),
+    row(
+        Kind::ServiceEntry,
+        "ServiceEntry",
+        "serviceentries",
+        "networking.istio.io/",
+        &["v1", "v1beta1", "v1alpha3"],
+    ),
+    row(
+        Kind::WorkloadEntry,
+        "WorkloadEntry",
+        "workloadentries",
+        "networking.istio.io/",
+        &["v1", "v1beta1", "v1alpha3"],
+    ),
+    row(
+        Kind::DestinationRule,
+        "DestinationRule",
+        "destinationrules",
+        "networking.istio.io/",
+        &["v1", "v1beta1", "v1alpha3"],
+    ),
+    row(
+        Kind::VirtualService,
+        "VirtualService",
+        "virtualservices",
+        "networking.istio.io/",
+        &["v1", "v1beta1", "v1alpha3"],
+    ),
+    row(
+        Kind::Telemetry,
+        "Telemetry",
+        "telemetries",
+        "telemetry.istio.io/",
+        &["v1", "v1alpha1"],
+    ),
 ];
+
+const fn row(
+    kind: Kind,
+    name: &'static str,
+    plural: &'static str,
+    group: &'static str,
+    versions: &'static [&'static str],
+) -> Row {
+    Row {
+        kind,
+        name,
+        plural,
+        group,
+        versions,
+    }
+}
 
 impl Kind {
     /// The kind that an object's `apiVersion` and `kind` name.
@@ -150,6 +189,31 @@ impl Kind {
     /// As `kind:` spells it.
     pub fn name(self) -> &'static str {
         self.row().name
+    }
+
+    /// As the API server's paths and RBAC rules spell it.
+    pub fn plural(self) -> &'static str {
+        self.row().plural
+    }
+
+    /// API group; empty for the core one.
+    pub fn group(self) -> &'static str {
+        self.row().group.trim_end_matches('/')
+    }
+
+    /// Versions that are read, the stored one first.
+    pub fn versions(self) -> &'static [&'static str] {
+        self.row().versions
+    }
+
+    /// `<group>/<version>` of the stored version, as `apiVersion:` spells it.
+    pub fn api_version(self) -> String {
+        format!("{}{}", self.row().group, self.row().versions[0])
+    }
+
+    /// Every kind.
+    pub fn all() -> impl Iterator<Item = Self> {
+        ROWS.iter().map(|row| row.kind)
     }
 
     /// Whether objects of this kind live in the cluster rather than in a namespace.

@@ -9,6 +9,7 @@
 //! Core kinds come from `k8s-openapi`; Istio's CRDs are written by hand in [`istio`], one file per kind.
 //! Every label and annotation that Karst honours is a constant in [`labels`], so that nobody spells one differently.
 
+pub mod crd;
 pub mod istio;
 pub mod kind;
 pub mod labels;

@@ -13,7 +13,10 @@ use k8s_openapi::{
 use serde::{Deserialize, Deserializer};
 
 use crate::{
-    istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry},
+    istio::{
+        AuthorizationPolicy, DestinationRule, PeerAuthentication, RequestAuthentication,
+        ServiceEntry, Telemetry, VirtualService, WorkloadEntry,
+    },
     kind::Kind,
 };
 
@@ -33,7 +36,12 @@ pub enum Object {
     Deployment(Box<Deployment>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     PeerAuthentication(Box<PeerAuthentication>),
+    RequestAuthentication(Box<RequestAuthentication>),
     ServiceEntry(Box<ServiceEntry>),
+    WorkloadEntry(Box<WorkloadEntry>),
+    DestinationRule(Box<DestinationRule>),
+    VirtualService(Box<VirtualService>),
+    Telemetry(Box<Telemetry>),
 }
 
 /// What names an object in a cluster. The namespace is empty for kinds of cluster scope.
@@ -85,7 +93,12 @@ macro_rules! each_kind {
             Object::Deployment($inner) => $body,
             Object::AuthorizationPolicy($inner) => $body,
             Object::PeerAuthentication($inner) => $body,
+            Object::RequestAuthentication($inner) => $body,
             Object::ServiceEntry($inner) => $body,
+            Object::WorkloadEntry($inner) => $body,
+            Object::DestinationRule($inner) => $body,
+            Object::VirtualService($inner) => $body,
+            Object::Telemetry($inner) => $body,
         }
     };
 }
@@ -107,7 +120,12 @@ impl Object {
             Kind::Deployment => Self::Deployment(Box::deserialize(input)?),
             Kind::AuthorizationPolicy => Self::AuthorizationPolicy(Box::deserialize(input)?),
             Kind::PeerAuthentication => Self::PeerAuthentication(Box::deserialize(input)?),
+            Kind::RequestAuthentication => Self::RequestAuthentication(Box::deserialize(input)?),
             Kind::ServiceEntry => Self::ServiceEntry(Box::deserialize(input)?),
+            Kind::WorkloadEntry => Self::WorkloadEntry(Box::deserialize(input)?),
+            Kind::DestinationRule => Self::DestinationRule(Box::deserialize(input)?),
+            Kind::VirtualService => Self::VirtualService(Box::deserialize(input)?),
+            Kind::Telemetry => Self::Telemetry(Box::deserialize(input)?),
         })
     }
 
@@ -123,7 +141,12 @@ impl Object {
             Self::Deployment(_) => Kind::Deployment,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Self::RequestAuthentication(_) => Kind::RequestAuthentication,
             Self::ServiceEntry(_) => Kind::ServiceEntry,
+            Self::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Self::DestinationRule(_) => Kind::DestinationRule,
+            Self::VirtualService(_) => Kind::VirtualService,
+            Self::Telemetry(_) => Kind::Telemetry,
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use karst_k8s_api::{Kind, Object};
+use karst_k8s_api::Object;
 use serde_json::{Value, json};
 
 use crate::LabError;
@@ -87,10 +87,15 @@ pub(crate) fn to_json(object: &Object) -> Value {
         Object::Deployment(object) => serde_json::to_value(object),
         Object::AuthorizationPolicy(object) => serde_json::to_value(object),
         Object::PeerAuthentication(object) => serde_json::to_value(object),
+        Object::RequestAuthentication(object) => serde_json::to_value(object),
         Object::ServiceEntry(object) => serde_json::to_value(object),
+        Object::WorkloadEntry(object) => serde_json::to_value(object),
+        Object::DestinationRule(object) => serde_json::to_value(object),
+        Object::VirtualService(object) => serde_json::to_value(object),
+        Object::Telemetry(object) => serde_json::to_value(object),
     };
     let mut value = value.unwrap_or_default();
-    value["apiVersion"] = json!(api_version(object.kind()));
+    value["apiVersion"] = json!(object.kind().api_version());
     value["kind"] = json!(object.kind().name());
     drop_nulls(&mut value);
     value
@@ -105,16 +110,6 @@ fn drop_nulls(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(drop_nulls),
         _ => {}
-    }
-}
-
-fn api_version(kind: Kind) -> &'static str {
-    match kind {
-        Kind::EndpointSlice => "discovery.k8s.io/v1",
-        Kind::Deployment => "apps/v1",
-        Kind::AuthorizationPolicy | Kind::PeerAuthentication => "security.istio.io/v1",
-        Kind::ServiceEntry => "networking.istio.io/v1",
-        _ => "v1",
     }
 }
 

@@ -57,6 +57,11 @@ impl Index {
             Object::PeerAuthentication(policy) => self.peer(&name, Some(PeerFacts::new(*policy))),
             // Nothing of these enters the model: identities come from pods, and lab and controller run the rest.
             Object::ServiceAccount(_) | Object::ConfigMap(_) | Object::Deployment(_) => {}
+            Object::RequestAuthentication(_)
+            | Object::WorkloadEntry(_)
+            | Object::DestinationRule(_)
+            | Object::VirtualService(_)
+            | Object::Telemetry(_) => {}
         }
     }
 
@@ -73,6 +78,11 @@ impl Index {
             Kind::AuthorizationPolicy => self.policy(&name, None),
             Kind::PeerAuthentication => self.peer(&name, None),
             Kind::ServiceAccount | Kind::ConfigMap | Kind::Deployment => {}
+            Kind::RequestAuthentication
+            | Kind::WorkloadEntry
+            | Kind::DestinationRule
+            | Kind::VirtualService
+            | Kind::Telemetry => {}
         }
     }
 
@@ -164,7 +174,6 @@ impl Index {
             }
         }
         if let Some(after) = after {
-            self.capture.known(&after.uid);
             self.space_mut(&name.namespace)
                 .pods
                 .insert(&name.name, &after.labels);
