@@ -5,7 +5,14 @@ use std::{io, path::PathBuf, process::ExitCode};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use karst_lab::{LabName, daemon};
 
-use crate::lab::{self, LabCommand};
+use crate::{
+    check::{self, CheckArgs, Verdict},
+    cluster::{Cluster, ClusterArgs},
+    install::{self, InstallArgs, Purpose},
+    lab::{self, LabCommand},
+    uninstall::{self, UninstallArgs},
+    version,
+};
 
 #[derive(Parser)]
 #[command(name = "karst", version, about = "Karst: an ambient service mesh")]
@@ -16,6 +23,42 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Install Karst in a cluster and wait until it works
+    Install {
+        #[command(flatten)]
+        args: InstallArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Change an installation to this version, or to other values
+    Upgrade {
+        #[command(flatten)]
+        args: InstallArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Take Karst away, off the nodes first
+    Uninstall {
+        #[command(flatten)]
+        args: UninstallArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Look whether Karst can work in a cluster, and does; each finding names the setting to change
+    Check {
+        #[command(flatten)]
+        args: CheckArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Show the versions of this program, of the controller and of the agents
+    Version {
+        /// This program's only; no cluster is asked
+        #[arg(long)]
+        client: bool,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
     /// Nodes and pods out of network namespaces on this machine, from Kubernetes YAML
     #[command(subcommand)]
     Lab(LabCommand),
@@ -39,6 +82,29 @@ enum Command {
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Lab(command) => lab::run(command),
+        Command::Install { args, cluster } => installation(&args, &cluster, Purpose::Install),
+        Command::Upgrade { args, cluster } => installation(&args, &cluster, Purpose::Upgrade),
+        Command::Uninstall { args, cluster } => on_cluster(async move {
+            uninstall::run(&Cluster::connect(&cluster).await?, &args).await?;
+            Ok(ExitCode::SUCCESS)
+        }),
+        Command::Check { args, cluster } => on_cluster(async move {
+            let worst = check::run(&Cluster::connect(&cluster).await?, &args).await?;
+            Ok(match worst {
+                Verdict::Failure => ExitCode::FAILURE,
+                Verdict::Fine | Verdict::Warning => ExitCode::SUCCESS,
+            })
+        }),
+        Command::Version { client, cluster } => {
+            version::client();
+            if client {
+                return Ok(ExitCode::SUCCESS);
+            }
+            on_cluster(async move {
+                version::cluster(&Cluster::connect(&cluster).await?).await?;
+                Ok(ExitCode::SUCCESS)
+            })
+        }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "karst", &mut io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -62,4 +128,27 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(never) => match never {},
         },
     }
+}
+
+fn installation(
+    args: &InstallArgs,
+    cluster: &ClusterArgs,
+    purpose: Purpose,
+) -> anyhow::Result<ExitCode> {
+    if args.prints_only() {
+        install::print(args, &cluster.namespace)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    on_cluster(async move {
+        install::run(&Cluster::connect(cluster).await?, args, purpose).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Carries out what needs the API server.
+fn on_cluster(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(Box::pin(work))
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use karst_lab::{
     LabName,
     client::{self, After, User},
@@ -18,7 +18,7 @@ use karst_lab::{
     status::{PodStatus, ProcessStatus, Status},
 };
 
-use crate::output;
+use crate::output::{self, Format};
 
 #[derive(Subcommand)]
 pub(crate) enum LabCommand {
@@ -127,12 +127,6 @@ pub(crate) struct Wait {
     wait: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    Table,
-    Json,
-}
-
 /// Carries out a `karst lab` command.
 pub(crate) fn run(command: LabCommand) -> anyhow::Result<ExitCode> {
     match command {
@@ -238,7 +232,7 @@ fn verdict(status: &Status) -> ExitCode {
 
 fn show(status: &Status, format: Format) -> anyhow::Result<ExitCode> {
     if format == Format::Json {
-        output::line(serde_json::to_string_pretty(status)?);
+        output::json(status)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mesh = if status.mesh {

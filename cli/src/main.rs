@@ -5,8 +5,14 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 mod args;
+mod chart;
+mod check;
+mod cluster;
+mod install;
 mod lab;
 mod output;
+mod uninstall;
+mod version;
 
 fn main() -> ExitCode {
     match args::run(args::Args::parse()) {

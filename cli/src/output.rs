@@ -3,6 +3,19 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
+/// How results are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
+
+/// A result as JSON, for programs.
+pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    line(serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
 /// One line of result. A reader that has gone away (`| head`) ends the program quietly.
 pub(crate) fn line(text: impl std::fmt::Display) {
     if writeln!(io::stdout(), "{text}").is_err() {

@@ -1,0 +1,124 @@
+//! The chart as it is: everything renders, and what users get wrong is told.
+
+use std::{collections::BTreeSet, fs};
+
+use super::*;
+
+fn rendered(set: &[&str]) -> Vec<Value> {
+    let args = ValueArgs {
+        set: set.iter().map(|&text| text.to_owned()).collect(),
+        values: Vec::new(),
+    };
+    let values = values(args.over(json!({})).unwrap()).unwrap();
+    objects("karst-system", &values).unwrap()
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let found = objects
+        .iter()
+        .find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+    found.unwrap_or_else(|| panic!("no {kind} {name}"))
+}
+
+#[test]
+fn every_template_renders_with_the_chart_s_own_values() {
+    let objects = rendered(&["namespace.create=true"]);
+    let kinds: Vec<&str> = objects
+        .iter()
+        .filter_map(|object| object["kind"].as_str())
+        .collect();
+    assert_eq!(kinds.first(), Some(&"Namespace"));
+    for object in &objects {
+        let place = format!("{} {}", object["kind"], object["metadata"]["name"]);
+        assert!(object["apiVersion"].is_string(), "{place}");
+        assert!(object["metadata"]["name"].is_string(), "{place}");
+    }
+    let agent = find(&objects, "DaemonSet", "karst-agent");
+    assert_eq!(
+        agent["spec"]["template"]["spec"]["containers"][0]["image"],
+        json!(format!("karst.test/agent:{VERSION}"))
+    );
+}
+
+#[test]
+fn values_arrive_where_they_are_said_to() {
+    let objects = rendered(&[
+        "hub=registry.example/mesh",
+        "tag=v9",
+        "controller.replicas=3",
+        "rootNamespace=istio-system",
+        "agent.cni.binDir=/home/kubernetes/bin",
+        "controller.podAnnotations.team=a",
+        "meshConfig.trustDomain=x.example",
+    ]);
+    let controller = find(&objects, "Deployment", "karst-controller");
+    assert_eq!(controller["spec"]["replicas"], 3);
+    let template = &controller["spec"]["template"];
+    assert_eq!(template["metadata"]["annotations"]["team"], "a");
+    assert_eq!(
+        template["spec"]["containers"][0]["image"],
+        "registry.example/mesh/controller:v9"
+    );
+    let env = template["spec"]["containers"][0]["env"].as_array().unwrap();
+    assert!(env.contains(&json!({"name": "ROOT_NAMESPACE", "value": "istio-system"})));
+    let mesh = find(&objects, "ConfigMap", "istio");
+    assert_eq!(mesh["metadata"]["namespace"], "istio-system");
+    let mesh: Value = serde_saphyr::from_str(mesh["data"]["mesh"].as_str().unwrap()).unwrap();
+    assert_eq!(mesh, json!({"trustDomain": "x.example"}));
+    let agent = find(&objects, "DaemonSet", "karst-agent").to_string();
+    assert!(agent.contains("/home/kubernetes/bin"));
+}
+
+#[test]
+fn names_of_objects_are_unique() {
+    let objects = rendered(&["namespace.create=true", "meshConfig.trustDomain=x"]);
+    let names: Vec<String> = objects
+        .iter()
+        .map(|object| {
+            let meta = &object["metadata"];
+            format!("{} {}/{}", object["kind"], meta["namespace"], meta["name"])
+        })
+        .collect();
+    let unique: BTreeSet<&String> = names.iter().collect();
+    assert_eq!(unique.len(), names.len(), "{names:?}");
+}
+
+#[test]
+fn wrong_values_are_told_together() {
+    let args = ValueArgs {
+        set: [
+            "controler.replicas=2",
+            "controller.replicas=none",
+            "webhook.failurePolicy=Maybe",
+            "hub=",
+        ]
+        .map(str::to_owned)
+        .into(),
+        values: Vec::new(),
+    };
+    let Err(ChartError::Values(mistakes)) = values(args.over(json!({})).unwrap()) else {
+        panic!("values were taken");
+    };
+    assert_eq!(mistakes.len(), 4, "{mistakes:#?}");
+}
+
+#[test]
+fn assignments_are_read_as_helm_reads_them() {
+    assert_eq!(assigned("a.b=1").unwrap(), json!({"a": {"b": 1}}));
+    assert_eq!(assigned("a=1.0").unwrap(), json!({"a": "1.0"}));
+    assert_eq!(assigned("a=true").unwrap(), json!({"a": true}));
+    assert_eq!(assigned("a=x=y").unwrap(), json!({"a": "x=y"}));
+    assert!(assigned("a").is_err());
+    assert!(assigned("a..b=1").is_err());
+}
+
+#[test]
+fn the_chart_has_the_program_s_version_and_a_schema_for_every_value() {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/chart/Chart.yaml");
+    let chart: Value = serde_saphyr::from_str(&fs::read_to_string(chart).unwrap()).unwrap();
+    assert_eq!(chart["version"], VERSION);
+    assert_eq!(chart["appVersion"], VERSION);
+    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    assert_eq!(schema::mistakes(&schema, &defaults()), Vec::<String>::new());
+    assert!(defaults()["controller"]["replicas"].is_i64());
+}

@@ -1,0 +1,1 @@
+//! Port 15008 between every two nodes.
