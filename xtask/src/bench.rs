@@ -1,4 +1,4 @@
-//! `bench l4`: the mesh against plain TCP, in one interleaved run, with the CPU that each operation costs.
+//! `bench`: what Karst costs. `bench l4` is here: the mesh against plain TCP, in one interleaved run, with the CPU that each operation costs.
 //!
 //! ```text
 //!   examples/bench: namespace `meshed` (enrolled) and `plain` (not), a client on node a, a server on node b in each
@@ -8,6 +8,7 @@
 //! CPU is that of the whole machine (all of /proc/stat but idle), so that work which the kernel does for a flow is not
 //! lost; the machine must be quiet otherwise. Every id is defined in `docs/performance.md`.
 
+mod control_plane;
 mod cpu;
 mod report;
 
@@ -52,6 +53,8 @@ pub(crate) struct Args {
 enum Name {
     /// P1, P3, P4, P6, P10, P11.
     L4,
+    /// P30, P31, P32.
+    ControlPlane,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -148,7 +151,13 @@ const COMPARISONS: &[Comparison] = &[
 
 /// `cargo xtask bench NAME`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let Name::L4 = args.name;
+    match args.name {
+        Name::L4 => l4(args),
+        Name::ControlPlane => control_plane::run(args),
+    }
+}
+
+fn l4(args: &Args) -> Result<()> {
     setup::ensure(&[
         Group::Build,
         Group::Ebpf,

@@ -9,7 +9,6 @@ use super::{Sample, machine};
 use crate::shell;
 
 const PAGE: &str = "docs/performance.md";
-const BEGIN: &str = "<!-- table: written by cargo xtask bench l4 -->";
 const END: &str = "<!-- end of table -->";
 
 /// One row.
@@ -92,7 +91,7 @@ impl Row {
 }
 
 /// Three significant digits: more would claim more than one run shows.
-fn significant(value: f64) -> String {
+pub(super) fn significant(value: f64) -> String {
     let digits = if value > 0.0 {
         value.log10().floor() as i32
     } else {
@@ -103,35 +102,54 @@ fn significant(value: f64) -> String {
 }
 
 /// One JSON object per row.
-#[expect(clippy::print_stdout, reason = "the rows are this command's result")]
 pub(super) fn print(rows: &[Row]) -> Result<()> {
-    for row in rows {
-        println!("{}", serde_json::to_string(row)?);
+    let lines: Vec<String> = rows
+        .iter()
+        .map(serde_json::to_string)
+        .collect::<Result<_, _>>()?;
+    print_lines(lines.into_iter())
+}
+
+/// The result of a benchmark that somebody reads by program.
+#[expect(clippy::print_stdout, reason = "the rows are this command's result")]
+pub(super) fn print_lines(lines: impl Iterator<Item = String>) -> Result<()> {
+    for line in lines {
+        println!("{line}");
     }
     Ok(())
 }
 
-/// Replaces the table in the page.
-#[expect(clippy::print_stdout, reason = "the table is this command's result")]
+/// What was measured where: the line above a table.
+pub(super) fn provenance() -> String {
+    let commit = shell::capture(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]))
+        .unwrap_or_default();
+    format!("Commit {}, {}.", commit.trim(), machine())
+}
+
+/// Replaces the table of the L4 benchmark in the page.
 pub(super) fn write(rows: &[Row], rounds: usize, seconds: u64) -> Result<()> {
+    let mut table = format!(
+        "{} Medians of {rounds} interleaved rounds of {seconds} s.\n\n\
+         | id | work | direct | Karst | ratio | CPU direct, us/op | CPU Karst, us/op |\n|---|---|---|---|---|---|---|\n",
+        provenance(),
+    );
+    table.extend(rows.iter().map(Row::line));
+    replace("l4", &table)
+}
+
+/// Replaces the table of `cargo xtask bench NAME` in the page, and prints it.
+#[expect(clippy::print_stdout, reason = "the table is this command's result")]
+pub(super) fn replace(name: &str, table: &str) -> Result<()> {
+    let begin = format!("<!-- table: written by cargo xtask bench {name} -->");
     let page = fs::read_to_string(PAGE).with_context(|| format!("reading {PAGE}"))?;
     let (before, rest) = page
-        .split_once(BEGIN)
-        .with_context(|| format!("{PAGE} lacks the mark {BEGIN}"))?;
+        .split_once(&begin)
+        .with_context(|| format!("{PAGE} lacks the mark {begin}"))?;
     let (_, after) = rest
         .split_once(END)
         .with_context(|| format!("{PAGE} lacks the mark {END}"))?;
-    let commit = shell::capture(Command::new("git").args(["rev-parse", "--short=12", "HEAD"]))
-        .unwrap_or_default();
-    let mut table = format!(
-        "\nCommit {}, {}, medians of {rounds} interleaved rounds of {seconds} s.\n\n\
-         | id | work | direct | Karst | ratio | CPU direct, us/op | CPU Karst, us/op |\n|---|---|---|---|---|---|---|\n",
-        commit.trim(),
-        machine(),
-    );
-    table.extend(rows.iter().map(Row::line));
     println!("{table}");
-    fs::write(PAGE, format!("{before}{BEGIN}{table}{END}{after}"))
+    fs::write(PAGE, format!("{before}{begin}\n{table}{END}{after}"))
         .with_context(|| format!("writing {PAGE}"))
 }
 
