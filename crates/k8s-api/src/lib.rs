@@ -10,6 +10,7 @@
 //! Every label and annotation that Karst honours is a constant in [`labels`], so that nobody spells one differently.
 
 pub mod crd;
+pub mod honoured;
 pub mod istio;
 pub mod kind;
 pub mod labels;

@@ -1,7 +1,5 @@
 //! The definitions in `manifests/crds` are what the types say, and the API server can take them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use karst_k8s_api::{Kind, crd};

@@ -1,0 +1,13 @@
+//! Writes `docs/reference/istio-api.md` from the tables: `cargo run -p karst-k8s-api --example print_reference`.
+
+#![expect(clippy::unwrap_used, reason = "a tool that cannot go on fails")]
+
+use std::{fs, path::Path};
+
+use karst_k8s_api::honoured;
+
+fn main() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("istio-api.md"), honoured::page()).unwrap();
+}

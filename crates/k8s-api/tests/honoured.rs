@@ -1,0 +1,54 @@
+//! Every field of every schema has a row that says what Karst does with it, and the page is what the rows say.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use karst_k8s_api::{Kind, crd, honoured};
+use serde_json::Value;
+
+/// All paths of a schema, as rows write them.
+fn paths(schema: &Value, path: &str, all: &mut BTreeSet<String>) {
+    for (name, child) in schema["properties"].as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        paths(child, &path, all);
+        all.insert(path);
+    }
+    for (part, mark) in [("items", "[]"), ("additionalProperties", "{}")] {
+        if let Some(child) = schema.get(part) {
+            paths(child, &format!("{path}{mark}"), all);
+        }
+    }
+}
+
+#[test]
+fn every_field_has_a_row() {
+    let mut missing = Vec::new();
+    for kind in Kind::all() {
+        let Some(schema) = crd::spec_schema(kind) else {
+            continue;
+        };
+        let mut all = BTreeSet::from(["spec".to_owned()]);
+        paths(&schema, "spec", &mut all);
+        missing.extend(
+            all.iter()
+                .filter(|path| honoured::row(kind, path).is_none())
+                .map(|path| format!("{kind} {path}")),
+        );
+        let rows = honoured::FIELDS.iter().filter(|row| row.kind == kind);
+        let stale: Vec<&str> = rows
+            .map(|row| row.path)
+            .filter(|path| !path.ends_with(['}', ']']) && !all.contains(*path))
+            .collect();
+        assert!(stale.is_empty(), "{kind} has no field {stale:?}");
+    }
+    assert!(missing.is_empty(), "fields without a row: {missing:#?}");
+}
+
+#[test]
+fn the_page_is_fresh() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/istio-api.md");
+    let old = fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        old == honoured::page(),
+        "docs/reference/istio-api.md is stale: run `cargo run -p karst-k8s-api --example print_reference`"
+    );
+}
