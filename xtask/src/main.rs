@@ -15,9 +15,11 @@
 
 mod bench;
 mod check;
+mod cluster;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod image;
 mod lab;
 mod load;
 mod pcap;
@@ -61,6 +63,10 @@ enum Verb {
     /// Load for the benchmarks, run inside a pod.
     #[command(hide = true)]
     Load(load::Args),
+    /// A real Kubernetes on this machine.
+    Cluster(cluster::Args),
+    /// Small container images of the binaries.
+    Image(image::Args),
     /// Build the kernel programs.
     Ebpf,
     /// Build the kernel programs and every binary into target/release.
@@ -89,6 +95,8 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Soak(args) => soak::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Load(args) => load::run(&args),
+        Verb::Cluster(args) => cluster::run(&args),
+        Verb::Image(args) => image::run(&args),
         Verb::Ebpf => release::ebpf(),
         Verb::Release => release::run(),
     }

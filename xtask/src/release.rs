@@ -12,8 +12,13 @@ use crate::{
 /// For work on the tools themselves: `KARST_PROFILE=dev` builds and uses `target/debug` instead.
 pub(crate) const PROFILE_VARIABLE: &str = "KARST_PROFILE";
 
+/// Whether what the tests have built is used.
+pub(crate) fn is_dev() -> bool {
+    profile() == "dev"
+}
+
 /// The cargo profile of the binaries that the other verbs run.
-fn profile() -> String {
+pub(crate) fn profile() -> String {
     std::env::var(PROFILE_VARIABLE).unwrap_or_else(|_| "release".to_owned())
 }
 
@@ -45,10 +50,18 @@ pub(crate) fn run() -> Result<()> {
         "--exclude",
         "karst-fuzz",
     ]);
-    if let Some(revision) = revision() {
+    stamp(&mut build);
+    shell::run(&mut build)
+}
+
+/// Lets the binaries of a build know which commit they are.
+pub(crate) fn stamp(build: &mut Command) {
+    // Another value makes cargo compile anew: not while trying things out.
+    if !is_dev()
+        && let Some(revision) = revision()
+    {
         build.env("KARST_REVISION", revision);
     }
-    shell::run(&mut build)
 }
 
 /// The commit that is built, marked when the tree has changes of its own.

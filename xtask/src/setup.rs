@@ -42,6 +42,8 @@ pub(crate) enum Group {
     Load,
     /// The node tests against other implementations.
     Interop,
+    /// `cluster` and `image`.
+    Cluster,
 }
 
 /// One thing that must be there.
@@ -214,6 +216,55 @@ const NEEDS: &[Need] = &[
         },
         present: || python_package(ENVOY_ENVIRONMENT, ENVOY_PACKAGE),
     },
+    Need {
+        group: Group::Cluster,
+        what: "runc",
+        why: "runs the containers of the cluster's pods",
+        source: Source::Apt(&["runc"]),
+        present: || has("runc"),
+    },
+    Need {
+        group: Group::Cluster,
+        what: "the standard CNI plugins",
+        why: "connect the cluster's pods",
+        source: Source::Apt(&["containernetworking-plugins"]),
+        present: || Path::new("/usr/lib/cni/ptp").exists() || Path::new("/opt/cni/bin/ptp").exists(),
+    },
+    Need {
+        group: Group::Cluster,
+        what: "ip, nft and conntrack",
+        why: "wire the cluster's nodes, and let kube-proxy work",
+        source: Source::Apt(&["iproute2", "nftables", "conntrack"]),
+        present: || has("ip") && has("nft") && has("conntrack"),
+    },
+    Need {
+        group: Group::Cluster,
+        what: "unshare, nsenter and setsid",
+        why: "make the cluster's nodes and work in them",
+        source: Source::Apt(&["util-linux"]),
+        present: || has("unshare") && has("nsenter") && has("setsid"),
+    },
+    Need {
+        group: Group::Cluster,
+        what: "openssl",
+        why: "makes the cluster's keys",
+        source: Source::Apt(&["openssl"]),
+        present: || has("openssl"),
+    },
+    Need {
+        group: Group::Cluster,
+        what: "a static busybox",
+        why: "the shell of the cluster's test images",
+        source: Source::Apt(&["busybox-static"]),
+        present: || has("busybox"),
+    },
+    Need {
+        group: Group::Cluster,
+        what: "strip",
+        why: "takes debug information out of the binaries in images",
+        source: Source::Apt(&["binutils"]),
+        present: || has("strip"),
+    },
 ];
 
 fn python_module(name: &str) -> bool {
@@ -267,6 +318,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Group::Demo,
         Group::Load,
         Group::Interop,
+        Group::Cluster,
     ]);
     if missing.is_empty() {
         println!("setup: everything is there");

@@ -1,0 +1,321 @@
+//! The cluster's programs, built with Go from their modules and cached in `target/cluster/bin`.
+//!
+//! Versions are fixed by the modules in `xtask/cluster/`: most of these programs cannot be installed from their own
+//! modules, whose `replace` lines only hold for the main module. What is there already is not built again; to build one
+//! anew, delete its file.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell;
+
+/// The oldest Go that the modules accept.
+const GO: (u32, u32) = (1, 26);
+/// From here on Go fetches a newer one of itself when a module asks for it.
+const GO_FETCHES_ITSELF: (u32, u32) = (1, 21);
+
+/// How often a build is tried: a download that broke off is continued by the next try.
+const TRIES: u32 = 3;
+
+/// Without a version the API server calls itself `v0.0.0-master+$Format`, which kubectl and Helm refuse to read.
+const KUBERNETES_VERSION: &str = "-X k8s.io/component-base/version.gitVersion=v1.36.3 \
+    -X k8s.io/component-base/version.gitMajor=1 \
+    -X k8s.io/component-base/version.gitMinor=36 \
+    -X k8s.io/client-go/pkg/version.gitVersion=v1.36.3";
+
+/// Programs that are built by one command.
+struct Tools {
+    names: &'static [&'static str],
+    source: Source,
+    /// Programs for images made from nothing must not need a C library.
+    is_static: bool,
+}
+
+enum Source {
+    /// Packages, from this module of ours.
+    Ours {
+        module: &'static str,
+        packages: &'static [&'static str],
+        link: &'static str,
+    },
+    /// Packages of somebody else's module at a version.
+    Theirs {
+        packages: &'static [&'static str],
+    },
+}
+
+const CLUSTER: &[Tools] = &[
+    Tools {
+        names: &[
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kube-proxy",
+            "kubelet",
+            "kubectl",
+        ],
+        source: Source::Ours {
+            module: "k8s",
+            packages: &[
+                "k8s.io/kubernetes/cmd/kube-apiserver",
+                "k8s.io/kubernetes/cmd/kube-controller-manager",
+                "k8s.io/kubernetes/cmd/kube-scheduler",
+                "k8s.io/kubernetes/cmd/kube-proxy",
+                "k8s.io/kubernetes/cmd/kubelet",
+                "k8s.io/kubernetes/cmd/kubectl",
+            ],
+            link: KUBERNETES_VERSION,
+        },
+        is_static: false,
+    },
+    Tools {
+        names: &["containerd", "containerd-shim-runc-v2", "ctr"],
+        source: Source::Theirs {
+            packages: &[
+                "github.com/containerd/containerd/v2/cmd/containerd@v2.4.2",
+                "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2@v2.4.2",
+                "github.com/containerd/containerd/v2/cmd/ctr@v2.4.2",
+            ],
+        },
+        is_static: false,
+    },
+    Tools {
+        names: &["etcd"],
+        source: Source::Ours {
+            module: "etcd",
+            packages: &["go.etcd.io/etcd/server/v3"],
+            link: "",
+        },
+        is_static: false,
+    },
+    Tools {
+        names: &["coredns"],
+        source: Source::Ours {
+            module: "coredns",
+            packages: &["."],
+            link: "",
+        },
+        is_static: true,
+    },
+];
+
+/// Only for the tests of the chart.
+const HELM: Tools = Tools {
+    names: &["helm"],
+    source: Source::Theirs {
+        packages: &["helm.sh/helm/v4/cmd/helm@v4.3.1"],
+    },
+    is_static: true,
+};
+
+/// Where the programs are.
+pub(crate) fn folder() -> PathBuf {
+    shell::root().join("target/cluster/bin")
+}
+
+/// One of them.
+pub(crate) fn program(name: &str) -> PathBuf {
+    folder().join(name)
+}
+
+/// Our Go modules and other sources of the cluster.
+pub(super) fn sources() -> PathBuf {
+    shell::root().join("xtask/cluster")
+}
+
+/// Builds what is missing of the cluster's programs.
+pub(super) fn cluster() -> Result<()> {
+    CLUSTER.iter().try_for_each(build)?;
+    pause()
+}
+
+/// Builds Helm unless it is there.
+pub(super) fn helm() -> Result<PathBuf> {
+    build(&HELM)?;
+    Ok(program("helm"))
+}
+
+/// The folder of the Gateway API's resource definitions in Go's module cache.
+pub(super) fn gateway_api() -> Result<PathBuf> {
+    let mut download = go()?;
+    download
+        .current_dir(sources().join("crds"))
+        .args(["mod", "download", "-json", "sigs.k8s.io/gateway-api"]);
+    let said = retried("downloading the Gateway API", || shell::capture(&mut download))?;
+    let module: serde_json::Value = serde_json::from_str(&said)?;
+    let folder = module["Dir"]
+        .as_str()
+        .context("go mod download names no folder for the Gateway API")?;
+    Ok(Path::new(folder).join("config/crd/experimental"))
+}
+
+fn build(tools: &Tools) -> Result<()> {
+    if tools.names.iter().all(|name| program(name).is_file()) {
+        return Ok(());
+    }
+    let names = tools.names.join(", ");
+    println!("cluster: building {names} (once; minutes on a cold machine)");
+    let started = Instant::now();
+    fs::create_dir_all(folder())?;
+    // A build that is interrupted must not leave half a program under the name that says "built".
+    let fresh = folder().join("fresh");
+    fs::create_dir_all(&fresh)?;
+    let mut command = command(tools, &fresh)?;
+    retried(&format!("building {names}"), || shell::run(&mut command))?;
+    for name in tools.names {
+        let built = find_built(&fresh, name, tools)?;
+        fs::rename(&built, program(name))
+            .with_context(|| format!("moving {} into place", built.display()))?;
+    }
+    println!("cluster: built {names} in {} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+/// Go names a program after the last part of its package's path that is no major version.
+fn find_built(fresh: &Path, name: &str, tools: &Tools) -> Result<PathBuf> {
+    let wanted = fresh.join(name);
+    if wanted.is_file() {
+        return Ok(wanted);
+    }
+    let only = match tools.names {
+        [_] => fs::read_dir(fresh)?.flatten().next(),
+        _ => None,
+    };
+    only.map(|file| file.path())
+        .with_context(|| format!("go built no {name} in {}", fresh.display()))
+}
+
+fn command(tools: &Tools, fresh: &Path) -> Result<Command> {
+    let mut command = go()?;
+    if tools.is_static {
+        command.env("CGO_ENABLED", "0");
+    }
+    match &tools.source {
+        Source::Ours {
+            module,
+            packages,
+            link,
+        } => {
+            command
+                .current_dir(sources().join(module))
+                .arg("build")
+                .arg(format!("-ldflags=-s -w {link}"))
+                .arg("-o")
+                .arg(fresh.join(""))
+                .args(*packages);
+        }
+        Source::Theirs { packages } => {
+            command
+                .env("GOBIN", fresh)
+                .args(["install", "-ldflags=-s -w"])
+                .args(*packages);
+        }
+    }
+    Ok(command)
+}
+
+/// Go, politely: other work on the machine comes first.
+fn go() -> Result<Command> {
+    let program = find_go()?;
+    let mut command = Command::new("nice");
+    command
+        .arg(program)
+        .env("GOFLAGS", "-buildvcs=false")
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+fn find_go() -> Result<PathBuf> {
+    let usual = PathBuf::from("/usr/local/go/bin/go");
+    let Some(program) = shell::find("go").or_else(|| usual.is_file().then_some(usual)) else {
+        bail!(
+            "Go is missing, and the cluster's programs are built with it: install Go {}.{} or newer from go.dev/dl \
+             (or Debian's golang-go, if it is new enough), so that `go version` works",
+            GO.0,
+            GO.1
+        );
+    };
+    let said = shell::capture(Command::new(&program).args(["env", "GOVERSION", "GOTOOLCHAIN"]).current_dir("/"))?;
+    let mut lines = said.lines();
+    let version = lines.next().unwrap_or_default().to_owned();
+    let may_fetch = lines.next().is_none_or(|setting| setting != "local");
+    if is_enough(&version, may_fetch) {
+        return Ok(program);
+    }
+    bail!(
+        "{} is {version}, too old for the cluster's programs: install Go {}.{} or newer from go.dev/dl",
+        program.display(),
+        GO.0,
+        GO.1
+    )
+}
+
+/// Whether a Go of this version can build everything, perhaps by fetching a newer one of itself.
+fn is_enough(version: &str, may_fetch: bool) -> bool {
+    let mut numbers = version.trim_start_matches("go").split(['.', 'r', 'b', '-', ' ']);
+    let mut next = || numbers.next()?.parse::<u32>().ok();
+    let Some(version) = next().zip(next()) else {
+        return false;
+    };
+    version >= GO || may_fetch && version >= GO_FETCHES_ITSELF
+}
+
+fn retried<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut tried = 1;
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if tried < TRIES => {
+                println!("cluster: {what}: try {tried} of {TRIES} failed: {error:#}");
+                tried += 1;
+            }
+            Err(error) => {
+                return Err(error.context(format!(
+                    "{what} failed {TRIES} times: without a network, copy {} from a machine that has built it",
+                    folder().display()
+                )));
+            }
+        }
+    }
+}
+
+/// Process 1 of each node and each pod.
+fn pause() -> Result<()> {
+    let built = program("pause");
+    if built.is_file() {
+        return Ok(());
+    }
+    shell::run(
+        Command::new("gcc")
+            .args(["-O2", "-static", "-o"])
+            .arg(&built)
+            .arg(sources().join("pause.c")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_enough;
+
+    #[test]
+    fn a_go_that_is_too_old_is_recognised() {
+        assert!(is_enough("go1.26.8", false));
+        assert!(is_enough("go1.27rc1", false));
+        assert!(is_enough("go2.0", false));
+        assert!(!is_enough("go1.19.8", true));
+        assert!(!is_enough("go1.25.0", false));
+        assert!(!is_enough("devel", true));
+    }
+
+    #[test]
+    fn a_go_that_may_fetch_a_newer_one_is_new_enough() {
+        assert!(is_enough("go1.21.0", true));
+        assert!(!is_enough("go1.20.14", true));
+    }
+}

@@ -1,0 +1,352 @@
+//! `image`: small container images, without a container tool.
+//!
+//! ```text
+//!   static binaries ─┐
+//!   Debian packages ─┼─► layer ─► archive for the nodes of `cargo xtask cluster`, or an OCI layout to push
+//!   cluster's tools ─┘
+//! ```
+//!
+//! Binaries of a release are linked statically, so that an image holds nothing else. `KARST_PROFILE=dev` packs what
+//! the tests have already built, with the libraries it needs: nothing is compiled twice in a loop of trying things out.
+
+mod debian;
+mod oci;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+
+use crate::{
+    cluster::{self, Cluster},
+    release,
+    setup::{self, Group},
+    shell,
+};
+use oci::{Image, Layer};
+
+/// What an image of the product may weigh, unpacked.
+const LIMIT_BYTES: usize = 25 * 1024 * 1024;
+
+/// The host part of every image's name: nowhere to pull from, so that a node never tries elsewhere.
+const HUB: &str = "karst.test";
+
+/// What `image` is asked for.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which images; without names, those of the product and karst-echo.
+    names: Vec<Name>,
+    /// Import them into the nodes of the cluster.
+    #[arg(long)]
+    load: bool,
+    /// Write them as an OCI layout into this folder, for `skopeo copy` and the like.
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// The tag; the version without it.
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    tag: String,
+    /// The cluster to load into.
+    #[arg(long, default_value_t = 0, env = cluster::ID_VARIABLE)]
+    id: u8,
+    /// Pack the binaries that are there.
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// The images there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// The agent, with the CNI plugin that it installs.
+    Agent,
+    /// The controller.
+    Controller,
+    /// Server and client of the tests and examples.
+    Echo,
+    /// A shell with karst-echo, to try things from. For the cluster on this machine only, as are all that follow.
+    Shell,
+    /// Debian's nginx.
+    Nginx,
+    /// Debian's Redis.
+    Redis,
+    /// Debian's PostgreSQL.
+    Postgres,
+}
+
+/// What an image is made of.
+struct Recipe {
+    /// Binaries of ours, put at the root.
+    binaries: &'static [&'static str],
+    /// Debian packages, by the beginning of their names.
+    packages: &'static [&'static str],
+    entrypoint: &'static [&'static str],
+    purpose: Purpose,
+}
+
+#[derive(PartialEq, Eq)]
+enum Purpose {
+    /// Released: must be small.
+    Product,
+    /// Only for the cluster on this machine: has a shell, and is always called `:1`.
+    Tests,
+}
+
+impl Name {
+    const DEFAULT: [Self; 3] = [Self::Agent, Self::Controller, Self::Echo];
+
+    fn recipe(self) -> Recipe {
+        let product = |binaries, entrypoint| Recipe {
+            binaries,
+            packages: &[],
+            entrypoint,
+            purpose: Purpose::Product,
+        };
+        let tests = |binaries, packages| Recipe {
+            binaries,
+            packages,
+            entrypoint: &["/bin/sh"],
+            purpose: Purpose::Tests,
+        };
+        match self {
+            Self::Agent => product(&["karst-agent", "karst-cni"], &["/karst-agent"]),
+            Self::Controller => product(&["karst-controller"], &["/karst-controller"]),
+            Self::Echo => product(&["karst-echo"], &["/karst-echo"]),
+            Self::Shell => tests(&["karst-echo"], &[]),
+            Self::Nginx => tests(&[], &["nginx-light", "nginx-common"]),
+            Self::Redis => tests(&[], &["redis-server", "redis-tools"]),
+            Self::Postgres => tests(&[], &["postgresql-[0-9]*", "postgresql-client-[0-9]*"]),
+        }
+    }
+
+    fn word(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// The image's names. The examples ask for `:1`, whatever version is being tried.
+    fn references(self, tag: &str) -> Vec<String> {
+        let name = self.word();
+        let examples = format!("{HUB}/{name}:1");
+        match self.recipe().purpose {
+            Purpose::Product if self == Self::Echo => vec![format!("{HUB}/{name}:{tag}"), examples],
+            Purpose::Product => vec![format!("{HUB}/{name}:{tag}")],
+            Purpose::Tests => vec![examples],
+        }
+    }
+}
+
+/// Makes images, and loads or writes them.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let names = match args.names.as_slice() {
+        [] => &Name::DEFAULT,
+        names => names,
+    };
+    setup::ensure(&[Group::Cluster])?;
+    if names.iter().any(|name| !name.recipe().packages.is_empty()) {
+        setup::ensure(&[Group::Demo])?;
+    }
+    if !args.no_build {
+        build(names)?;
+    }
+    let archives = archives(names, &args.tag)?;
+    if let Some(folder) = &args.output {
+        let images = names.iter().map(|name| make(*name, &args.tag));
+        oci::write_layout(images.collect::<Result<_>>()?, folder)?;
+        println!("image: an OCI layout in {}", folder.display());
+    }
+    if args.load {
+        Cluster::find(args.id)?.load(&archives)?;
+        println!("image: loaded into every node of cluster {}", args.id);
+    }
+    Ok(())
+}
+
+/// Makes an archive of each, side by side.
+fn archives(names: &[Name], tag: &str) -> Result<Vec<PathBuf>> {
+    thread::scope(|scope| {
+        let making: Vec<_> = names
+            .iter()
+            .map(|name| scope.spawn(move || archive(*name, tag)))
+            .collect();
+        let made = making.into_iter().map(|one| {
+            one.join()
+                .unwrap_or_else(|_| anyhow::bail!("making an image panicked"))
+        });
+        made.collect()
+    })
+}
+
+fn archive(name: Name, tag: &str) -> Result<PathBuf> {
+    let image = make(name, tag).with_context(|| format!("the image {}", name.word()))?;
+    let (references, file) = (image.names.join(", "), archive_of(&name.word()));
+    let size = oci::write_archive(image, &file)?;
+    println!("image: {references}: {:.1} MB", size as f64 / 1e6);
+    let small = name.recipe().purpose == Purpose::Tests || release::is_dev() || size <= LIMIT_BYTES;
+    ensure!(
+        small,
+        "{references} has {size} bytes, more than the {LIMIT_BYTES} that an image of the product may have"
+    );
+    Ok(file)
+}
+
+fn archive_of(name: &str) -> PathBuf {
+    shell::root()
+        .join("target/cluster/images")
+        .join(format!("{name}.tar"))
+}
+
+/// The binaries' target, which keeps the static ones apart from all others.
+fn target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// Where the binaries for images are.
+fn binaries() -> PathBuf {
+    if release::is_dev() {
+        return release::folder();
+    }
+    shell::root()
+        .join("target")
+        .join(target())
+        .join(release::profile())
+}
+
+/// Compiles what the images hold.
+fn build(names: &[Name]) -> Result<()> {
+    let mut binaries: Vec<&str> = names
+        .iter()
+        .flat_map(|name| name.recipe().binaries)
+        .copied()
+        .collect();
+    binaries.sort_unstable();
+    binaries.dedup();
+    if binaries.is_empty() {
+        return Ok(());
+    }
+    release::ebpf()?;
+    let mut cargo = shell::cargo();
+    cargo.args(["build", "--profile", &release::profile()]);
+    for binary in binaries {
+        // Every program's package has its name.
+        cargo.args(["-p", binary, "--bin", binary]);
+    }
+    if !release::is_dev() {
+        let flags = format!(
+            "CARGO_TARGET_{}_RUSTFLAGS",
+            target().to_uppercase().replace('-', "_")
+        );
+        cargo
+            .args(["--target", &target()])
+            .env_remove("RUSTFLAGS")
+            .env(flags, "-C target-feature=+crt-static");
+    }
+    release::stamp(&mut cargo);
+    shell::run(&mut cargo)
+}
+
+fn make(name: Name, tag: &str) -> Result<Image> {
+    let recipe = name.recipe();
+    let mut layer = Layer::new()?;
+    for binary in recipe.binaries {
+        add_binary(&mut layer, binary)?;
+    }
+    if recipe.purpose == Purpose::Tests {
+        debian::add_users(&mut layer)?;
+        add_busybox(&mut layer)?;
+    }
+    debian::add_packages(&mut layer, recipe.packages)?;
+    Ok(Image {
+        names: name.references(tag),
+        layer,
+        entrypoint: recipe.entrypoint.iter().map(ToString::to_string).collect(),
+    })
+}
+
+/// A program of ours without its debug information, and with the libraries that it asks for, if any.
+fn add_binary(layer: &mut Layer, name: &str) -> Result<()> {
+    let built = binaries().join(name);
+    ensure!(
+        built.is_file(),
+        "{} is missing: run without --no-build once",
+        built.display()
+    );
+    let stripped = shell::root().join("target/cluster/stripped");
+    fs::create_dir_all(&stripped)?;
+    // Two images may hold the same program and be made at once.
+    let stripped = stripped.join(format!("{name}-{:?}", thread::current().id()));
+    shell::capture(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;
+    let bytes = fs::read(&stripped)?;
+    fs::remove_file(&stripped)?;
+    layer.file(name, &bytes, 0o755)?;
+    debian::add_libraries(layer, &[built])
+}
+
+fn add_busybox(layer: &mut Layer) -> Result<()> {
+    let busybox = shell::find("busybox").context("busybox is missing")?;
+    layer.file("/usr/bin/busybox", &fs::read(&busybox)?, 0o755)?;
+    layer.link("/bin", "usr/bin")?;
+    let tools = shell::capture(Command::new(busybox).arg("--list"))?;
+    for tool in tools.lines().filter(|tool| *tool != "busybox") {
+        layer.link(&format!("/usr/bin/{tool}"), "busybox")?;
+    }
+    Ok(())
+}
+
+/// Archives of the images that a cluster cannot start without: they are made from programs that are there.
+pub(crate) fn of_the_cluster() -> Result<Vec<PathBuf>> {
+    let single = |name: &'static str| -> Result<PathBuf> {
+        let program = cluster::build::program(name);
+        if is_newer(&archive_of(name), &program) {
+            return Ok(archive_of(name));
+        }
+        let mut layer = Layer::new()?;
+        layer.file(name, &fs::read(program)?, 0o755)?;
+        write(name, layer, &format!("/{name}"))
+    };
+    Ok(vec![single("pause")?, single("coredns")?, busybox()?])
+}
+
+fn busybox() -> Result<PathBuf> {
+    let archive = archive_of("busybox");
+    if archive.is_file() {
+        return Ok(archive);
+    }
+    let mut layer = Layer::new()?;
+    add_busybox(&mut layer)?;
+    write("busybox", layer, "/bin/sh")
+}
+
+fn write(name: &str, layer: Layer, entrypoint: &str) -> Result<PathBuf> {
+    let archive = archive_of(name);
+    let image = Image {
+        names: vec![format!("{HUB}/{name}:1")],
+        layer,
+        entrypoint: vec![entrypoint.to_owned()],
+    };
+    oci::write_archive(image, &archive)?;
+    Ok(archive)
+}
+
+fn is_newer(file: &Path, than: &Path) -> bool {
+    let modified = |file: &Path| fs::metadata(file).and_then(|meta| meta.modified()).ok();
+    modified(file) > modified(than)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_examples_name_has_a_fixed_tag() {
+        assert_eq!(Name::Agent.references("0.2.0"), ["karst.test/agent:0.2.0"]);
+        assert_eq!(
+            Name::Echo.references("0.2.0"),
+            ["karst.test/echo:0.2.0", "karst.test/echo:1"]
+        );
+        assert_eq!(Name::Nginx.references("0.2.0"), ["karst.test/nginx:1"]);
+    }
+}
