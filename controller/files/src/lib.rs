@@ -18,7 +18,7 @@ mod tree;
 
 pub use directory::{Directory, Event, FileContent, ReadDirError, read_dir};
 pub use problem::{Problem, Severity};
-pub use read::parse;
+pub use read::{Complaint, check, parse};
 
 /// Longest file that is read, in bytes. A single object of Kubernetes never passes 1.5 MiB.
 pub const MAX_FILE_BYTES: usize = 8 << 20;

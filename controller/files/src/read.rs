@@ -267,6 +267,42 @@ pub(crate) struct Finding {
     pub(crate) message: String,
 }
 
+/// Everything that is wrong with one object as the API server holds it, or would hold it: what an author is told at
+/// admission, in the same words as for a file.
+///
+/// Unknown fields of Kubernetes' own kinds are fine, since the API server may be newer; so are their missing ones, which
+/// the API server has checked.
+pub fn check(kind: Kind, object: &serde_json::Value) -> Vec<Complaint> {
+    let mut list = Vec::new();
+    if kind.is_istio() {
+        requirements::check(kind, object, &mut list);
+        // Status belongs to controllers, and is no part of what the author wrote.
+        let mut written = object.clone();
+        if let Some(fields) = written.as_object_mut() {
+            fields.remove("status");
+        }
+        decode(kind, written, Severity::Error, &mut list);
+    } else {
+        requirements::check_meaning(kind, object, &mut list);
+    }
+    let complaint = |finding: Finding| Complaint {
+        severity: finding.severity,
+        field: display_path(&finding.path),
+        message: finding.message,
+    };
+    list.into_iter().map(complaint).collect()
+}
+
+/// One thing that is wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    pub severity: Severity,
+    /// Path inside the object, for example `spec.ports[0].targetPort`; empty for the object itself.
+    pub field: String,
+    /// What is wrong, and what was expected instead.
+    pub message: String,
+}
+
 /// An object as far as it could be read, and all that is wrong with it.
 struct Findings {
     object: Option<Object>,

@@ -1,11 +1,18 @@
 //! What the API server would demand of an object and its Rust type does not: required fields, addresses, ports.
 
+mod authorization_policy;
+mod keys;
+mod peer_authentication;
+mod place;
+mod unhonoured;
+
 use std::net::IpAddr;
 
 use karst_k8s_api::Kind;
 use serde_json::Value;
 
-use crate::{problem::Severity, read::Finding, tree::Step};
+use self::place::Place;
+use crate::read::Finding;
 
 /// Adds what is wrong with an object of this kind.
 pub(crate) fn check(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
@@ -24,13 +31,28 @@ pub(crate) fn check(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
         | Kind::ServiceAccount
         | Kind::ConfigMap
         | Kind::Deployment => {}
-        Kind::AuthorizationPolicy
-        | Kind::PeerAuthentication
-        | Kind::RequestAuthentication
+        Kind::AuthorizationPolicy => authorization_policy::check(&mut root),
+        Kind::PeerAuthentication => peer_authentication::check(&mut root),
+        Kind::RequestAuthentication
         | Kind::WorkloadEntry
         | Kind::DestinationRule
         | Kind::VirtualService
         | Kind::Telemetry => {}
+    }
+    check_meaning(kind, object, findings);
+}
+
+/// The part of [`check`] that the API server does not do: what is set and not honoured, and keys that mean nothing.
+pub(crate) fn check_meaning(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
+    unhonoured::check(kind, object, findings);
+    let mut root = Place {
+        value: object,
+        path: Vec::new(),
+        findings,
+    };
+    keys::check(&mut root.field("metadata"));
+    if kind == Kind::Deployment {
+        keys::check(&mut root.field("spec").field("template").field("metadata"));
     }
 }
 
@@ -87,6 +109,32 @@ fn endpoint_slice(slice: &mut Place<'_>) {
 fn service_entry(entry: &mut Place<'_>) {
     let mut spec = entry.field("spec");
     spec.require("hosts", "at least one host");
+    spec.texts("hosts", |place, host| {
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        if !is_object_name(&name.to_ascii_lowercase()) {
+            let message = format!("{host:?}, expected a DNS name, with `*.` at most at its start");
+            place.report(message);
+        }
+    });
+    if spec.says("endpoints") && spec.field("workloadSelector").says("labels") {
+        spec.field("workloadSelector")
+            .report("only one of workloadSelector and endpoints can be set".to_owned());
+    }
+    let is_static = spec.text("resolution") == Some("STATIC");
+    if spec.says("endpoints") && spec.text("resolution").is_none_or(|text| text == "NONE") {
+        let message =
+            "resolution NONE takes no endpoints: use STATIC for IP addresses, DNS for names";
+        spec.field("endpoints").report(message.to_owned());
+    }
+    spec.each("endpoints", |endpoint| {
+        let address = endpoint.text("address").unwrap_or_default().to_owned();
+        let mut place = endpoint.field("address");
+        if address.starts_with("unix:") {
+            place.report("a Unix socket cannot be reached from another pod: expected an IP address or a name".to_owned());
+        } else if is_static && !address.is_empty() && address.parse::<IpAddr>().is_err() {
+            place.report(format!("{address:?}, expected an IP address, since resolution is STATIC"));
+        }
+    });
     spec.each("ports", |port| {
         port.port("number");
         port.require("name", "the port's name");
@@ -140,97 +188,5 @@ pub(crate) fn quantities_as_text(value: &mut Value) {
             }
         }
         _ => {}
-    }
-}
-
-/// A value inside an object, its path, and where findings go. A field that is not there is null.
-struct Place<'a> {
-    value: &'a Value,
-    path: Vec<Step>,
-    findings: &'a mut Vec<Finding>,
-}
-
-impl Place<'_> {
-    fn field(&mut self, name: &str) -> Place<'_> {
-        let mut path = self.path.clone();
-        path.push(Step::Key(name.to_owned()));
-        Place {
-            value: self.value.get(name).unwrap_or(&Value::Null),
-            path,
-            findings: self.findings,
-        }
-    }
-
-    fn each(&mut self, name: &str, mut visit: impl FnMut(&mut Place<'_>)) {
-        let list = self.field(name);
-        for (index, value) in list.value.as_array().into_iter().flatten().enumerate() {
-            let mut path = list.path.clone();
-            path.push(Step::Index(index));
-            visit(&mut Place {
-                value,
-                path,
-                findings: list.findings,
-            });
-        }
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.value.get(name).is_some()
-    }
-
-    fn text(&self, name: &str) -> Option<&str> {
-        self.value.get(name).and_then(Value::as_str)
-    }
-
-    /// The field is there and not empty.
-    fn require(&mut self, name: &str, expected: &str) {
-        let empty = match self.value.get(name) {
-            None | Some(Value::Null) => true,
-            Some(Value::String(text)) => text.is_empty(),
-            Some(Value::Array(items)) => items.is_empty(),
-            Some(_) => false,
-        };
-        if empty {
-            self.field(name)
-                .report(format!("missing field `{name}`, expected {expected}"));
-        }
-    }
-
-    /// The field is a port number.
-    fn port(&mut self, name: &str) {
-        let message = match self.value.get(name) {
-            None => format!("missing field `{name}`, expected a port from 1 to 65535"),
-            Some(Value::Number(number))
-                if !number.as_u64().is_some_and(|n| (1..=65535).contains(&n)) =>
-            {
-                format!("{number}, expected a port from 1 to 65535")
-            }
-            Some(_) => return,
-        };
-        self.field(name).report(message);
-    }
-
-    /// The field, if there is one, is an IP address.
-    fn address(&mut self, name: &str) {
-        if self.has(name) {
-            self.field(name).is_address();
-        }
-    }
-
-    /// This value is an IP address.
-    fn is_address(&mut self) {
-        if let Value::String(text) = self.value
-            && text.parse::<IpAddr>().is_err()
-        {
-            self.report(format!("{text:?}, expected an IP address"));
-        }
-    }
-
-    fn report(&mut self, message: String) {
-        self.findings.push(Finding {
-            severity: Severity::Error,
-            path: self.path.clone(),
-            message,
-        });
     }
 }

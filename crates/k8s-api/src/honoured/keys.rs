@@ -133,7 +133,7 @@ pub const KEYS: &[KeyRow] = &[
         Label,
         "networking.istio.io/tunnel",
         "Pod, ServiceEntry endpoints",
-        &["http"],
+        &[],
         Honoured,
         "a workload that speaks HBONE itself",
     ),
