@@ -3,6 +3,7 @@
 //! ```text
 //!   index ──delta──► publish ──► Resources (each encoded once) ──► one Session per stream ──► agents
 //!   agents ──reports──► mesh (the index's owner)
+//!   people ──read──► Resources, and agents through `nodes`
 //! ```
 //!
 //! Every call but `Enrollment.Join` carries a bearer token. Whole-mesh discovery is for node agents only.
@@ -13,7 +14,9 @@ pub mod certificates;
 pub mod discovery;
 pub mod enrollment;
 pub mod metrics;
+pub mod nodes;
 pub mod publish;
+pub mod read;
 pub mod reports;
 pub mod resources;
 pub mod session;

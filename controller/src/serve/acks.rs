@@ -1,9 +1,9 @@
 //! Who has acknowledged what: lets a withdrawal wait until no peer acts on the old state any more.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,8 +17,13 @@ use super::resources::Revision;
 #[derive(Default)]
 pub struct Acks {
     next: AtomicU64,
-    streams: Mutex<HashMap<u64, Revision>>,
+    streams: Mutex<HashMap<u64, Stream>>,
     moved: Notify,
+}
+
+struct Stream {
+    node: Arc<str>,
+    acked: Revision,
 }
 
 /// One stream's entry; leaves with the value.
@@ -29,10 +34,20 @@ pub struct Ack<'a> {
 
 impl Acks {
     /// Registers a stream that has acknowledged nothing yet.
-    pub fn register(&self) -> Ack<'_> {
+    pub fn register(&self, node: Arc<str>) -> Ack<'_> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.streams().insert(id, 0);
+        self.streams().insert(id, Stream { node, acked: 0 });
         Ack { acks: self, id }
+    }
+
+    /// How far each node is: its furthest stream, as an old one may not have ended yet.
+    pub fn by_node(&self) -> BTreeMap<Arc<str>, Revision> {
+        let mut nodes = BTreeMap::new();
+        for stream in self.streams().values() {
+            let acked: &mut Revision = nodes.entry(stream.node.clone()).or_default();
+            *acked = stream.acked.max(*acked);
+        }
+        nodes
     }
 
     /// How many streams there are.
@@ -49,7 +64,11 @@ impl Acks {
         let all = async {
             loop {
                 let moved = self.moved.notified();
-                if self.streams().values().all(|acked| *acked >= revision) {
+                if self
+                    .streams()
+                    .values()
+                    .all(|stream| stream.acked >= revision)
+                {
                     return;
                 }
                 moved.await;
@@ -58,7 +77,7 @@ impl Acks {
         tokio::time::timeout(patience, all).await.is_ok()
     }
 
-    fn streams(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Revision>> {
+    fn streams(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Stream>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -66,8 +85,11 @@ impl Acks {
 impl Ack<'_> {
     /// Everything up to `revision` is acknowledged.
     pub fn set(&self, revision: Revision) {
-        let old = self.acks.streams().insert(self.id, revision);
-        if old != Some(revision) {
+        let mut streams = self.acks.streams();
+        let Some(stream) = streams.get_mut(&self.id) else {
+            return;
+        };
+        if std::mem::replace(&mut stream.acked, revision) != revision {
             self.acks.moved.notify_waiters();
         }
     }
@@ -89,9 +111,10 @@ mod tests {
         let acks = Acks::default();
         let patience = Duration::from_secs(5);
         assert!(acks.reached(7, patience).await, "nobody listens");
-        let (quick, slow) = (acks.register(), acks.register());
+        let (quick, slow) = (acks.register("a".into()), acks.register("b".into()));
         quick.set(7);
         assert!(!acks.reached(7, patience).await);
+        assert_eq!(acks.by_node(), [("a".into(), 7), ("b".into(), 0)].into());
         let (reached, ()) = tokio::join!(acks.reached(7, patience), async { slow.set(8) });
         assert!(reached);
         let (reached, ()) = tokio::join!(acks.reached(8, patience), async { drop(quick) });

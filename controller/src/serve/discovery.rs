@@ -73,6 +73,7 @@ impl AggregatedDiscoveryService for Discovery {
         };
         let (tx, rx) = mpsc::channel(OUTGOING);
         let stream = OneStream {
+            node: caller.node.as_str().into(),
             session: Session::new(caller.node.as_str().into()),
             peer: caller.to_string(),
             resources: self.resources.clone(),
@@ -91,6 +92,7 @@ impl AggregatedDiscoveryService for Discovery {
 type Outgoing = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 
 struct OneStream {
+    node: Arc<str>,
     session: Session,
     /// For the log.
     peer: String,
@@ -135,7 +137,7 @@ impl OneStream {
                 next = self.next_response()?;
             }
             if let Some(acked) = self.session.acked_addresses() {
-                ack.get_or_insert_with(|| acks.register()).set(acked);
+                ack.get_or_insert_with(|| acks.register(self.node.clone())).set(acked);
             }
             tokio::select! {
                 request = requests.message() => match request? {

@@ -60,6 +60,11 @@ pub mod generated {
         }
     }
     pub mod karst {
+        pub mod reads {
+            pub mod v1 {
+                package!("karst.reads.v1.rs");
+            }
+        }
         pub mod v1 {
             package!("karst.v1.rs");
         }
@@ -74,7 +79,7 @@ pub use generated::{
     envoy::{config::core::v3 as core, service::discovery::v3 as discovery},
     google::rpc,
     istio::{security, v1::auth as ca, workload},
-    karst::v1 as karst,
+    karst::{reads::v1 as reads, v1 as karst},
 };
 
 pub mod convert;

@@ -1,0 +1,142 @@
+//! The read API: what `karst status` and its sisters show. JSON over HTTP on the pod's own loopback, which only a port
+//! forward reaches, and only with a token of which the API server says whose it is and what it may see.
+//!
+//! ```text
+//! karst ── TokenRequest for a reader's service account ──► API server
+//!       ── port-forward: GET /read/v1/... + token ──► here ── TokenReview, SubjectAccessReview ──► API server
+//! ```
+//!
+//! What may be seen is a permission to `list` the virtual resources `agents`, `workloads`, `services`, `policies`,
+//! `certificates` and `connections` of group `karst.dev`, in one namespace or in all. No user's own credential comes
+//! here.
+
+mod access;
+mod view;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use http::{Method, StatusCode, header};
+use karst_proto::reads::Subject;
+use karst_runtime::admin::{Request, Response, Router};
+use serde_json::{Value, json};
+
+pub use self::access::{Access, AccessError};
+use super::{acks::Acks, nodes::Nodes, resources::Resources};
+
+/// Where it listens: loopback only.
+pub const ADDRESS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15016);
+
+/// What can be read.
+#[derive(Clone)]
+pub struct Reads {
+    pub access: Arc<Access>,
+    pub resources: Arc<Resources>,
+    pub acks: Arc<Acks>,
+    pub nodes: Arc<Nodes>,
+    /// Name of this replica.
+    pub replica: String,
+}
+
+/// The virtual resources, as roles name them.
+const RESOURCES: &[(&str, &str)] = &[
+    ("agents", "agents that are connected to this replica"),
+    ("workloads", "pods and other workloads"),
+    ("services", "services"),
+    ("policies", "authorization policies as agents have them"),
+    ("certificates", "certificates on the nodes"),
+    ("connections", "live connections that policy admitted"),
+];
+
+/// The pages.
+pub fn pages(reads: Reads) -> Router {
+    RESOURCES
+        .iter()
+        .fold(Router::new(), |router, (name, help)| {
+            let reads = reads.clone();
+            router.route(
+                Method::GET,
+                &format!("/read/v1/{name}"),
+                help,
+                move |request| {
+                    let reads = reads.clone();
+                    async move { reads.answer(name, &request).await }
+                },
+            )
+        })
+}
+
+impl Reads {
+    async fn answer(&self, resource: &str, request: &Request) -> Response {
+        let namespace = request
+            .parameter("namespace")
+            .filter(|name| !name.is_empty());
+        let token = request.headers.get(header::AUTHORIZATION);
+        let token = token
+            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+            .unwrap_or_default();
+        match self.access.check(token, resource, namespace).await {
+            Ok(()) => {}
+            Err(error) => return refusal(&error),
+        }
+        let items = match resource {
+            "agents" => self.agents().await,
+            "certificates" => self.certificates(namespace).await,
+            "connections" => self.connections(namespace).await,
+            kind => view::table(kind, &self.resources.read(), namespace),
+        };
+        Response::json(&json!({"replica": self.replica, "items": items}))
+    }
+
+    async fn agents(&self) -> Vec<Value> {
+        let revision = self.resources.read().revision();
+        let acked = self.acks.by_node();
+        let answers = self.nodes.ask(Subject::Status).await;
+        let agents = answers.into_iter().map(|(node, answer)| {
+            let behind = acked
+                .get(node.as_str())
+                .map(|acked| revision.saturating_sub(*acked));
+            match answer {
+                Ok(answer) => view::agent(&node, &answer.status.unwrap_or_default(), behind),
+                Err(error) => json!({"node": node, "error": error.to_string()}),
+            }
+        });
+        agents.collect()
+    }
+
+    async fn certificates(&self, namespace: Option<&str>) -> Vec<Value> {
+        let mut items = Vec::new();
+        for (node, answer) in self.nodes.ask(Subject::Status).await {
+            let certificates = answer.ok().and_then(|answer| answer.status);
+            let certificates = certificates.unwrap_or_default().certificates;
+            items.extend(
+                certificates
+                    .iter()
+                    .map(|certificate| view::certificate(&node, certificate)),
+            );
+        }
+        view::within(items, namespace)
+    }
+
+    async fn connections(&self, namespace: Option<&str>) -> Vec<Value> {
+        let mut items = Vec::new();
+        for (node, answer) in self.nodes.ask(Subject::Connections).await {
+            let connections = answer.unwrap_or_default().connections;
+            items.extend(
+                connections
+                    .iter()
+                    .map(|connection| view::connection(&node, connection)),
+            );
+        }
+        view::within(items, namespace)
+    }
+}
+
+fn refusal(error: &AccessError) -> Response {
+    let status = match error {
+        AccessError::Unknown => StatusCode::UNAUTHORIZED,
+        AccessError::Denied { .. } => StatusCode::FORBIDDEN,
+        AccessError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Response::plain(status, format!("{error}\n"))
+}
