@@ -1,21 +1,24 @@
-//! Wiring: files, index, certificate authority and services become one running program. Decides nothing.
+//! Wiring: objects, index, certificate authority and services become one running program. Decides nothing.
 
-use std::{io::Write as _, path::Path, sync::Arc, time::Duration};
+mod files;
+mod kubernetes;
+
+use std::{io::Write as _, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use http::{Method, StatusCode};
-use karst_ca::{
-    Authority, AuthorityConfig, KeySet, KeySetAuthenticator, Rules, Tokens, token::AgentAccount,
-};
+use karst_ca::{Authenticator, Authority, AuthorityConfig, Rules, Tokens, token::AgentAccount};
 use karst_identity::{
     bundle::hex,
     clock::Clock,
     tls::{self, ServingCertificate, control_plane_server_config, incoming},
 };
+use karst_index::Event;
 use karst_proto::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
     encoded::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
     karst::{enrollment_server::EnrollmentServer, reports_server::ReportsServer},
+    reads::node_reads_server::NodeReadsServer,
 };
 use karst_runtime::{
     admin::{self, Response, Router},
@@ -28,7 +31,6 @@ use karst_telemetry::{
     logging::{self, LogConfig},
     metrics::{CONTENT_TYPE, Registry},
 };
-use notify::{RecursiveMode, Watcher as _};
 use tokio::{net::TcpListener, sync::mpsc};
 use tonic::transport::Server;
 
@@ -37,13 +39,19 @@ use crate::{
     mesh::{COMMANDS_MAX, CapturedPods, Command as MeshCommand, Mesh, Outputs, Reporter},
     problems::Problems,
     serve::{
-        acks::Acks, caller::Gate, certificates::Certificates, discovery::Discovery,
-        enrollment::Enroll, metrics::ServeMetrics, reports::ReportService, resources::Resources,
+        acks::Acks,
+        caller::Gate,
+        certificates::Certificates,
+        discovery::Discovery,
+        enrollment::Enroll,
+        metrics::ServeMetrics,
+        nodes::{NodeReadService, Nodes},
+        reports::ReportService,
+        resources::Resources,
     },
+    watch::WatchHealth,
 };
 
-/// Between looks at the directory without word from the kernel that it changed: some file systems give none.
-const RESCAN: Duration = Duration::from_secs(30);
 /// Between renewals of the serving certificate, and of roots that are due.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(3600);
 /// Largest request: the versions of everything that an agent of a large mesh holds.
@@ -85,9 +93,34 @@ fn print_token(args: &TokenArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What differs between a directory of files and a cluster: where objects come from, who vouches for callers, where the
+/// root of trust is kept.
+struct Parts {
+    authority: Arc<Authority>,
+    authenticator: Arc<dyn Authenticator>,
+    /// Join tokens and node tokens; nodes of a cluster need none.
+    tokens: Option<Arc<Tokens>>,
+    captured: CapturedPods,
+    /// All objects that there are now.
+    objects: Vec<Event>,
+    /// Tells the index's owner what changes from here on.
+    follow: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+/// What every part may use.
+struct Base {
+    cfg: Config,
+    registry: Registry,
+    outputs: Outputs,
+    health: Option<WatchHealth>,
+    commands: mpsc::Sender<MeshCommand>,
+    /// Agents that can be asked.
+    nodes: Arc<Nodes>,
+    shutdown: Shutdown,
+}
+
 /// Serves until `shutdown`.
 pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
-    let files = cfg.files.clone().context("--files is missing")?;
     let registry = Registry::new();
     let readiness = Readiness::new();
     let outputs = Outputs {
@@ -97,82 +130,90 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         problems: Arc::new(Problems::default()),
         metrics: ServeMetrics::register(&registry),
     };
-    let reading = readiness.task("files read");
+    let reading = readiness.task("objects read");
     let listening = readiness.task("listening");
 
     let admin = TcpListener::bind(cfg.admin)
         .await
         .with_context(|| format!("cannot listen on --admin {}", cfg.admin))?;
-    let pages = pages(&registry, &readiness, &outputs.problems);
+    let health = cfg.kubernetes.then(|| WatchHealth::register(&registry));
+    let pages = pages(&registry, &readiness, health.clone(), &outputs.problems);
     spawn_essential(
         "admin",
         &shutdown,
         admin::serve(admin, pages, shutdown.clone()),
     );
 
-    let authority = Authority::load_or_create(
-        AuthorityConfig::new(&cfg.state.state_dir, cfg.trust_domain()),
-        Clock::system().now(),
-    )?;
-    let captured = CapturedPods::load(&cfg.state.state_dir)
-        .context("cannot read the list of captured pods")?;
     let (commands, received) = mpsc::channel(COMMANDS_MAX);
+    let base = Base {
+        cfg,
+        registry,
+        outputs,
+        health,
+        commands,
+        nodes: Arc::default(),
+        shutdown: shutdown.clone(),
+    };
+    let parts = match base.cfg.files.clone() {
+        Some(path) => files::parts(&base, path).await?,
+        None => match shutdown.run_until_cancelled(kubernetes::parts(&base)).await {
+            Some(parts) => parts?,
+            None => return Ok(()),
+        },
+    };
     let mut mesh = Mesh::new(
-        cfg.index(),
-        files.clone(),
-        captured,
-        outputs.clone(),
-        commands.clone(),
+        base.cfg.index(),
+        parts.captured,
+        base.outputs.clone(),
+        base.commands.clone(),
     );
-    spawn_essential(
-        "file watch",
-        &shutdown,
-        watch_files(files, commands.clone(), shutdown.clone()),
-    );
-    mesh.start().await;
+    mesh.start(parts.objects);
     reading.done();
     let owner_shutdown = shutdown.clone();
     spawn_essential("index", &shutdown, async move {
         owner_shutdown.run_until_cancelled(mesh.run(received)).await;
     });
+    spawn_essential("objects", &shutdown, parts.follow);
 
-    let listener = TcpListener::bind(cfg.listen)
+    let listener = TcpListener::bind(base.cfg.listen)
         .await
-        .with_context(|| format!("cannot listen on --listen {}", cfg.listen))?;
-    tracing::info!(listen = %cfg.listen, admin = %cfg.admin, root = hex(&authority.root_fingerprint()), "karst-controller serves");
+        .with_context(|| format!("cannot listen on --listen {}", base.cfg.listen))?;
+    let root = hex(&parts.authority.root_fingerprint());
+    tracing::info!(listen = %base.cfg.listen, admin = %base.cfg.admin, root, "karst-controller serves");
     listening.done();
-    serve_grpc(
-        &cfg,
-        Arc::new(authority),
-        outputs,
-        Reporter(commands),
-        listener,
-        shutdown,
-    )
-    .await
+    let callers = Callers {
+        authority: parts.authority,
+        authenticator: parts.authenticator,
+        tokens: parts.tokens,
+    };
+    serve_grpc(base, callers, listener).await
 }
 
-async fn serve_grpc(
-    cfg: &Config,
+/// How callers are known, and what signs for them.
+struct Callers {
     authority: Arc<Authority>,
-    outputs: Outputs,
-    reporter: Reporter,
-    listener: TcpListener,
-    shutdown: Shutdown,
-) -> anyhow::Result<()> {
+    authenticator: Arc<dyn Authenticator>,
+    tokens: Option<Arc<Tokens>>,
+}
+
+async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyhow::Result<()> {
+    let Base {
+        cfg,
+        outputs,
+        commands,
+        nodes,
+        shutdown,
+        ..
+    } = base;
+    let Callers {
+        authority,
+        authenticator,
+        tokens,
+    } = callers;
     let clock = Clock::system();
-    let account = AgentAccount::default();
-    let tokens = Arc::new(Tokens::load_or_create(
-        &cfg.state.state_dir,
-        account.clone(),
-    )?);
-    let mut keys = tokens.node_keys();
-    if let Some(dir) = &cfg.token_keys {
-        keys = keys.merge(KeySet::from_dir(dir)?)?;
-    }
     let gate = Gate {
-        authenticator: Arc::new(KeySetAuthenticator::new(keys, clock.clone())),
-        rules: Arc::new(Rules::new(cfg.trust_domain(), &account)),
+        authenticator,
+        rules: Arc::new(Rules::new(cfg.trust_domain(), &cfg.agent_account())),
     };
     let pair = authority.server_certificate(&cfg.serving_names(), clock.now())?;
     let certificate = ServingCertificate::new(&pair.chain_pem, &pair.key_pem)?;
@@ -203,7 +244,12 @@ async fn serve_grpc(
         gate: gate.clone(),
         pods: pods.clone(),
         resources,
-        reporter,
+        reporter: Reporter(commands),
+        shutdown: shutdown.clone(),
+    };
+    let node_reads = NodeReadService {
+        gate: gate.clone(),
+        nodes,
         shutdown: shutdown.clone(),
     };
     let certificates = Certificates {
@@ -214,14 +260,16 @@ async fn serve_grpc(
         metrics: metrics.clone(),
     };
     let cluster_id = cfg.cluster_id.as_str().into();
-    let enroll = Enroll {
-        gate,
-        tokens,
-        authority,
-        cluster_id,
-        clock,
-        metrics,
-    };
+    let enroll = tokens.map(|tokens| {
+        EnrollmentServer::new(Enroll {
+            gate,
+            tokens,
+            authority,
+            cluster_id,
+            clock,
+            metrics,
+        })
+    });
     let connections = incoming(
         listener,
         control_plane_server_config(certificate),
@@ -237,8 +285,9 @@ async fn serve_grpc(
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         )
         .add_service(IstioCertificateServiceServer::new(certificates))
-        .add_service(EnrollmentServer::new(enroll))
+        .add_optional_service(enroll)
         .add_service(ReportsServer::new(reports))
+        .add_service(NodeReadsServer::new(node_reads))
         .serve_with_incoming_shutdown(connections, shutdown.cancelled());
     let deadline = async {
         shutdown.cancelled().await;
@@ -251,48 +300,6 @@ async fn serve_grpc(
             Ok(())
         }
     }
-}
-
-/// Tells the index's owner whenever the directory changes.
-async fn watch_files(
-    path: std::path::PathBuf,
-    commands: mpsc::Sender<MeshCommand>,
-    shutdown: Shutdown,
-) {
-    // One waiting word is enough: the scan that it causes sees everything before it.
-    let (tx, mut changed) = mpsc::channel(1);
-    let mut watcher = None;
-    loop {
-        if watcher.is_none() {
-            watcher = watcher_of(&path, tx.clone());
-        }
-        tokio::select! {
-            _ = changed.recv() => {}
-            () = tokio::time::sleep(RESCAN) => {}
-            () = shutdown.cancelled() => return,
-        }
-        if commands.send(MeshCommand::Rescan).await.is_err() {
-            return;
-        }
-    }
-}
-
-fn watcher_of(path: &Path, tx: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
-    let notice = move |event: notify::Result<notify::Event>| {
-        let is_read = event.as_ref().is_ok_and(|event| event.kind.is_access());
-        if !is_read {
-            let _ = tx.try_send(());
-        }
-    };
-    let watching = notify::recommended_watcher(notice).and_then(|mut watcher| {
-        watcher.watch(path, RecursiveMode::Recursive)?;
-        Ok(watcher)
-    });
-    watching
-        .inspect_err(|error| {
-            tracing::warn!(path = %path.display(), error = %Chain(error), "directory cannot be watched: it is read every 30 s");
-        })
-        .ok()
 }
 
 /// Gives new connections a fresh serving certificate long before the old one ends, and takes root steps that are due.
@@ -327,7 +334,12 @@ async fn renew(
     }
 }
 
-fn pages(registry: &Registry, readiness: &Readiness, problems: &Arc<Problems>) -> Router {
+fn pages(
+    registry: &Registry,
+    readiness: &Readiness,
+    health: Option<WatchHealth>,
+    problems: &Arc<Problems>,
+) -> Router {
     let (registry, readiness, problems) = (registry.clone(), readiness.clone(), problems.clone());
     Router::new()
         .route(
@@ -349,7 +361,8 @@ fn pages(registry: &Registry, readiness: &Readiness, problems: &Arc<Problems>) -
             "/healthz/ready",
             "200 when ready, else what is pending",
             move |_| {
-                let pending = readiness.pending();
+                let mut pending = readiness.pending();
+                pending.extend(health.iter().flat_map(WatchHealth::pending));
                 async move {
                     match pending.is_empty() {
                         true => Response::text("ready\n"),

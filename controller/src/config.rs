@@ -6,10 +6,12 @@ use std::{
     fs,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
+use karst_ca::token::AgentAccount;
 use karst_index::IndexConfig;
 use karst_model::identity::{DEFAULT_TRUST_DOMAIN, TrustDomain};
 use serde::Serialize;
@@ -70,10 +72,19 @@ pub struct StateArgs {
 /// How to serve.
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct Config {
+    /// Read objects from the Kubernetes API: the cluster that we run in, or the one that KUBECONFIG names.
+    #[arg(long, env = "KARST_KUBERNETES", conflicts_with = "files")]
+    pub kubernetes: bool,
     /// Directory of Kubernetes YAML, watched.
-    #[arg(long, env = "KARST_FILES", required = true)]
+    #[arg(long, env = "KARST_FILES", required_unless_present = "kubernetes")]
     #[serde(rename = "files")]
     pub files: Option<PathBuf>,
+    /// With --kubernetes: namespace that Karst is installed in.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "karst-system")]
+    pub namespace: String,
+    /// With --kubernetes: name of this replica, for the leader's lease.
+    #[arg(long, env = "POD_NAME", default_value_t = host_name())]
+    pub replica: String,
     /// Address of discovery, certificates and enrolment (TLS).
     #[arg(long, env = "KARST_LISTEN", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15012)))]
     pub listen: SocketAddr,
@@ -96,9 +107,9 @@ pub struct Config {
     /// Domain of service names.
     #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
-    /// Namespace whose policies hold for the whole mesh.
-    #[arg(long, env = "ROOT_NAMESPACE", default_value = "istio-system")]
-    pub root_namespace: String,
+    /// Namespace whose policies hold for the whole mesh. Default is --namespace with --kubernetes, else istio-system.
+    #[arg(long, env = "ROOT_NAMESPACE")]
+    pub root_namespace: Option<String>,
     /// Seconds that streams get to finish after SIGTERM.
     #[arg(long, env = "KARST_DRAIN_SECONDS", default_value_t = 5)]
     pub drain_seconds: u64,
@@ -127,7 +138,8 @@ impl Config {
             ("--trust-domain", &self.state.trust_domain),
             ("--cluster-domain", &self.cluster_domain),
             ("--cluster-id", &self.cluster_id),
-            ("--root-namespace", &self.root_namespace),
+            ("--namespace", &self.namespace),
+            ("--root-namespace", &self.root_namespace()),
         ];
         for (flag, value) in names {
             let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
@@ -148,6 +160,27 @@ impl Config {
         TrustDomain(self.state.trust_domain.as_str().into())
     }
 
+    pub fn root_namespace(&self) -> String {
+        let default = match self.kubernetes {
+            true => self.namespace.as_str(),
+            false => "istio-system",
+        };
+        self.root_namespace
+            .clone()
+            .unwrap_or_else(|| default.to_owned())
+    }
+
+    /// The service account that agents run as.
+    pub fn agent_account(&self) -> AgentAccount {
+        match self.kubernetes {
+            true => AgentAccount {
+                namespace: self.namespace.clone(),
+                ..AgentAccount::default()
+            },
+            false => AgentAccount::default(),
+        }
+    }
+
     pub fn drain(&self) -> Duration {
         Duration::from_secs(self.drain_seconds)
     }
@@ -157,24 +190,28 @@ impl Config {
             cluster_id: self.cluster_id.as_str().into(),
             trust_domain: self.trust_domain(),
             cluster_domain: self.cluster_domain.as_str().into(),
-            root_namespace: self.root_namespace.as_str().into(),
-            ..IndexConfig::default()
+            root_namespace: self.root_namespace().into(),
+            excluded_namespaces: self.excluded_namespaces(),
         }
+    }
+
+    /// Kubernetes' own namespace and ours: their pods are never enrolled.
+    fn excluded_namespaces(&self) -> BTreeSet<Arc<str>> {
+        let ours = self.kubernetes.then_some(self.namespace.as_str());
+        let names = std::iter::once("kube-system").chain(ours);
+        names.map(Arc::from).collect()
     }
 
     /// The names and addresses that agents may dial.
     pub fn serving_names(&self) -> Vec<String> {
-        let own = [
-            "localhost",
-            "karst-controller",
-            "karst-controller.karst-system",
-            "karst-controller.karst-system.svc",
-        ];
-        let mut names: BTreeSet<String> = own.map(str::to_owned).into();
-        names.insert(format!(
-            "karst-controller.karst-system.svc.{}",
-            self.cluster_domain
-        ));
+        let service = format!("karst-controller.{}", self.namespace);
+        let mut names = BTreeSet::from([
+            "localhost".to_owned(),
+            "karst-controller".to_owned(),
+            format!("{service}.svc"),
+            format!("{service}.svc.{}", self.cluster_domain),
+            service,
+        ]);
         match self.listen.ip() {
             ip if ip.is_unspecified() => {
                 names.extend(local_addresses().iter().map(ToString::to_string))
@@ -184,6 +221,12 @@ impl Config {
         names.extend(self.server_names.iter().cloned());
         names.into_iter().collect()
     }
+}
+
+/// Name of this machine or pod; empty where the kernel does not say.
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
 }
 
 /// Most local addresses that go into the certificate.
@@ -247,6 +290,19 @@ mod tests {
         ]);
         let ConfigError(mistakes) = cli.config.check().unwrap_err();
         assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+    }
+
+    #[test]
+    fn objects_come_from_files_or_from_kubernetes() {
+        let parse =
+            |flags: &[&str]| Cli::try_parse_from(std::iter::once(&"karst-controller").chain(flags));
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--files", "/x", "--kubernetes"]).is_err());
+        let cluster = parse(&["--kubernetes", "--namespace", "mesh"]).unwrap();
+        assert_eq!(cluster.config.root_namespace(), "mesh");
+        assert!(cluster.config.index().excluded_namespaces.contains("mesh"));
+        let files = parse(&["--files", "/x"]).unwrap();
+        assert_eq!(files.config.root_namespace(), "istio-system");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The control plane: Kubernetes objects in; discovery, certificates and status out.
 //!
 //! ```text
-//!   directory of YAML ──files──► mesh (owns the index) ──delta──► serve (resources, sessions) ──► agents
+//!   Kubernetes API ────watch──┐
+//!   directory of YAML ─files──┴─► mesh (owns the index) ──delta──► serve (resources, sessions) ──► agents
 //!                                  ▲                                  │
 //!                                  └────────── reports ───────────────┘    ca: certificates, tokens
 //! ```
@@ -9,8 +10,11 @@
 //! A library beside the binary so that tests can run a whole controller in their process.
 
 pub mod app;
+pub mod cluster;
 pub mod config;
+pub mod files;
 pub mod mesh;
 pub mod pods;
 pub mod problems;
 pub mod serve;
+pub mod watch;

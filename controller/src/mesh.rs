@@ -1,7 +1,7 @@
 //! The owner of the index: everything that happens comes here, one at a time, and what it changes goes out at once.
 //!
 //! ```text
-//!   files changed ─┐
+//!   objects       ─┐
 //!   agent reports ─┼─► Command ──► Index (pure) ──Delta──► Pods, Resources (published), Problems
 //!   withdrawn     ─┘                                          │
 //!        ▲──────── all agents acknowledged, or 5 s ───────────┘ pods that lose their tunnel
@@ -9,13 +9,11 @@
 
 mod captured;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use karst_files::{Directory, read_dir};
 use karst_index::{Delta, Event, Index, IndexConfig};
 use karst_model::name::PodUid;
 use karst_runtime::supervise::spawn_connection;
-use karst_telemetry::error_chain::Chain;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::captured::CapturedPods;
@@ -32,8 +30,8 @@ const WITHDRAWAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Something for the index's owner to do.
 pub enum Command {
-    /// Look at the directory again.
-    Rescan,
+    /// Objects have changed.
+    Objects(Vec<Event>),
     /// What an agent reports; answered when it is published.
     Report {
         events: Vec<Event>,
@@ -77,48 +75,39 @@ pub struct Outputs {
 /// The index and its inputs.
 pub struct Mesh {
     index: Index,
-    directory: Option<Directory>,
-    path: PathBuf,
     captured: CapturedPods,
     outputs: Outputs,
     commands: mpsc::Sender<Command>,
 }
 
 impl Mesh {
-    /// `path`: the directory of YAML. `commands`: the way back in, for what must wait.
+    /// `commands`: the way back in, for what must wait.
     pub fn new(
         cfg: IndexConfig,
-        path: PathBuf,
         captured: CapturedPods,
         outputs: Outputs,
         commands: mpsc::Sender<Command>,
     ) -> Self {
         Self {
             index: Index::new(cfg),
-            directory: Some(Directory::new()),
-            path,
             captured,
             outputs,
             commands,
         }
     }
 
-    /// The first look: all objects together with what was captured when the last controller ended, as one step, so
+    /// The first objects of all kinds, together with what was captured when the last controller ended, as one step, so
     /// that no captured pod is published as plaintext in between.
-    pub async fn start(&mut self) {
-        let mut events = self.scan().await;
-        events.extend(self.captured.events());
-        self.apply(events);
+    pub fn start(&mut self, mut objects: Vec<Event>) {
+        objects.extend(self.captured.events());
+        self.apply(objects);
     }
 
     /// Takes commands until there can be no more.
     pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         while let Some(command) = commands.recv().await {
             match command {
-                Command::Rescan => {
-                    let events = self.scan().await;
-                    self.apply(events);
-                }
+                Command::Objects(events) => self.apply(events),
                 Command::Report { events, done } => {
                     self.captured.record(&events);
                     self.apply(events);
@@ -165,41 +154,6 @@ impl Mesh {
             }
             let _ = commands.send(Command::Withdrawn(pods)).await;
         });
-    }
-
-    /// Reads the directory off this thread; what is wrong with it becomes a problem, and its objects stay.
-    async fn scan(&mut self) -> Vec<Event> {
-        let (path, mut directory) = (self.path.clone(), self.directory.take().unwrap_or_default());
-        let scanned = tokio::task::spawn_blocking(move || {
-            let outcome = read_dir(&path).map(|files| directory.update(files));
-            (directory, outcome)
-        });
-        let Ok((directory, outcome)) = scanned.await else {
-            tracing::error!(
-                "reading the files panicked, this is a bug in Karst: starting to read from nothing"
-            );
-            return Vec::new();
-        };
-        self.directory = Some(directory);
-        match outcome {
-            Ok((events, problems)) => {
-                self.outputs.problems.set_files(problems);
-                events.into_iter().map(to_index).collect()
-            }
-            Err(error) => {
-                self.outputs
-                    .problems
-                    .set_directory(Chain(&error).to_string());
-                Vec::new()
-            }
-        }
-    }
-}
-
-fn to_index(event: karst_files::Event) -> Event {
-    match event {
-        karst_files::Event::Applied(object) => Event::Apply(object),
-        karst_files::Event::Deleted(key) => Event::Delete(key),
     }
 }
 

@@ -11,6 +11,8 @@ use karst_index::{Condition, ObjectConditions};
 use karst_k8s_api::ObjectKey;
 use serde_json::{Value, json};
 
+use crate::watch::Complaint;
+
 /// The present problems.
 #[derive(Default)]
 pub struct Problems {
@@ -22,6 +24,8 @@ struct Inner {
     /// The directory itself cannot be read.
     directory: Option<String>,
     files: Vec<Problem>,
+    /// Objects of the Kubernetes API that cannot be used as they are written.
+    objects: BTreeMap<ObjectKey, Vec<Complaint>>,
     conditions: BTreeMap<ObjectKey, Vec<Condition>>,
 }
 
@@ -58,6 +62,19 @@ impl Problems {
         inner.files = problems;
     }
 
+    /// What is wrong with an object of the Kubernetes API; nothing takes it off the list.
+    pub fn set_object(&self, key: &ObjectKey, complaints: Vec<Complaint>) {
+        let mut inner = self.lock();
+        if complaints.is_empty() {
+            inner.objects.remove(key);
+            return;
+        }
+        for Complaint { field, message } in &complaints {
+            tracing::error!(object = %key, field, message, "object cannot be used as it is written; its last good form stays");
+        }
+        inner.objects.insert(key.clone(), complaints);
+    }
+
     /// What the index says about objects that have just changed.
     pub fn set_conditions(&self, changed: &[ObjectConditions]) {
         let mut inner = self.lock();
@@ -84,7 +101,7 @@ impl Problems {
         }
     }
 
-    /// Everything as JSON: `files` with place and message, `conditions` by object.
+    /// Everything as JSON: `files` with place and message, `objects` with field and message, `conditions` by object.
     pub fn json(&self) -> Value {
         let inner = self.lock();
         let files: Vec<Value> = inner.files.iter().map(file_json).collect();
@@ -93,7 +110,12 @@ impl Problems {
             .iter()
             .map(|(object, all)| object_json(object, all))
             .collect();
-        json!({ "directory": inner.directory, "files": files, "conditions": conditions })
+        let objects: Vec<Value> = inner
+            .objects
+            .iter()
+            .map(|(object, complaints)| complaints_json(object, complaints))
+            .collect();
+        json!({ "directory": inner.directory, "files": files, "objects": objects, "conditions": conditions })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -125,6 +147,14 @@ fn file_json(problem: &Problem) -> Value {
         "field": problem.field,
         "message": problem.message,
     })
+}
+
+fn complaints_json(object: &ObjectKey, complaints: &[Complaint]) -> Value {
+    let complaints: Vec<Value> = complaints
+        .iter()
+        .map(|Complaint { field, message }| json!({ "field": field, "message": message }))
+        .collect();
+    json!({ "object": object.to_string(), "problems": complaints })
 }
 
 fn object_json(object: &ObjectKey, conditions: &[Condition]) -> Value {

@@ -16,7 +16,7 @@ pub use self::keys::{KeySet, KeySetError};
 use crate::token::{AUDIENCE, AgentAccount, ISSUER};
 
 /// Longer tokens are not read.
-const TOKEN_SIZE_MAX: usize = 16 * 1024;
+pub const TOKEN_SIZE_MAX: usize = 16 * 1024;
 /// How far a caller's clock, or ours, may be off.
 const LEEWAY: Duration = Duration::from_secs(300);
 
@@ -66,6 +66,8 @@ pub enum AuthError {
     NotYetValid(u64),
     #[error("bearer token is not bound to a node and a service account")]
     Unbound,
+    #[error("the API server does not accept the bearer token: {0}")]
+    Rejected(String),
     #[error("the authority that reviews tokens cannot be reached: {0}")]
     Unavailable(String),
 }

@@ -1,0 +1,5 @@
+//! What the controller does with the Kubernetes API besides watching it: who calls, what it keeps there.
+
+pub mod connect;
+pub mod reviewed;
+pub mod token_review;

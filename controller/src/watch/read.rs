@@ -1,0 +1,88 @@
+//! From an object as it was sent to one that can be used, or what is wrong with it, by field.
+
+use karst_k8s_api::{Kind, Object};
+use serde_json::Value;
+
+use super::trim::trim;
+
+/// Complaints about one object that are kept; a broken one rarely needs more than the first.
+const COMPLAINTS_MAX: usize = 16;
+
+/// Why an object cannot be used as it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Path inside the object, for example `spec.rules[0].from`; empty for the object itself.
+    pub field: String,
+    /// What is wrong, and what was expected instead.
+    pub message: String,
+}
+
+/// The object, without what nobody reads.
+///
+/// An unknown field inside `spec` of one of Istio's kinds makes it unusable, as in a directory of files: without the
+/// field the policy would mean something else, mostly something weaker. Fields that Kubernetes has added to its own
+/// kinds are left out.
+pub(super) fn read(kind: Kind, json: Value) -> Result<Object, Vec<Complaint>> {
+    let mut unknown = Vec::new();
+    let mut on_unknown = |path: serde_ignored::Path<'_>| {
+        let field = path.to_string();
+        if kind.is_istio() && field.starts_with("spec.") && unknown.len() < COMPLAINTS_MAX {
+            let message = "unknown field: this version of karst does not enforce it".to_owned();
+            unknown.push(Complaint { field, message });
+        }
+    };
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(json, &mut track);
+    let read = Object::deserialize(
+        kind,
+        serde_ignored::Deserializer::new(tracked, &mut on_unknown),
+    );
+    match read {
+        Ok(object) if unknown.is_empty() => Ok(trim(object)),
+        Ok(_) => Err(unknown),
+        Err(error) => {
+            let field = track.path().to_string();
+            unknown.push(Complaint {
+                field: if field == "." { String::new() } else { field },
+                message: error.to_string(),
+            });
+            Err(unknown)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn complaints(kind: Kind, json: Value) -> Vec<(String, String)> {
+        let complaints = read(kind, json).expect_err("must not be used");
+        complaints
+            .into_iter()
+            .map(|one| (one.field, one.message))
+            .collect()
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let policy = json!({"metadata": {"name": "p"}, "spec": {"rules": [{"to": [{"operation": {"ports": 80}}]}]}});
+        let all = complaints(Kind::AuthorizationPolicy, policy);
+        assert_eq!(all[0].0, "spec.rules[0].to[0].operation.ports");
+        assert!(all[0].1.contains("expected a sequence"), "{all:?}");
+    }
+
+    #[test]
+    fn an_unknown_field_of_a_policy_makes_it_unusable_and_one_of_a_pod_does_not() {
+        let policy =
+            json!({"metadata": {"name": "p", "newInKubernetes": 1}, "spec": {"rulez": []}});
+        assert_eq!(
+            complaints(Kind::AuthorizationPolicy, policy)[0].0,
+            "spec.rulez"
+        );
+        let pod =
+            json!({"metadata": {"name": "p"}, "spec": {"newInKubernetes": true, "containers": []}});
+        assert!(read(Kind::Pod, pod).is_ok());
+    }
+}
