@@ -5,16 +5,13 @@ pub(crate) mod authorize;
 pub(crate) mod passthrough;
 pub(crate) mod tunnel;
 
-use std::{io, net::SocketAddr, os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use karst_model::{addr::NetworkAddr, service::Service, workload::Workload};
 use karst_netns::Family;
 use karst_policy::Connection;
 use karst_telemetry::metrics::tcp::{Reporter, ResponseFlags, Security, TcpLabels};
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    time::timeout,
-};
+use tokio::net::TcpStream;
 
 use crate::{
     capture::pods::LocalPod,
@@ -22,6 +19,7 @@ use crate::{
     live::Registered,
     mesh::Mesh,
     metrics::{peer, service_labels},
+    outbound::dial::connected,
 };
 
 /// How long an application may take to accept a connection.
@@ -56,11 +54,9 @@ async fn dial_application(
     if let Err(error) = mesh.datapath.announce_dial(cookie, client) {
         tracing::debug!(%error, "the application will see the agent's port instead of its client's");
     }
-    let connecting = TcpSocket::from_std_stream(socket.into()).connect(addr);
-    match timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(connected) => connected.map_err(failed),
-        Err(_elapsed) => Err(failed(io::ErrorKind::TimedOut.into())),
-    }
+    connected(socket, addr, CONNECT_TIMEOUT)
+        .await
+        .map_err(failed)
 }
 
 /// The workload of a pod, waiting for a new one to become known.

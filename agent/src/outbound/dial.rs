@@ -16,10 +16,9 @@ use karst_hbone::{
 };
 use karst_model::name::WorkloadUid;
 use karst_netns::{Family, Netns};
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    time::timeout,
-};
+use rustix::io::Errno;
+use socket2::Socket;
+use tokio::{net::TcpStream, time::timeout};
 
 use crate::{capture::pods::LocalPod, mesh::Mesh};
 
@@ -35,10 +34,34 @@ const CREDENTIAL_PATIENCE: Duration = Duration::from_secs(5);
 /// Connects from inside `netns`.
 pub(crate) async fn tcp(netns: &Netns, addr: SocketAddr) -> io::Result<TcpStream> {
     let socket = karst_netns::connect_socket(netns, Family::of(&addr))?;
-    let connecting = TcpSocket::from_std_stream(socket.into()).connect(addr);
-    timeout(CONNECT_TIMEOUT, connecting)
+    connected(socket, addr, CONNECT_TIMEOUT).await
+}
+
+/// Connects `socket`, which is non-blocking. A peer on this machine has answered before `connect` returns, so the
+/// socket is asked first and waited for only then.
+pub(crate) async fn connected(
+    socket: Socket,
+    addr: SocketAddr,
+    patience: Duration,
+) -> io::Result<TcpStream> {
+    match socket.connect(&addr.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
+            return Err(error);
+        }
+        _ => {}
+    }
+    let at_once = socket.peer_addr().is_ok();
+    let stream = TcpStream::from_std(socket.into())?;
+    if at_once {
+        return Ok(stream);
+    }
+    timeout(patience, stream.writable())
         .await
-        .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))?
+        .map_err(|_elapsed| io::Error::from(io::ErrorKind::TimedOut))??;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
 }
 
 /// The tunnels of one data-path thread.
