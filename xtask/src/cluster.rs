@@ -290,7 +290,9 @@ impl Cluster {
 
     fn status(&self) -> Result<()> {
         let mut whole = 0;
-        for (name, process) in self.daemons.all() {
+        // What starts a node has everything of it below, services included: it is not counted twice.
+        let all = self.daemons.all().into_iter();
+        for (name, process) in all.filter(|(name, _)| !name.ends_with("-unshare")) {
             let memory = process.memory_mib();
             println!("{name:24} {:8} {memory:5} MiB", process.pid);
             whole += memory;

@@ -116,7 +116,7 @@ impl Name {
             Self::Controller => product(&["karst-controller"], &["/karst-controller"]),
             Self::Echo => product(&["karst-echo"], &["/karst-echo"]),
             Self::Shell => tests(&["karst-echo"], &[]),
-            Self::Nginx => tests(&[], &["nginx-light", "nginx-common"]),
+            Self::Nginx => tests(&[], &["nginx", "nginx-light", "nginx-common"]),
             Self::Redis => tests(&[], &["redis-server", "redis-tools"]),
             Self::Postgres => tests(&[], &["postgresql-[0-9]*", "postgresql-client-[0-9]*"]),
         }

@@ -50,13 +50,20 @@ impl Process {
         })
     }
 
-    /// Resident memory in MiB.
+    /// Resident memory in MiB, of the process and what it has started.
     pub(super) fn memory_mib(self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        kib.unwrap_or(0) / 1024
+        memory_kib(self.pid) / 1024
     }
+}
+
+fn memory_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let own = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let theirs = children.split_whitespace().flat_map(str::parse).map(memory_kib);
+    own.unwrap_or(0) + theirs.sum::<u64>()
 }
 
 /// The start time in a line of `/proc/PID/stat`: the 22nd field, unless the process is a zombie. The second field, the

@@ -210,7 +210,10 @@ impl<'a> Node<'a> {
              mount --bind /run/boot_id /proc/sys/kernel/random/boot_id\n",
         );
         for (folder, seen) in DISK {
-            script += &format!("mount --bind '{}' {seen}\n", disk.join(folder).display());
+            // Not in one group with the host's tree, or what is mounted below would be seen there as well.
+            let from = disk.join(folder);
+            script += &format!("mount --bind '{}' {seen}\n", from.display());
+            script += &format!("mount --make-private {seen}\nmount --make-shared {seen}\n");
         }
         let mut command = self.enter()?;
         command.args(["sh", "-c", &script]);

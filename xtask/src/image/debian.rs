@@ -28,6 +28,9 @@ const LEFT_OUT: [&str; 9] = [
     "/usr/share/bash-completion/",
 ];
 
+/// PostgreSQL's compiler of expressions, which brings all of LLVM; the server does without.
+const COMPILER: [&str; 2] = ["/llvmjit.so", "/lib/bitcode/"];
+
 /// Where Debian keeps programs that it does not put into PATH.
 const POSTGRESQL: &str = "/usr/lib/postgresql/";
 
@@ -48,10 +51,7 @@ pub(super) fn add_packages(layer: &mut Layer, patterns: &[&str]) -> Result<()> {
     if patterns.is_empty() {
         return Ok(());
     }
-    // Folders that are links on the machine are the same links in the image.
-    for (link, target) in [("/lib", "usr/lib"), ("/lib64", "usr/lib64"), ("/sbin", "usr/sbin")] {
-        layer.link(link, target)?;
-    }
+    add_links(layer)?;
     let files = files_of(&installed(patterns)?)?;
     for file in &files {
         add(layer, file)?;
@@ -87,7 +87,10 @@ fn installed(patterns: &[&str]) -> Result<Vec<String>> {
 
 fn files_of(packages: &[String]) -> Result<Vec<PathBuf>> {
     let listed = shell::capture(Command::new("dpkg").arg("-L").args(packages))?;
-    let wanted = |file: &&str| !LEFT_OUT.iter().any(|folder| file.starts_with(folder));
+    let wanted = |file: &&str| {
+        !LEFT_OUT.iter().any(|folder| file.starts_with(folder))
+            && !COMPILER.iter().any(|part| file.contains(part))
+    };
     let files: BTreeSet<PathBuf> = listed
         .lines()
         .filter(wanted)
@@ -139,22 +142,22 @@ pub(super) fn add_libraries(layer: &mut Layer, programs: &[PathBuf]) -> Result<(
         libraries.extend(listed.lines().filter_map(library));
     }
     for library in libraries {
-        if layer.has(&library) {
-            continue;
-        }
         let bytes = fs::read(&library).with_context(|| format!("reading {library}"))?;
-        layer.file(&place_in(layer, &library)?, &bytes, 0o755)?;
+        add_links(layer)?;
+        layer.file(&place_of(Path::new(&library))?, &bytes, 0o755)?;
     }
     Ok(())
 }
 
-/// Where a library goes: an image with the machine's links has it behind them, another under its plain name.
-fn place_in(layer: &Layer, library: &str) -> Result<String> {
-    if layer.has("lib") {
-        place_of(Path::new(library))
-    } else {
-        Ok(library.to_owned())
+/// Folders that are links on the machine are the same links in the image.
+fn add_links(layer: &mut Layer) -> Result<()> {
+    for folder in ["lib", "lib64", "sbin"] {
+        let target = fs::read_link(Path::new("/").join(folder));
+        if let Ok(target) = target {
+            layer.link(folder, &target.display().to_string())?;
+        }
     }
+    Ok(())
 }
 
 /// The path in a line of ldd: `libc.so.6 => /lib/libc.so.6 (0x7f..)` or `/lib64/ld-linux-x86-64.so.2 (0x7f..)`.

@@ -45,11 +45,6 @@ impl Layer {
         Ok(layer)
     }
 
-    /// Whether this path is there.
-    pub(super) fn has(&self, path: &str) -> bool {
-        self.paths.contains(path.trim_start_matches('/'))
-    }
-
     /// Adds a folder, unless it is there.
     pub(super) fn folder(&mut self, path: &str, mode: u32) -> Result<()> {
         let path = path.trim_matches('/');
