@@ -8,8 +8,10 @@ use karst_lab::{LabName, daemon};
 use crate::{
     check::{self, CheckArgs, Verdict},
     cluster::{Cluster, ClusterArgs},
+    enroll::{self, Direction, EnrollArgs},
     install::{self, InstallArgs, Purpose},
     lab::{self, LabCommand},
+    show::{self, Kinds, ShowArgs, StatusArgs},
     uninstall::{self, UninstallArgs},
     version,
 };
@@ -48,6 +50,62 @@ enum Command {
     Check {
         #[command(flatten)]
         args: CheckArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Bring running pods of a namespace into the mesh, without a restart, and say what happened
+    Enroll {
+        #[command(flatten)]
+        args: EnrollArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Take the pods of a namespace out of the mesh, without a restart
+    Unenroll {
+        #[command(flatten)]
+        args: EnrollArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Show every node's agent: version, pods, whether its configuration is current, shortest certificate
+    Status {
+        #[command(flatten)]
+        args: StatusArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Show workloads, and whether they are in the mesh
+    Workloads {
+        #[command(flatten)]
+        args: ShowArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Show services and their endpoints
+    Services {
+        #[command(flatten)]
+        args: ShowArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Show authorization policies as the agents have them
+    Policies {
+        #[command(flatten)]
+        args: ShowArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Show the certificates on the nodes
+    Certificates {
+        #[command(flatten)]
+        args: ShowArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Show live connections into enrolled pods
+    Connections {
+        #[command(flatten)]
+        args: ShowArgs,
         #[command(flatten)]
         cluster: ClusterArgs,
     },
@@ -95,6 +153,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 Verdict::Fine | Verdict::Warning => ExitCode::SUCCESS,
             })
         }),
+        Command::Enroll { args, cluster } => enrollment(&args, &cluster, Direction::Enroll),
+        Command::Unenroll { args, cluster } => enrollment(&args, &cluster, Direction::Unenroll),
+        Command::Status { args, cluster } => on_cluster(async move {
+            show::status(&Cluster::connect(&cluster).await?, &args).await?;
+            Ok(ExitCode::SUCCESS)
+        }),
+        Command::Workloads { args, cluster } => shown(Kinds::Workloads, &args, &cluster),
+        Command::Services { args, cluster } => shown(Kinds::Services, &args, &cluster),
+        Command::Policies { args, cluster } => shown(Kinds::Policies, &args, &cluster),
+        Command::Certificates { args, cluster } => shown(Kinds::Certificates, &args, &cluster),
+        Command::Connections { args, cluster } => shown(Kinds::Connections, &args, &cluster),
         Command::Version { client, cluster } => {
             version::client();
             if client {
@@ -141,6 +210,24 @@ fn installation(
     }
     on_cluster(async move {
         install::run(&Cluster::connect(cluster).await?, args, purpose).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn enrollment(
+    args: &EnrollArgs,
+    cluster: &ClusterArgs,
+    direction: Direction,
+) -> anyhow::Result<ExitCode> {
+    on_cluster(async move {
+        enroll::run(&Cluster::connect(cluster).await?, args, direction).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn shown(kinds: Kinds, args: &ShowArgs, cluster: &ClusterArgs) -> anyhow::Result<ExitCode> {
+    on_cluster(async move {
+        show::run(&Cluster::connect(cluster).await?, kinds, args).await?;
         Ok(ExitCode::SUCCESS)
     })
 }

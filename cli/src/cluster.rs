@@ -101,7 +101,7 @@ impl Cluster {
         match self.objects(kind, namespace).list(params).await {
             Ok(list) => Ok(list.items),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
-            Err(error) => Err(error).with_context(|| format!("cannot list {}", kind.kind)),
+            Err(error) => Err(told(error)).with_context(|| format!("cannot list {}", kind.kind)),
         }
     }
 
@@ -115,6 +115,7 @@ impl Cluster {
         self.objects(kind, namespace)
             .get_opt(name)
             .await
+            .map_err(told)
             .with_context(|| format!("cannot read {} {name}", kind.kind))
     }
 
@@ -129,6 +130,7 @@ impl Cluster {
             .api(self)
             .patch(&reference.name, &params, &Patch::Apply(object))
             .await
+            .map_err(told)
             .with_context(|| format!("cannot apply {reference}"))?;
         Ok(())
     }
@@ -142,8 +144,26 @@ impl Cluster {
         match deleted {
             Ok(_) => Ok(Deleted::Yes),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(Deleted::WasNotThere),
-            Err(error) => Err(error).with_context(|| format!("cannot delete {reference}")),
+            Err(error) => Err(told(error)).with_context(|| format!("cannot delete {reference}")),
         }
+    }
+}
+
+/// Longest answer of the API server that is shown; some name every field of a large schema.
+const ANSWER_MAX: usize = 600;
+
+/// What the API server answered, without the same words a second time as a structure.
+pub(crate) fn told(error: kube::Error) -> anyhow::Error {
+    match error {
+        kube::Error::Api(status) => {
+            let mut message = status.message;
+            if let Some((end, _)) = message.char_indices().nth(ANSWER_MAX) {
+                message.truncate(end);
+                message.push_str(" ...");
+            }
+            anyhow::anyhow!("{message}")
+        }
+        other => other.into(),
     }
 }
 

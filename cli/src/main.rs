@@ -8,9 +8,12 @@ mod args;
 mod chart;
 mod check;
 mod cluster;
+mod enroll;
 mod install;
 mod lab;
 mod output;
+mod reads;
+mod show;
 mod uninstall;
 mod version;
 

@@ -1,0 +1,212 @@
+//! The controller's read API, reached through the API server: a token for the reader's service account, a port forward
+//! to each replica, one HTTP request. Answers of several replicas are put together, as each agent talks to one of them.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::{Pod, ServiceAccount},
+};
+use kube::{
+    Api,
+    api::{ListParams, PostParams},
+};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::cluster::{Cluster, told};
+
+/// Audience that the controller asks for.
+const AUDIENCE: &str = "karst-read";
+/// The shortest life that the API server gives a token.
+const TOKEN_SECONDS: i64 = 600;
+/// Port of the read API on the controller's loopback.
+const PORT: u16 = 15016;
+/// Longest wait for one replica.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Largest answer.
+const ANSWER_BYTES_MAX: u64 = 256 << 20;
+
+/// Whose permission is used.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ReaderArgs {
+    /// Service account whose permission is used; yours must be to make tokens for it
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    reader: Option<String>,
+}
+
+/// A way to ask the controllers.
+pub(crate) struct Reads<'a> {
+    cluster: &'a Cluster,
+    token: String,
+    replicas: Vec<String>,
+}
+
+impl<'a> Reads<'a> {
+    /// Gets a token and finds the replicas.
+    pub(crate) async fn open(cluster: &'a Cluster, args: &ReaderArgs) -> anyhow::Result<Self> {
+        let own = format!("{}/karst-reader", cluster.namespace);
+        let reader = args.reader.as_deref().unwrap_or(&own);
+        let (namespace, name) = reader
+            .split_once('/')
+            .with_context(|| format!("--reader {reader}: expected NAMESPACE/NAME"))?;
+        let replicas = replicas(cluster).await?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), namespace);
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                audiences: vec![AUDIENCE.to_owned()],
+                expiration_seconds: Some(TOKEN_SECONDS),
+                ..TokenRequestSpec::default()
+            },
+            ..TokenRequest::default()
+        };
+        let answer = accounts
+            .create_token_request(name, &PostParams::default(), &request)
+            .await
+            .map_err(told)
+            .with_context(|| format!("cannot get a token for reader {reader}"))?;
+        let token = answer.status.context("the API server gave no token")?.token;
+        Ok(Self {
+            cluster,
+            token,
+            replicas,
+        })
+    }
+
+    /// Items of a kind, from whichever replica answers first; for what all replicas know.
+    pub(crate) async fn any(
+        &self,
+        kind: &str,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<Vec<Value>> {
+        let mut last = None;
+        for replica in &self.replicas {
+            match self.ask(replica, kind, namespace).await {
+                Ok(items) => return Ok(items),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("no controller is ready")))
+    }
+
+    /// Items of a kind from all replicas; for what agents tell, each to its replica.
+    pub(crate) async fn all(
+        &self,
+        kind: &str,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<Vec<Value>> {
+        let asked = self
+            .replicas
+            .iter()
+            .map(|replica| self.ask(replica, kind, namespace));
+        let mut items = Vec::new();
+        for answer in futures_util::future::join_all(asked).await {
+            items.extend(answer?);
+        }
+        Ok(items)
+    }
+
+    async fn ask(
+        &self,
+        replica: &str,
+        kind: &str,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<Vec<Value>> {
+        let asked = tokio::time::timeout(PATIENCE, self.exchange(replica, kind, namespace)).await;
+        let Ok(answer) = asked else {
+            bail!(
+                "controller {replica} did not answer within {} s",
+                PATIENCE.as_secs()
+            );
+        };
+        let answer = answer.with_context(|| format!("controller {replica}"))?;
+        Ok(answer["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    async fn exchange(
+        &self,
+        replica: &str,
+        kind: &str,
+        namespace: Option<&str>,
+    ) -> anyhow::Result<Value> {
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace);
+        let mut forward = pods
+            .portforward(replica, &[PORT])
+            .await
+            .map_err(told)
+            .context("port forward (takes permission `create pods/portforward`)")?;
+        let mut stream = forward
+            .take_stream(PORT)
+            .context("port forward gave no stream")?;
+        let query = namespace
+            .map(|name| format!("?namespace={name}"))
+            .unwrap_or_default();
+        let request = format!(
+            "GET /read/v1/{kind}{query} HTTP/1.1\r\nHost: karst\r\nAuthorization: Bearer {}\r\nConnection: close\r\n\r\n",
+            self.token
+        );
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream
+            .take(ANSWER_BYTES_MAX)
+            .read_to_end(&mut answer)
+            .await?;
+        read_answer(&String::from_utf8_lossy(&answer))
+    }
+}
+
+/// The JSON of a 200; else what the controller said.
+fn read_answer(answer: &str) -> anyhow::Result<Value> {
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("it closed the connection without an answer")?;
+    let status = head.split_whitespace().nth(1).unwrap_or_default();
+    if status != "200" {
+        bail!("{}", body.trim());
+    }
+    serde_json::from_str(body).context("its answer was cut off")
+}
+
+/// Names of the controller's ready pods.
+async fn replicas(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let params = ListParams::default().labels("app.kubernetes.io/name=karst-controller");
+    let pods = pods.list(&params).await.map_err(told)?;
+    let is_ready = |pod: &Pod| {
+        let conditions = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_ref());
+        let mut conditions = conditions.into_iter().flatten();
+        pod.metadata.deletion_timestamp.is_none()
+            && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    };
+    let names: Vec<String> = pods
+        .items
+        .into_iter()
+        .filter(is_ready)
+        .filter_map(|pod| pod.metadata.name)
+        .collect();
+    if names.is_empty() {
+        bail!(
+            "no controller is ready in namespace {}; is Karst installed there? (--namespace names another)",
+            cluster.namespace
+        );
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_in_the_controller_s_words() {
+        let refused = "HTTP/1.1 403 Forbidden\r\ncontent-length: 4\r\n\r\nno, because\n";
+        assert_eq!(read_answer(refused).unwrap_err().to_string(), "no, because");
+        let good = "HTTP/1.1 200 OK\r\n\r\n{\"items\": []}";
+        assert_eq!(read_answer(good).unwrap()["items"], serde_json::json!([]));
+        assert!(read_answer("").is_err());
+    }
+}
