@@ -2,12 +2,14 @@
 //!
 //! Discovery has its own client (`karst-discovery`); it shares the [`Link`] made here.
 
+mod answers;
 mod join;
 mod link;
 mod report;
 mod service_account;
 mod signer;
 
+pub(crate) use answers::run as run_answers;
 pub(crate) use join::JoinError;
 pub(crate) use link::Link;
 pub(crate) use report::run as run_reports;

@@ -68,14 +68,14 @@ impl Drop for Registered {
 /// A connection as `/connections` shows it.
 #[derive(Serialize)]
 pub(crate) struct Shown {
-    destination: String,
-    source: String,
-    source_identity: Option<String>,
-    target: String,
-    age_seconds: u64,
+    pub(crate) destination: String,
+    pub(crate) source: String,
+    pub(crate) source_identity: Option<String>,
+    pub(crate) target: String,
+    pub(crate) age_seconds: u64,
     /// Bytes that the application was sent, and sent back.
-    request_bytes: u64,
-    response_bytes: u64,
+    pub(crate) request_bytes: u64,
+    pub(crate) response_bytes: u64,
 }
 
 impl LiveConnections {
@@ -135,7 +135,12 @@ impl LiveConnections {
         cut_count
     }
 
-    /// The first `limit` connections, for the admin endpoint.
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// `limit` of the connections, for people who look.
     pub(crate) fn show(&self, limit: usize) -> Vec<Shown> {
         self.lock().values().take(limit).map(Entry::show).collect()
     }
