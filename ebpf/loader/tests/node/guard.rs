@@ -201,3 +201,19 @@ fn a_pod_that_is_released_is_no_longer_guarded() {
     assert_eq!(world.counter("guard_source"), before);
     assert!(pod.netns.as_fd().try_clone_to_owned().is_ok());
 }
+
+#[test]
+fn the_host_s_end_of_a_pod_s_link_is_found_from_inside() {
+    let Some(world) = World::bare() else { return };
+    for pod in &world.pods {
+        let found = pod.netns.host_end(&world.node, &[pod.v4]).unwrap();
+        assert_eq!(found, Some(pod.host_ifindex));
+        assert!(pod.netns.has_address(&[pod.v6]).unwrap());
+    }
+    let pod = &world.pods[0];
+    let stranger = &world.pods[1];
+    let wrong = pod.netns.host_end(&world.node, &[stranger.v4]).unwrap();
+    assert_eq!(wrong, None, "an address of another pod");
+    let elsewhere = pod.netns.host_end(&stranger.netns, &[pod.v4]).unwrap();
+    assert_eq!(elsewhere, None, "the other end is not there");
+}
