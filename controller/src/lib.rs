@@ -9,6 +9,7 @@
 //!
 //! A library beside the binary so that tests can run a whole controller in their process.
 
+pub mod admission;
 pub mod app;
 pub mod cluster;
 pub mod config;

@@ -16,7 +16,7 @@ pub use self::{
     connect::{ConnectError, Connector},
     control_plane::{
         ControlPlaneTrust, ServingCertificate, TlsError, control_plane_client_config,
-        control_plane_server_config,
+        control_plane_server_config, webhook_server_config,
     },
 };
 

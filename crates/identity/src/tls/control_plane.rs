@@ -89,6 +89,13 @@ pub fn control_plane_server_config(certificate: Arc<ServingCertificate>) -> Arc<
     Arc::new(config)
 }
 
+/// Server configuration for questions of the Kubernetes API server, which asks webhooks by HTTP/1.1.
+pub fn webhook_server_config(certificate: Arc<ServingCertificate>) -> Arc<ServerConfig> {
+    let mut config = (*control_plane_server_config(certificate)).clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
+}
+
 /// A controller's own certificate, replaceable while connections arrive.
 pub struct ServingCertificate(ArcSwap<CertifiedKey>);
 
