@@ -10,22 +10,35 @@ use std::{fs, io};
 
 use karst_netns::Netns;
 
-/// `/proc/sys/net` shows the namespace of the thread that looks.
-const SETTING: &str = "/proc/sys/net/ipv4/tcp_tw_reuse";
+/// `/proc/sys/net` shows the namespace of the thread that looks. In a container `/proc/sys` is mounted read-only, and the
+/// node's own `/proc` is reached through its process 1.
+const SETTINGS: [&str; 2] = [
+    "/proc/sys/net/ipv4/tcp_tw_reuse",
+    "/proc/1/root/proc/sys/net/ipv4/tcp_tw_reuse",
+];
 
 /// Allows reuse in `netns`; returns the setting before, None if it was so already.
 pub(crate) fn allow_reuse(netns: &Netns) -> io::Result<Option<String>> {
     netns.run(|| {
-        let before = fs::read_to_string(SETTING)?.trim().to_owned();
+        let before = fs::read_to_string(SETTINGS[0])?.trim().to_owned();
         if before == "1" {
             return Ok(None);
         }
-        fs::write(SETTING, "1")?;
+        write("1")?;
         Ok(Some(before))
     })?
 }
 
 /// Puts the setting back.
 pub(crate) fn restore(netns: &Netns, before: &str) -> io::Result<()> {
-    netns.run(|| fs::write(SETTING, before))?
+    netns.run(|| write(before))?
+}
+
+fn write(value: &str) -> io::Result<()> {
+    match fs::write(SETTINGS[0], value) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            fs::write(SETTINGS[1], value)
+        }
+        written => written,
+    }
 }
