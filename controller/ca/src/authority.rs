@@ -1,7 +1,8 @@
-//! The authority: signs leaves for workloads and for the controller's own server, in the name of the signing root.
+//! The authority: signs leaves for workloads and for the controller's own server, in the name of the signing root, or
+//! of a CA below it that was plugged in.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
@@ -9,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use karst_identity::{
     CertificateSigner, SignError, SignedCertificate, TrustBundle,
-    bundle::Fingerprint,
+    bundle::{Fingerprint, certificate_pem},
     clock::Clock,
     private_file::{self, PrivateFileError},
 };
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     csr::{CsrError, RequestedKey},
+    plugged::{PluggedCa, PluggedError},
     root::{Root, RootError, Roots, random_serial, signing_fingerprint},
     rotation::{self, Phase, RotationTimes, Step, StepError},
 };
@@ -38,8 +40,8 @@ const SERVER_NAMES_MAX: usize = 100;
 /// Where the CA keeps its state, and for whom it signs.
 #[derive(Clone, Debug)]
 pub struct AuthorityConfig {
-    /// Mode 0700, made if missing. Whoever reads it is the mesh.
-    pub state_dir: PathBuf,
+    /// Mode 0700, made if missing. Whoever reads it is the mesh. None where the caller keeps the state.
+    pub state_dir: Option<PathBuf>,
     pub trust_domain: TrustDomain,
     /// Longest life of a leaf; requests for more get this.
     pub leaf_ttl_max: Duration,
@@ -49,7 +51,15 @@ pub struct AuthorityConfig {
 impl AuthorityConfig {
     pub fn new(state_dir: impl Into<PathBuf>, trust_domain: TrustDomain) -> Self {
         Self {
-            state_dir: state_dir.into(),
+            state_dir: Some(state_dir.into()),
+            ..Self::kept_elsewhere(trust_domain)
+        }
+    }
+
+    /// For callers that keep the state themselves, see [`Material`].
+    pub fn kept_elsewhere(trust_domain: TrustDomain) -> Self {
+        Self {
+            state_dir: None,
             trust_domain,
             leaf_ttl_max: LEAF_TTL,
             root_life: ROOT_LIFE,
@@ -79,6 +89,10 @@ pub enum AuthorityError {
     #[error(transparent)]
     Root(#[from] RootError),
     #[error(transparent)]
+    Plugged(#[from] PluggedError),
+    #[error("a plugged-in CA is rotated by whoever made it: see the page on root rotation")]
+    NotOurs,
+    #[error(transparent)]
     File(#[from] PrivateFileError),
     #[error(transparent)]
     Step(#[from] StepError),
@@ -86,10 +100,27 @@ pub enum AuthorityError {
 
 /// A certificate and key for the controller's own server.
 pub struct ServerPair {
-    /// Leaf, then the signing root, which joining nodes need to see.
+    /// Leaf, intermediates, then the signing root, which joining nodes need to see.
     pub chain_pem: String,
     pub key_pem: Zeroizing<String>,
     pub not_after: SystemTime,
+}
+
+/// What an authority signs with, as its keeper has it.
+#[derive(Clone, Copy)]
+pub enum Material<'a> {
+    /// Our own roots, as [`Authority::first_state`] and [`Authority::next_state`] write them.
+    State {
+        /// Where they are kept, for messages.
+        place: &'a str,
+        json: &'a [u8],
+    },
+    /// A CA that somebody else made.
+    Plugged {
+        ca: PluggedCa<'a>,
+        /// Our own roots of before, which stay trusted while they are there.
+        former: Option<(&'a str, &'a [u8])>,
+    },
 }
 
 /// See the module. Cheap to share by `Arc`; signing takes a read lock only.
@@ -99,8 +130,11 @@ pub struct Authority {
 }
 
 struct Signing {
-    roots: Roots,
+    /// Our own roots; none where a CA is plugged in.
+    roots: Option<Roots>,
     issuer: Issuer<'static, KeyPair>,
+    /// PEM of the certificates between leaf and root, the signing one first.
+    intermediates: Vec<String>,
     bundle: TrustBundle,
     fingerprint: Fingerprint,
     not_after: SystemTime,
@@ -115,21 +149,97 @@ impl Signing {
         let fingerprint = signing_fingerprint(&bundle).ok_or(RootError::Empty)?;
         Ok(Self {
             issuer,
+            intermediates: Vec::new(),
             bundle,
             fingerprint,
             not_after,
-            roots,
+            roots: Some(roots),
         })
+    }
+
+    fn from_material(
+        cfg: &AuthorityConfig,
+        material: &Material<'_>,
+    ) -> Result<Self, AuthorityError> {
+        let parse = |place: &str, json: &[u8]| {
+            Roots::parse(Path::new(place), json.to_vec(), &cfg.trust_domain)
+        };
+        match material {
+            Material::State { place, json } => Ok(Self::new(parse(place, json)?)?),
+            Material::Plugged { ca, former } => {
+                let read = ca.read()?;
+                let mut trusted = read.bundle.pem();
+                if let Some((place, json)) = former {
+                    trusted += &parse(place, json)?
+                        .bundle()
+                        .map_err(RootError::Bundle)?
+                        .pem();
+                }
+                let bundle = TrustBundle::from_pem(&trusted).map_err(RootError::Bundle)?;
+                let fingerprint = signing_fingerprint(&read.bundle).ok_or(RootError::Empty)?;
+                Ok(Self {
+                    roots: None,
+                    issuer: read.issuer,
+                    intermediates: read.intermediates,
+                    bundle,
+                    fingerprint,
+                    not_after: read.not_after,
+                })
+            }
+        }
+    }
+
+    /// The certificate that signs, and what leads from it to the root that callers pin.
+    fn chain_pem(&self) -> String {
+        let root = self.bundle.roots().first().map(certificate_pem);
+        self.intermediates.iter().cloned().chain(root).collect()
+    }
+
+    fn phase(&self) -> Phase {
+        self.roots
+            .as_ref()
+            .map_or(Phase::Steady, |roots| roots.phase)
     }
 }
 
 impl Authority {
-    /// Reads the state, or makes a first root.
+    /// Reads the state, or makes a first root. Needs a state folder.
     pub fn load_or_create(cfg: AuthorityConfig, now: SystemTime) -> Result<Self, AuthorityError> {
-        private_file::prepare_dir(&cfg.state_dir)?;
-        let roots = Roots::load_or_create(&cfg.state_dir, &cfg.trust_domain, cfg.root_life, now)?;
+        let dir = cfg.state_dir.clone().unwrap_or_default();
+        private_file::prepare_dir(&dir)?;
+        let roots = Roots::load_or_create(&dir, &cfg.trust_domain, cfg.root_life, now)?;
         let signing = RwLock::new(Signing::new(roots)?);
         Ok(Self { cfg, signing })
+    }
+
+    /// The state of a new mesh, for the caller to keep.
+    pub fn first_state(
+        cfg: &AuthorityConfig,
+        now: SystemTime,
+    ) -> Result<Zeroizing<Vec<u8>>, AuthorityError> {
+        let first = Roots::first(&cfg.trust_domain, cfg.root_life, now)?;
+        Ok(Zeroizing::new(first.json()))
+    }
+
+    /// An authority whose state the caller keeps.
+    pub fn from_material(
+        cfg: AuthorityConfig,
+        material: &Material<'_>,
+    ) -> Result<Self, AuthorityError> {
+        let signing = RwLock::new(Signing::from_material(&cfg, material)?);
+        Ok(Self { cfg, signing })
+    }
+
+    /// Signs with other material from here on, if it can be used; returns whether it is another. After an error the
+    /// present one holds.
+    pub fn adopt(&self, material: &Material<'_>) -> Result<bool, AuthorityError> {
+        let next = Signing::from_material(&self.cfg, material)?;
+        let mut signing = self.signing.write().unwrap_or_else(PoisonError::into_inner);
+        let differs = next.chain_pem() != signing.chain_pem()
+            || next.bundle.pem() != signing.bundle.pem()
+            || next.phase() != signing.phase();
+        *signing = next;
+        Ok(differs)
     }
 
     pub fn trust_domain(&self) -> &TrustDomain {
@@ -179,9 +289,10 @@ impl Authority {
         let leaf = params
             .signed_by(key.public_key(), &signing.issuer)
             .map_err(AuthorityError::Sign)?;
-        Ok(SignedCertificate {
-            chain_pem: vec![leaf.pem(), signing.bundle.pem()],
-        })
+        let mut chain_pem = vec![leaf.pem()];
+        chain_pem.extend(signing.intermediates.iter().cloned());
+        chain_pem.push(signing.bundle.pem());
+        Ok(SignedCertificate { chain_pem })
     }
 
     /// A new key and certificate for a server of these DNS names and IP addresses.
@@ -209,13 +320,8 @@ impl Authority {
         let leaf = params
             .signed_by(&key, &signing.issuer)
             .map_err(AuthorityError::Sign)?;
-        let root = signing
-            .roots
-            .roots
-            .first()
-            .map_or("", |root| &root.certificate_pem);
         Ok(ServerPair {
-            chain_pem: leaf.pem() + root,
+            chain_pem: leaf.pem() + &signing.chain_pem(),
             key_pem: Zeroizing::new(key.serialize_pem()),
             not_after,
         })
@@ -263,20 +369,40 @@ impl Authority {
 
     /// Where a root rotation stands.
     pub fn phase(&self) -> Phase {
-        self.signing().roots.phase
+        self.signing().phase()
     }
 
     /// The step that is due by itself, if any; for the controller's leader to take.
     pub fn due_step(&self, now: SystemTime) -> Option<Step> {
         let signing = self.signing();
-        rotation::due(signing.roots.phase, signing.not_after, &self.times(), now)
+        signing.roots.as_ref()?;
+        rotation::due(signing.phase(), signing.not_after, &self.times(), now)
+    }
+
+    /// The state after one step of a root rotation, for whoever keeps it: nothing has changed here before it is adopted.
+    pub fn next_state(
+        &self,
+        step: Step,
+        now: SystemTime,
+    ) -> Result<Zeroizing<Vec<u8>>, AuthorityError> {
+        let roots = self.next_roots(step, now)?;
+        Ok(Zeroizing::new(roots.json()))
     }
 
     /// Takes one step of a root rotation. On disk before it counts; after an error nothing has changed.
     pub fn rotate(&self, step: Step, now: SystemTime) -> Result<(), AuthorityError> {
-        let mut signing = self.signing.write().unwrap_or_else(PoisonError::into_inner);
-        rotation::check(step, signing.roots.phase, &self.times(), now)?;
-        let mut roots = signing.roots.clone();
+        let next = Signing::new(self.next_roots(step, now)?)?;
+        if let (Some(dir), Some(roots)) = (&self.cfg.state_dir, &next.roots) {
+            roots.save(dir)?;
+        }
+        *self.signing.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    fn next_roots(&self, step: Step, now: SystemTime) -> Result<Roots, AuthorityError> {
+        let signing = self.signing();
+        let mut roots = signing.roots.clone().ok_or(AuthorityError::NotOurs)?;
+        rotation::check(step, roots.phase, &self.times(), now)?;
         match step {
             Step::Announce => {
                 roots
@@ -293,10 +419,7 @@ impl Authority {
                 roots.phase = Phase::Steady;
             }
         }
-        let next = Signing::new(roots)?;
-        next.roots.save(&self.cfg.state_dir)?;
-        *signing = next;
-        Ok(())
+        Ok(roots)
     }
 }
 

@@ -15,12 +15,16 @@ pub mod authenticate;
 pub mod authority;
 pub mod authorize;
 pub mod csr;
+pub mod plugged;
 pub mod root;
 pub mod rotation;
 pub mod token;
 
 pub use authenticate::{AuthError, Authenticator, Caller, KeySet, KeySetAuthenticator};
-pub use authority::{Authority, AuthorityConfig, AuthorityError, LocalSigner, ServerPair};
+pub use authority::{
+    Authority, AuthorityConfig, AuthorityError, LocalSigner, Material, ServerPair,
+};
 pub use authorize::{NodeView, Refusal, Rules};
 pub use csr::{CsrError, RequestedKey};
+pub use plugged::{PluggedCa, PluggedError};
 pub use token::{IssueError, JoinError, Tokens};

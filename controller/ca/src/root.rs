@@ -97,20 +97,33 @@ impl Roots {
         let json = match private_file::read(&path)? {
             Some(json) => json,
             None => {
-                let roots = vec![Root::make(trust_domain, life, now)?];
-                let first = Self {
-                    version: VERSION,
-                    trust_domain: trust_domain.clone(),
-                    phase: Phase::Steady,
-                    roots,
-                };
+                let first = Self::first(trust_domain, life, now)?;
                 private_file::create_once(&path, &first.json())?
             }
         };
         Self::parse(&path, json, trust_domain)
     }
 
-    fn parse(path: &Path, mut json: Vec<u8>, configured: &TrustDomain) -> Result<Self, RootError> {
+    /// A new mesh: one root.
+    pub(crate) fn first(
+        trust_domain: &TrustDomain,
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<Self, RootError> {
+        Ok(Self {
+            version: VERSION,
+            trust_domain: trust_domain.clone(),
+            phase: Phase::Steady,
+            roots: vec![Root::make(trust_domain, life, now)?],
+        })
+    }
+
+    /// `path`: where the text was, for messages.
+    pub(crate) fn parse(
+        path: &Path,
+        mut json: Vec<u8>,
+        configured: &TrustDomain,
+    ) -> Result<Self, RootError> {
         let parsed: Result<Self, _> = serde_json::from_slice(&json);
         json.zeroize();
         let this = parsed.map_err(|source| RootError::Json {
@@ -150,7 +163,7 @@ impl Roots {
         saved
     }
 
-    fn json(&self) -> Vec<u8> {
+    pub(crate) fn json(&self) -> Vec<u8> {
         serde_json::to_vec_pretty(self).expect("strings always serialise")
     }
 
