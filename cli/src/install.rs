@@ -21,6 +21,8 @@ use crate::{
 
 /// Where an installation is written down.
 pub(crate) const RECORD: &str = "karst-install";
+/// ConfigMap with the mesh's roots, in every namespace.
+const ROOTS: &str = "istio-ca-root-cert";
 /// Between looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -111,6 +113,9 @@ pub(crate) async fn run(
         apply_crds(cluster).await?;
     }
     for object in &objects {
+        if object["kind"] == "DaemonSet" {
+            wait_root(cluster, args).await?;
+        }
         cluster.apply(object, Apply::Really).await?;
     }
     output::progress(&format!(
@@ -367,6 +372,30 @@ async fn wait_ready(cluster: &Cluster, started: Instant, timeout: Duration) -> a
     }
 }
 
+/// Waits until the controller has written the mesh's roots, which agents mount: an agent's pod that starts before them
+/// sees them only when its kubelet looks again, up to a minute and a half later.
+async fn wait_root(cluster: &Cluster, args: &InstallArgs) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(args.timeout_seconds);
+    output::progress("waiting for the controller to write the mesh's roots");
+    while Instant::now() < deadline {
+        let roots = cluster
+            .get(Kind::CONFIG_MAP, Some(&cluster.namespace), ROOTS)
+            .await?;
+        if roots.is_some() {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    if args.timeout_seconds > 0 {
+        let why = why_not_ready(cluster).await.unwrap_or_default();
+        bail!(
+            "the controller wrote no ConfigMap {ROOTS} within {} s{why}",
+            args.timeout_seconds
+        );
+    }
+    Ok(())
+}
+
 /// What the pods that are not ready wait for, from their statuses and last warnings.
 async fn why_not_ready(cluster: &Cluster) -> anyhow::Result<String> {
     let namespace = Some(cluster.namespace.as_str());
@@ -393,7 +422,9 @@ async fn why_not_ready(cluster: &Cluster) -> anyhow::Result<String> {
             continue;
         }
         let waiting = pod.data["status"]["containerStatuses"][0]["state"]["waiting"].clone();
-        let reason = waiting["message"].as_str().or(waiting["reason"].as_str());
+        let reason = waiting["message"]
+            .as_str()
+            .or_else(|| waiting["reason"].as_str());
         let reason = warnings
             .get(name)
             .copied()

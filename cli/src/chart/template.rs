@@ -93,7 +93,7 @@ enum Block {
     Text(String),
     Print(String),
     /// `if`, `with` or `range`: keyword, condition, body, and what stands after `else`.
-    Branch(Keyword, String, Vec<Block>, Vec<Block>),
+    Branch(Keyword, String, Vec<Self>, Vec<Self>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -352,8 +352,8 @@ fn path(name: &str, dot: &Value, root: &Value) -> Result<Value, String> {
     let Some(keys) = keys.strip_prefix('.') else {
         return Err(format!("`{name}` is not known here"));
     };
-    let keys = keys.split('.').filter(|key| !key.is_empty());
-    let found = keys.fold(Some(start), |value, key| value?.get(key));
+    let mut keys = keys.split('.').filter(|key| !key.is_empty());
+    let found = keys.try_fold(start, |value, key| value.get(key));
     Ok(found.cloned().unwrap_or(Value::Null))
 }
 

@@ -190,7 +190,7 @@ fn clock(node: &str, seconds: i64) -> Finding {
     let fix = "start a time service (chrony, systemd-timesyncd) on this node";
     match seconds.abs() {
         ..SKEW_SECONDS_WARN => Finding::fine("clock", node, "agrees with the API server's"),
-        ..SKEW_SECONDS_MAX => Finding::warning("clock", node, told, fix),
+        SKEW_SECONDS_WARN..SKEW_SECONDS_MAX => Finding::warning("clock", node, told, fix),
         _ => Finding::failure(
             "clock",
             node,
