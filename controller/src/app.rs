@@ -1,5 +1,6 @@
 //! Wiring: objects, index, certificate authority and services become one running program. Decides nothing.
 
+mod admission;
 mod files;
 mod kubernetes;
 
@@ -31,7 +32,10 @@ use karst_telemetry::{
     logging::{self, LogConfig},
     metrics::{CONTENT_TYPE, Registry},
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tonic::transport::Server;
 
 use crate::{
@@ -105,6 +109,18 @@ struct Parts {
     objects: Vec<Event>,
     /// Tells the index's owner what changes from here on.
     follow: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// The API server to answer to, and to write to.
+    cluster: Option<Cluster>,
+}
+
+/// A cluster as the parts see it that answer or write to its API server.
+#[derive(Clone)]
+struct Cluster {
+    client: kube::Client,
+    /// Whether this replica writes.
+    leads: watch::Receiver<bool>,
+    /// Counts changes of the root of trust.
+    root_changes: watch::Receiver<u64>,
 }
 
 /// What every part may use.
@@ -185,6 +201,7 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         authority: parts.authority,
         authenticator: parts.authenticator,
         tokens: parts.tokens,
+        cluster: parts.cluster,
     };
     serve_grpc(base, callers, listener).await
 }
@@ -194,11 +211,13 @@ struct Callers {
     authority: Arc<Authority>,
     authenticator: Arc<dyn Authenticator>,
     tokens: Option<Arc<Tokens>>,
+    cluster: Option<Cluster>,
 }
 
 async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyhow::Result<()> {
     let Base {
         cfg,
+        registry,
         outputs,
         commands,
         nodes,
@@ -209,6 +228,7 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
         authority,
         authenticator,
         tokens,
+        cluster,
     } = callers;
     let clock = Clock::system();
     let gate = Gate {
@@ -217,14 +237,28 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
     };
     let pair = authority.server_certificate(&cfg.serving_names(), clock.now())?;
     let certificate = ServingCertificate::new(&pair.chain_pem, &pair.key_pem)?;
-    let renewal = renew(
-        cfg.serving_names(),
-        authority.clone(),
-        certificate.clone(),
-        clock.clone(),
-        shutdown.clone(),
+    let renewal = Renewal {
+        names: cfg.serving_names(),
+        authority: authority.clone(),
+        certificate: certificate.clone(),
+        clock: clock.clone(),
+        root_changes: cluster.as_ref().map(|cluster| cluster.root_changes.clone()),
+    };
+    spawn_essential(
+        "serving certificate",
+        &shutdown,
+        renewal.run(shutdown.clone()),
     );
-    spawn_essential("serving certificate", &shutdown, renewal);
+    if let Some(cluster) = cluster {
+        let webhook = admission::Parts {
+            cluster,
+            authority: authority.clone(),
+            certificate: certificate.clone(),
+            registry,
+            shutdown: shutdown.clone(),
+        };
+        admission::start(&cfg, webhook).await?;
+    }
 
     let Outputs {
         resources,
@@ -302,36 +336,57 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
     }
 }
 
-/// Gives new connections a fresh serving certificate long before the old one ends, and takes root steps that are due.
-async fn renew(
+/// Gives new connections a fresh serving certificate long before the old one ends, and when the root changes. Where the
+/// state of the CA is on disk, takes root steps that are due.
+struct Renewal {
     names: Vec<String>,
     authority: Arc<Authority>,
     certificate: Arc<ServingCertificate>,
     clock: Clock,
-    shutdown: Shutdown,
-) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
-            () = shutdown.cancelled() => return,
+    /// None where the state of the CA is on disk.
+    root_changes: Option<watch::Receiver<u64>>,
+}
+
+impl Renewal {
+    async fn run(mut self, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
+                () = changed(&mut self.root_changes) => {}
+                () = shutdown.cancelled() => return,
+            }
+            let now = self.clock.now();
+            if self.root_changes.is_none()
+                && let Some(step) = self.authority.due_step(now)
+                && let Err(error) = self.authority.rotate(step, now)
+            {
+                tracing::error!(error = %Chain(&error), "root rotation failed; the present root stays");
+            }
+            if let Err(error) = self.renew() {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "serving certificate not renewed; the present one stays"
+                );
+            }
         }
-        let now = clock.now();
-        if let Some(step) = authority.due_step(now)
-            && let Err(error) = authority.rotate(step, now)
-        {
-            tracing::error!(error = %Chain(&error), "root rotation failed; the present root stays");
-        }
-        let renewed = authority.server_certificate(&names, now);
-        let error = match renewed.map(|pair| certificate.replace(&pair.chain_pem, &pair.key_pem)) {
-            Ok(Ok(())) => continue,
-            Ok(Err(error)) => Chain(&error).to_string(),
-            Err(error) => Chain(&error).to_string(),
-        };
-        tracing::error!(
-            error,
-            "serving certificate not renewed; the present one stays"
-        );
     }
+
+    fn renew(&self) -> anyhow::Result<()> {
+        let pair = self
+            .authority
+            .server_certificate(&self.names, self.clock.now())?;
+        Ok(self.certificate.replace(&pair.chain_pem, &pair.key_pem)?)
+    }
+}
+
+/// Waits for a change; for ever where there is nothing to wait for.
+async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
+    if let Some(changes) = changes
+        && changes.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 fn pages(

@@ -88,6 +88,9 @@ pub struct Config {
     /// Address of discovery, certificates and enrolment (TLS).
     #[arg(long, env = "KARST_LISTEN", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15012)))]
     pub listen: SocketAddr,
+    /// With --kubernetes: address that the API server asks about objects at (TLS).
+    #[arg(long, env = "KARST_WEBHOOK", default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 15017)))]
+    pub webhook: SocketAddr,
     /// Address of metrics, readiness and debug pages. They show configuration: keep it on loopback or a trusted net.
     #[arg(long, env = "KARST_ADMIN", default_value_t = SocketAddr::from(([127, 0, 0, 1], 15014)))]
     pub admin: SocketAddr,

@@ -1,26 +1,18 @@
 //! The ValidatingWebhookConfiguration `karst`: which objects the API server asks us about. Pure.
 //!
-//! The chart installs it; `karst install` renders the same. The leader keeps the `caBundle`.
+//! Written as the chart's template by `cargo run -p karst-controller --example print_webhook`; a test compares. The
+//! leader keeps the `caBundle`, which the template leaves out so that an upgrade does not take it away.
 
 use karst_k8s_api::{Kind, honoured::REFUSED_KINDS};
 use serde_json::{Value, json};
 
 use super::{CONFIGURATION, PATH};
 
-/// What happens to an object while nobody can check it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailurePolicy {
-    /// It is taken; its status says later what is wrong.
-    Ignore,
-    /// It is refused.
-    Fail,
-}
-
 /// Names of the webhooks, with what the chart lets choose.
 pub const WEBHOOKS: [&str; 3] = [
-    "security.karst.istio.io",
-    "networking.karst.istio.io",
-    "labels.karst.istio.io",
+    "security.webhook.karst",
+    "networking.webhook.karst",
+    "labels.webhook.karst",
 ];
 
 /// Seconds that the API server waits for an answer.
@@ -28,16 +20,17 @@ const TIMEOUT_SECONDS: u32 = 5;
 /// Only objects that carry a key which could be meant for us are asked about, so that pods start no slower.
 const HAS_KEYS: &str = "[object.metadata, has(object.spec) && has(object.spec.template) && has(object.spec.template.metadata) ? object.spec.template.metadata : object.metadata].exists(m, (has(m.labels) && m.labels.exists(k, k.contains('istio') || k.contains('dataplane'))) || (has(m.annotations) && m.annotations.exists(k, k.contains('istio') || k.contains('dataplane'))))";
 
-/// The configuration, without the certificate that the leader adds.
-pub fn configuration(namespace: &str, security: FailurePolicy, others: FailurePolicy) -> Value {
+/// The configuration, without the roots that the leader adds. `security`: what happens to AuthorizationPolicies and their
+/// like while nobody can check them, `Fail` or `Ignore`. Everything else is taken then, and its status tells afterwards.
+pub fn configuration(namespace: &str, security: &str) -> Value {
     let service =
         json!({"namespace": namespace, "name": "karst-controller", "path": PATH, "port": 443});
-    let hook = |name: &str, policy: FailurePolicy, rules: Vec<Value>| {
+    let hook = |name: &str, policy: &str, rules: Vec<Value>| {
         json!({
             "name": name,
             "admissionReviewVersions": ["v1"],
             "clientConfig": {"service": service},
-            "failurePolicy": format!("{policy:?}"),
+            "failurePolicy": policy,
             "matchPolicy": "Equivalent",
             "sideEffects": "None",
             "timeoutSeconds": TIMEOUT_SECONDS,
@@ -45,7 +38,7 @@ pub fn configuration(namespace: &str, security: FailurePolicy, others: FailurePo
         })
     };
     let [security_name, networking_name, labels_name] = WEBHOOKS;
-    let mut labels = hook(labels_name, others, labelled());
+    let mut labels = hook(labels_name, "Ignore", labelled());
     labels["matchConditions"] = json!([{"name": "has-keys-of-ours", "expression": HAS_KEYS}]);
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
@@ -53,7 +46,7 @@ pub fn configuration(namespace: &str, security: FailurePolicy, others: FailurePo
         "metadata": {"name": CONFIGURATION, "labels": {"app.kubernetes.io/part-of": "karst"}},
         "webhooks": [
             hook(security_name, security, kinds_of("security.istio.io")),
-            hook(networking_name, others, [
+            hook(networking_name, "Ignore", [
                 kinds_of("networking.istio.io"),
                 kinds_of("telemetry.istio.io"),
                 refused(),
@@ -62,6 +55,22 @@ pub fn configuration(namespace: &str, security: FailurePolicy, others: FailurePo
         ],
     })
 }
+
+/// The chart's template.
+///
+/// # Errors
+/// The serializer's; this configuration gives none.
+pub fn template() -> Result<String, serde_json::Error> {
+    let rendered = configuration(
+        "{{ .Release.Namespace }}",
+        "{{ .Values.webhook.failurePolicy }}",
+    );
+    let json = serde_json::to_string_pretty(&rendered)?;
+    Ok(format!("{HEAD}{json}\n"))
+}
+
+/// JSON is YAML, and Helm reads both.
+const HEAD: &str = "{{- /* Printed by `cargo run -p karst-controller --example print_webhook`; the leader adds caBundle. */ -}}\n";
 
 fn kinds_of(group: &str) -> Vec<Value> {
     let kinds = Kind::all().filter(|kind| kind.group() == group);
@@ -86,4 +95,36 @@ fn labelled() -> Vec<Value> {
 
 fn rule(group: &str, plurals: &[&str]) -> Value {
     json!({"apiGroups": [group], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"], "resources": plurals, "scope": "*"})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn the_chart_has_this_configuration() {
+        let path = "../manifests/chart/templates/webhook.yaml";
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
+        assert!(
+            text.unwrap_or_default() == template().unwrap(),
+            "manifests/chart/templates/webhook.yaml is stale: run `cargo run -p karst-controller --example print_webhook`"
+        );
+    }
+
+    #[test]
+    fn every_kind_that_admission_knows_is_asked_about() {
+        let text = configuration("karst-system", "Fail").to_string();
+        for kind in Kind::all().filter(|kind| kind.is_istio()) {
+            assert!(text.contains(&format!("\"{}\"", kind.plural())), "{kind}");
+        }
+        for row in REFUSED_KINDS {
+            assert!(
+                text.contains(&format!("\"{}\"", row.plural)),
+                "{}",
+                row.kind
+            );
+        }
+    }
 }

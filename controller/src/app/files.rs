@@ -36,5 +36,6 @@ pub(super) async fn parts(base: &Base, path: PathBuf) -> anyhow::Result<Parts> {
         captured,
         objects,
         follow: Box::pin(follow),
+        cluster: None,
     })
 }

@@ -5,11 +5,17 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use karst_ca::{Authority, AuthorityConfig};
 use karst_runtime::{admin, supervise::spawn_essential};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
-use super::{Base, Parts};
+use super::{Base, Cluster, Parts};
 use crate::{
-    cluster::{connect::connect, token_review::TokenReviewer},
+    cluster::{
+        bundles::{BundleKeeper, BundleMetrics},
+        connect::connect,
+        root::{RootFollower, RootStore},
+        token_review::TokenReviewer,
+    },
+    lease,
     mesh::CapturedPods,
     serve::read::{self, Access, Reads},
     watch::Watch,
@@ -26,12 +32,16 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
         base.outputs.problems.clone(),
         &base.shutdown,
     );
-    let authority = Authority::load_or_create(
-        AuthorityConfig::new(&cfg.state.state_dir, cfg.trust_domain()),
-        karst_identity::clock::Clock::system().now(),
-    )?;
+    let store = RootStore::new(
+        client.clone(),
+        &cfg.namespace,
+        AuthorityConfig::kept_elsewhere(cfg.trust_domain()),
+        health.clone(),
+    );
+    let authority = Arc::new(store.load_or_create().await);
     let captured = CapturedPods::load(&cfg.state.state_dir)
         .context("cannot read the list of captured pods")?;
+    let cluster = lead(base, &client, store, &authority);
     let authenticator = TokenReviewer::new(
         client,
         karst_runtime::clock::Clock::system(),
@@ -39,13 +49,48 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
     );
     let objects = watch.first().await;
     Ok(Parts {
-        authority: Arc::new(authority),
+        authority,
         authenticator: Arc::new(authenticator),
         tokens: None,
         captured,
         objects,
         follow: Box::pin(watch.forward(base.commands.clone())),
+        cluster: Some(cluster),
     })
+}
+
+/// Starts the election, and what only its winner does.
+fn lead(base: &Base, client: &kube::Client, store: RootStore, authority: &Arc<Authority>) -> Cluster {
+    let (cfg, shutdown) = (&base.cfg, &base.shutdown);
+    let (leadership, election) = lease::keep(
+        client.clone(),
+        &cfg.namespace,
+        &cfg.replica,
+        &base.registry,
+        shutdown.clone(),
+    );
+    let (changes, root_changes) = watch::channel(0);
+    let follower = RootFollower {
+        store,
+        authority: authority.clone(),
+        leadership: leadership.clone(),
+        changes,
+    };
+    let bundles = BundleKeeper {
+        client: client.clone(),
+        authority: authority.clone(),
+        leadership: leadership.clone(),
+        changes: root_changes.clone(),
+        metrics: BundleMetrics::register(&base.registry),
+    };
+    spawn_essential("lease", shutdown, election);
+    spawn_essential("root of trust", shutdown, follower.run(shutdown.clone()));
+    spawn_essential("trust bundles", shutdown, bundles.run(shutdown.clone()));
+    Cluster {
+        client: client.clone(),
+        leads: leadership.receiver(),
+        root_changes,
+    }
 }
 
 /// Opens the read API, for people who look.
