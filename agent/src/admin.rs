@@ -11,7 +11,7 @@ use karst_telemetry::logging::LogHandle;
 use serde_json::json;
 
 use crate::{
-    capture::{CapturedPods, CapturedWatch},
+    capture::{CapturedPods, CapturedWatch, Held},
     mesh::Mesh,
 };
 
@@ -61,10 +61,11 @@ fn config_dump(mesh: &Mesh, captured: Option<&CapturedPods>) -> serde_json::Valu
     let pods: Vec<_> = captured
         .into_iter()
         .flat_map(BTreeMap::values)
-        .map(|pod| {
+        .map(|Held { pod, capture }| {
             json!({
                 "podUid": pod.pod_uid, "name": pod.name, "namespace": pod.namespace,
                 "identity": pod.identity, "addresses": pod.addresses, "netnsCookie": pod.cookie.0,
+                "generation": capture.generation, "plaintextOpen": capture.plaintext_open,
             })
         })
         .collect();

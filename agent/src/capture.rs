@@ -23,7 +23,7 @@ use std::{
 use karst_discovery::{Change, Changed, state::Origin};
 use karst_ebpf_loader::AttachError;
 use karst_model::{
-    enrollment::{EnrollMode, NodeWorkload},
+    enrollment::{EnrollMode, NodeWorkload, Plaintext, PodCapture},
     name::PodUid,
 };
 use karst_netns::NetnsCookie;
@@ -55,6 +55,14 @@ const LEAVING_STEP: Duration = Duration::from_secs(2);
 /// the processor before its SYN left.
 const GUARD_DELAY: Duration = Duration::from_millis(250);
 
+/// Longest time for which plain connections to a running pod that enters the mesh pass without policy, whatever the
+/// controller says or does not say.
+const ENTERING_MAX: Duration = Duration::from_secs(10);
+
+/// A pod that has entered asks its policies about plain connections this much later: a peer that knows may have begun
+/// one before, as [`GUARD_DELAY`] says.
+const ENFORCE_DELAY: Duration = Duration::from_millis(250);
+
 /// How long a restarted agent waits with its first report for what its predecessor captured.
 const SURVIVORS_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -81,7 +89,14 @@ pub(crate) enum Command {
 }
 
 /// The pods that are captured now, by UID: what is reported to the controller.
-pub(crate) type CapturedPods = BTreeMap<PodUid, Arc<LocalPod>>;
+pub(crate) type CapturedPods = BTreeMap<PodUid, Held>;
+
+/// A captured pod, and what is reported of it.
+#[derive(Clone)]
+pub(crate) struct Held {
+    pub(crate) pod: Arc<LocalPod>,
+    pub(crate) capture: PodCapture,
+}
 
 /// Follows [`CapturedPods`]. None until everything that an earlier process captured is held again: a report before that
 /// would tell the mesh that pods left it, and their peers would dial them in plain text.
@@ -110,6 +125,20 @@ struct Active {
     pod: Arc<LocalPod>,
     /// When the guard is due; until then the pod is not reported as captured.
     guard_due: Option<Instant>,
+    /// When policy begins to decide plain connections, which pass until then.
+    enforce_due: Option<Instant>,
+}
+
+impl Active {
+    fn held(&self) -> Held {
+        Held {
+            pod: self.pod.clone(),
+            capture: PodCapture {
+                generation: self.seen.as_desired.generation,
+                plaintext_open: self.pod.is_plaintext_open(),
+            },
+        }
+    }
 }
 
 /// A released pod whose last connections still find what they need.
@@ -209,6 +238,7 @@ impl Enroller {
     fn converge(&mut self) {
         self.advance_leaving(Instant::now());
         self.guard_due(Instant::now());
+        self.enforce_due(Instant::now());
         let desired = self.desired();
         let namespaces = self.records.cookies();
         let captured = self
@@ -220,6 +250,7 @@ impl Enroller {
         for step in plan(&desired, &namespaces, &captured) {
             match step {
                 Step::Attach { pod, .. } => pending += i64::from(!self.attach(pod)),
+                Step::Note { pod } => self.note(pod),
                 Step::Detach { pod_uid, .. } => self.release(&pod_uid, "it left the mesh"),
                 Step::FindNamespace { pod_uid } => {
                     pending += 1;
@@ -282,9 +313,20 @@ impl Enroller {
             Guard::Now
         };
         let guard_due = (guard == Guard::Later).then(|| Instant::now() + GUARD_DELAY);
+        let enforce_due = match self.captured.get(&pod_uid) {
+            Some(active) => active.enforce_due,
+            // It ran and took plain connections until now.
+            None if guard == Guard::Later && desired.plaintext == Plaintext::Entering => {
+                Some(Instant::now() + ENTERING_MAX)
+            }
+            None => None,
+        };
         match LocalPod::capture(&self.mesh, &desired, namespace, previous.as_deref(), guard) {
             Ok((pod, listeners)) => {
                 let pod = Arc::new(pod);
+                if is_new {
+                    pod.open_plaintext(enforce_due.is_some());
+                }
                 if let Some(listeners) = listeners {
                     listeners.serve(&self.workers, &self.mesh, &pod, &self.drain);
                 }
@@ -298,14 +340,16 @@ impl Enroller {
                 self.last_failure.remove(&pod_uid);
                 let seen = Captured {
                     cookie: pod.cookie,
-                    as_desired: desired,
+                    as_desired: desired.clone(),
                 };
                 let active = Active {
                     seen,
                     pod,
                     guard_due,
+                    enforce_due,
                 };
                 self.captured.insert(pod_uid, active);
+                self.note(desired);
                 true
             }
             Err(error) => {
@@ -314,6 +358,43 @@ impl Enroller {
                 }
                 self.note_failure(&pod_uid, &error);
                 false
+            }
+        }
+    }
+
+    /// Takes over what the controller says about a pod that is captured as it should be.
+    fn note(&mut self, desired: NodeWorkload) {
+        let Some(active) = self.captured.get_mut(&desired.pod_uid) else {
+            return;
+        };
+        let soon = Instant::now() + ENFORCE_DELAY;
+        match desired.plaintext {
+            Plaintext::Enforced if active.pod.is_plaintext_open() => {
+                let due = active.enforce_due.get_or_insert(soon);
+                *due = soon.min(*due);
+            }
+            Plaintext::Enforced => {}
+            // What is open stays so for a while, what is not is not opened.
+            Plaintext::Entering if active.pod.is_plaintext_open() => {
+                active
+                    .enforce_due
+                    .get_or_insert_with(|| Instant::now() + ENTERING_MAX);
+            }
+            Plaintext::Entering => {}
+            Plaintext::Leaving => {
+                active.enforce_due = None;
+                active.pod.open_plaintext(true);
+            }
+        }
+        active.seen.as_desired = desired;
+    }
+
+    /// Lets policy decide about plain connections where that is due.
+    fn enforce_due(&mut self, now: Instant) {
+        for active in self.captured.values_mut() {
+            if active.enforce_due.is_some_and(|due| due <= now) {
+                active.enforce_due = None;
+                active.pod.open_plaintext(false);
             }
         }
     }
@@ -337,11 +418,15 @@ impl Enroller {
         }
     }
 
-    /// Returns when the first pod that leaves, or the first guard, is due; never while none is.
+    /// Returns when the first step of a pod is due; never while none is.
     async fn next_due(&self) {
         let leaving = self.leaving.values().map(|leaving| leaving.due);
         let guards = self.captured.values().filter_map(|active| active.guard_due);
-        match leaving.chain(guards).min() {
+        let enforced = self
+            .captured
+            .values()
+            .filter_map(|active| active.enforce_due);
+        match leaving.chain(guards).chain(enforced).min() {
             Some(due) => tokio::time::sleep_until(due).await,
             None => std::future::pending().await,
         }
@@ -390,9 +475,10 @@ impl Enroller {
         let Some(Active { pod, .. }) = self.captured.remove(pod_uid) else {
             return;
         };
-        pod.note_leaving();
+        pod.open_plaintext(true);
         note_detached(&pod, self.mesh.datapath.release_outbound(pod.cookie));
         tracing::info!(pod = %format_args!("{}/{}", pod.namespace, pod.name), why, "released");
+        self.survivors.remove(&pod.cookie);
         self.restore_reuse(&pod);
         self.mesh.identities.release(&pod.identity);
         let leaving = Leaving {
@@ -507,13 +593,14 @@ impl Enroller {
             .captured
             .iter()
             .filter(|(_, active)| active.guard_due.is_none())
-            .map(|(uid, active)| (uid.clone(), active.pod.clone()))
+            .map(|(uid, active)| (uid.clone(), active.held()))
             .collect();
         self.published.send_if_modified(|old| {
             let same = old.as_ref().is_some_and(|old| {
-                let pairs = || old.iter().zip(&pods);
-                old.len() == pods.len()
-                    && pairs().all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y))
+                let mut pairs = old.iter().zip(&pods);
+                let alike =
+                    |a: &Held, b: &Held| Arc::ptr_eq(&a.pod, &b.pod) && a.capture == b.capture;
+                old.len() == pods.len() && pairs.all(|((a, x), (b, y))| a == b && alike(x, y))
             });
             if !same {
                 *old = Some(pods);

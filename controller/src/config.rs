@@ -7,13 +7,16 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use clap::{Args, Parser, Subcommand};
 use karst_ca::token::AgentAccount;
 use karst_index::IndexConfig;
-use karst_model::identity::{DEFAULT_TRUST_DOMAIN, TrustDomain};
+use karst_model::{
+    enrollment::Generation,
+    identity::{DEFAULT_TRUST_DOMAIN, TrustDomain},
+};
 use serde::Serialize;
 
 /// Control plane of the Karst mesh.
@@ -195,6 +198,7 @@ impl Config {
             cluster_domain: self.cluster_domain.as_str().into(),
             root_namespace: self.root_namespace().into(),
             excluded_namespaces: self.excluded_namespaces(),
+            first_generation: generation_of_this_start(),
         }
     }
 
@@ -236,6 +240,13 @@ fn host_name() -> String {
 const LOCAL_ADDRESSES_MAX: usize = 32;
 
 /// The addresses of this network namespace, from /proc; none where that cannot be read.
+/// Microseconds since the epoch: above what any earlier start has counted up to, one for each change.
+fn generation_of_this_start() -> Generation {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let micros = now.map_or(0, |since| since.as_micros());
+    Generation(u64::try_from(micros).unwrap_or_default())
+}
+
 fn local_addresses() -> BTreeSet<IpAddr> {
     let v4 = fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
     let v6 = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();

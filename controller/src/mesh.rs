@@ -3,16 +3,15 @@
 //! ```text
 //!   objects       ─┐
 //!   agent reports ─┼─► Command ──► Index (pure) ──Delta──► Pods, Resources (published), Problems
-//!   withdrawn     ─┘                                          │
-//!        ▲──────── all agents acknowledged, or 5 s ───────────┘ pods that lose their tunnel
+//!   acknowledged  ─┘                                          │
+//!        ▲──────── all agents acknowledged, or 5 s ───────────┘ pods that get or lose their tunnel
 //! ```
 
 mod captured;
 
 use std::{sync::Arc, time::Duration};
 
-use karst_index::{Delta, Event, Index, IndexConfig};
-use karst_model::name::PodUid;
+use karst_index::{Delta, Event, Index, IndexConfig, Transition};
 use karst_runtime::supervise::spawn_connection;
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,8 +24,8 @@ use crate::{
 
 /// Commands waiting for the index.
 pub const COMMANDS_MAX: usize = 1024;
-/// Longest wait for agents to acknowledge that a pod takes no more HBONE.
-const WITHDRAWAL_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for agents to acknowledge that a pod takes HBONE, or no more.
+const TRANSITION_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Something for the index's owner to do.
 pub enum Command {
@@ -37,8 +36,8 @@ pub enum Command {
         events: Vec<Event>,
         done: oneshot::Sender<()>,
     },
-    /// Nobody sends HBONE to these pods any more.
-    Withdrawn(Vec<PodUid>),
+    /// What was waited for is there, or the wait is over.
+    Transitions(Vec<Event>),
 }
 
 /// Hands reports to the owner. Cheap to clone.
@@ -109,18 +108,12 @@ impl Mesh {
             match command {
                 Command::Objects(events) => self.apply(events),
                 Command::Report { events, done } => {
-                    self.captured.record(&events);
+                    self.captured.record(&events, &self.index);
                     self.apply(events);
                     // Nobody waits any more: then nobody is to be told.
                     let _ = done.send(());
                 }
-                Command::Withdrawn(pods) => {
-                    self.apply(
-                        pods.into_iter()
-                            .map(|pod_uid| Event::Withdrawn { pod_uid })
-                            .collect(),
-                    );
-                }
+                Command::Transitions(events) => self.apply(events),
             }
         }
     }
@@ -133,26 +126,36 @@ impl Mesh {
         if delta.is_empty() {
             return;
         }
+        // Before its node hears of it: what it says afterwards about the old enrolment is worth nothing.
+        self.captured.forget_released(&delta.node_workloads);
         self.outputs.pods.apply(&delta.node_workloads);
         let revision = self.outputs.resources.publish(publications(&delta));
         self.outputs.problems.set_conditions(&delta.conditions);
         log(&delta, revision);
-        if !delta.withdrawing.is_empty() {
-            self.await_withdrawal(delta.withdrawing, revision);
+        if !delta.transitions.is_empty() {
+            self.await_transitions(delta.transitions, revision);
         }
     }
 
-    fn await_withdrawal(&self, pods: Vec<PodUid>, revision: u64) {
+    /// Ends the steps of pods into and out of the mesh: when peers have acknowledged them, and at last in any case.
+    fn await_transitions(&self, begun: Vec<Transition>, revision: u64) {
         let (outputs, commands) = (self.outputs.clone(), self.commands.clone());
-        spawn_connection("withdrawal", async move {
-            if !outputs.acks.reached(revision, WITHDRAWAL_PATIENCE).await {
+        let patience = tokio::time::sleep(TRANSITION_PATIENCE);
+        spawn_connection("transition", async move {
+            let reached = outputs.acks.reached(revision, TRANSITION_PATIENCE).await;
+            if reached {
+                let acknowledged = begun.iter().cloned().map(Event::Acknowledged).collect();
+                let _ = commands.send(Command::Transitions(acknowledged)).await;
+            } else {
                 outputs.metrics.withdrawals_timed_out.inc();
                 tracing::warn!(
-                    ?pods,
-                    "not every agent acknowledged in time that these pods leave the mesh: going on"
+                    pods = ?begun.iter().map(|begun| &begun.pod_uid).collect::<Vec<_>>(),
+                    "not every agent acknowledged in time that these pods enter or leave the mesh: going on"
                 );
             }
-            let _ = commands.send(Command::Withdrawn(pods)).await;
+            patience.await;
+            let overdue = begun.into_iter().map(Event::Overdue).collect();
+            let _ = commands.send(Command::Transitions(overdue)).await;
         });
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use karst_model::{
-    enrollment::{EnrollMode, NodeWorkload},
+    enrollment::{EnrollMode, Generation, NodeWorkload, Plaintext},
     name::PodUid,
 };
 use karst_netns::NetnsCookie;
@@ -24,6 +24,8 @@ pub(crate) enum Step {
         pod_uid: PodUid,
         cookie: NetnsCookie,
     },
+    /// The pod is captured as it should be; what is said about it has changed.
+    Note { pod: NodeWorkload },
     /// The pod should be captured and nothing has told its namespace yet.
     FindNamespace { pod_uid: PodUid },
 }
@@ -74,15 +76,28 @@ pub(crate) fn plan(
         };
         let current = captured
             .get(uid)
-            .is_some_and(|now| now.cookie == *cookie && now.as_desired == *pod);
-        if !current {
-            steps.push(Step::Attach {
+            .filter(|now| now.cookie == *cookie)
+            .map(|now| &now.as_desired);
+        match current {
+            Some(now) if now == pod => {}
+            Some(now) if same_capture(now, pod) => steps.push(Step::Note { pod: pod.clone() }),
+            _ => steps.push(Step::Attach {
                 pod: pod.clone(),
                 cookie: *cookie,
-            });
+            }),
         }
     }
     steps
+}
+
+/// Whether the kernel would do the same for both.
+fn same_capture(a: &NodeWorkload, b: &NodeWorkload) -> bool {
+    let said = |pod: &NodeWorkload| NodeWorkload {
+        generation: Generation::default(),
+        plaintext: Plaintext::default(),
+        ..pod.clone()
+    };
+    said(a) == said(b)
 }
 
 #[cfg(test)]
@@ -98,6 +113,8 @@ mod tests {
             workload_uid: uid.into(),
             addresses: vec!["10.0.0.1".parse().unwrap()],
             mode,
+            generation: Generation::default(),
+            plaintext: Plaintext::default(),
             capture: Default::default(),
             probe_ports: vec![],
         }
@@ -136,6 +153,7 @@ mod tests {
                 Step::Attach { pod, cookie } => format!("attach {} {}", pod.pod_uid, cookie.0),
                 Step::Detach { pod_uid, cookie } => format!("detach {pod_uid} {}", cookie.0),
                 Step::FindNamespace { pod_uid } => format!("find {pod_uid}"),
+                Step::Note { pod } => format!("note {}", pod.pod_uid),
             })
             .collect();
         assert_eq!(got, expected);
@@ -160,6 +178,37 @@ mod tests {
             &[("a", 1)],
             &["detach a 1", "attach a 2"],
         );
+    }
+
+    #[test]
+    fn a_new_generation_is_noted_and_new_options_are_captured_anew() {
+        let uid = PodUid::from("a");
+        let now = Captured {
+            cookie: NetnsCookie(1),
+            as_desired: pod("a", EnrollMode::Ambient),
+        };
+        let steps = |desired: NodeWorkload| {
+            plan(
+                &BTreeMap::from([(uid.clone(), desired)]),
+                &BTreeMap::from([(uid.clone(), NetnsCookie(1))]),
+                &BTreeMap::from([(uid.clone(), now.clone())]),
+            )
+        };
+        let renumbered = NodeWorkload {
+            generation: Generation(2),
+            plaintext: Plaintext::Leaving,
+            ..now.as_desired.clone()
+        };
+        let expected = Step::Note {
+            pod: renumbered.clone(),
+        };
+        assert_eq!(steps(renumbered), [expected]);
+        let probed = NodeWorkload {
+            generation: Generation(2),
+            probe_ports: vec![8080],
+            ..now.as_desired.clone()
+        };
+        assert!(matches!(*steps(probed), [Step::Attach { .. }]));
     }
 
     #[test]

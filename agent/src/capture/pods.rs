@@ -207,8 +207,9 @@ pub(crate) struct LocalPod {
     pub(crate) listener_ports: Vec<u16>,
     /// Stops the pod's listeners.
     pub(crate) stop: Shutdown,
-    /// Released, with its listeners lingering. Shared with the same pod before and after a change of its options.
-    leaving: Arc<AtomicBool>,
+    /// Plain connections pass without policy: it is entering or leaving the mesh, or has left it with its listeners
+    /// lingering. Shared with the same pod before and after a change of its options.
+    plaintext_open: Arc<AtomicBool>,
     sockets: Arc<Sockets>,
 }
 
@@ -312,21 +313,19 @@ impl LocalPod {
             addresses: desired.addresses.clone(),
             listener_ports,
             stop: reused.map_or_else(Shutdown::new, |pod| pod.stop.clone()),
-            leaving: reused.map_or_else(Arc::default, |pod| pod.leaving.clone()),
+            plaintext_open: reused.map_or_else(Arc::default, |pod| pod.plaintext_open.clone()),
             sockets,
         };
-        pod.leaving.store(false, Ordering::Release);
         Ok((pod, fresh))
     }
 
-    /// The pod is no longer in the mesh, although some of its connections still pass here.
-    pub(crate) fn note_leaving(&self) {
-        self.leaving.store(true, Ordering::Release);
+    /// Whether plain connections pass as if the pod were not in the mesh, from now on.
+    pub(crate) fn open_plaintext(&self, open: bool) {
+        self.plaintext_open.store(open, Ordering::Release);
     }
 
-    /// Whether the pod has left the mesh: plain connections are then as free as they will be a moment later.
-    pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+    pub(crate) fn is_plaintext_open(&self) -> bool {
+        self.plaintext_open.load(Ordering::Acquire)
     }
 
     /// Our own listeners and the ports that other implementations reserve: tunnelling to them would loop.

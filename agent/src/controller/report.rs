@@ -2,9 +2,9 @@
 //!
 //! Level-triggered: a stream begins with everything that is captured; after that, differences.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use karst_model::name::PodUid;
+use karst_model::{enrollment::PodCapture, name::PodUid};
 use karst_proto::karst::{PodReport, ReportRequest, reports_client::ReportsClient};
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::error_chain::Chain;
@@ -39,7 +39,7 @@ pub(crate) async fn run(link: Link, mut captured: CapturedWatch, shutdown: Shutd
 
 async fn stream(link: &Link, captured: &mut CapturedWatch) -> Result<(), tonic::Status> {
     let (requests, outgoing) = mpsc::channel(4);
-    let mut reported: BTreeSet<PodUid> = BTreeSet::new();
+    let mut reported = BTreeMap::new();
     let mut sequence = 0;
     let whole = |pods: &CapturedPods| request(&mut sequence, &mut reported, pods);
     let known = captured.wait_for(Option::is_some).await;
@@ -88,17 +88,29 @@ async fn stream(link: &Link, captured: &mut CapturedWatch) -> Result<(), tonic::
 /// What changed since the last report.
 fn request(
     sequence: &mut u64,
-    reported: &mut BTreeSet<PodUid>,
+    reported: &mut BTreeMap<PodUid, PodCapture>,
     captured: &CapturedPods,
 ) -> ReportRequest {
     *sequence += 1;
-    let now: BTreeSet<PodUid> = captured.keys().cloned().collect();
-    let pod = |uid: &PodUid, captured| PodReport {
+    let now: BTreeMap<PodUid, PodCapture> = captured
+        .iter()
+        .map(|(uid, held)| (uid.clone(), held.capture))
+        .collect();
+    let gone = reported.keys().filter(|uid| !now.contains_key(*uid));
+    let gone = gone.map(|uid| PodReport {
         pod_uid: uid.to_string(),
-        captured,
-    };
-    let gone = reported.difference(&now).map(|uid| pod(uid, false));
-    let new = now.difference(reported).map(|uid| pod(uid, true));
+        captured: false,
+        ..PodReport::default()
+    });
+    let new = now
+        .iter()
+        .filter(|(uid, capture)| reported.get(*uid) != Some(capture))
+        .map(|(uid, capture)| PodReport {
+            pod_uid: uid.to_string(),
+            captured: true,
+            generation: capture.generation.0,
+            plaintext_open: capture.plaintext_open,
+        });
     let pods = gone.chain(new).collect();
     *reported = now;
     ReportRequest {

@@ -1,5 +1,5 @@
 //! Plaintext to a captured pod: from callers outside the mesh, with no identity. Policy decides (STRICT refuses them),
-//! until the pod leaves the mesh.
+//! except while the pod enters or leaves the mesh.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
@@ -90,9 +90,9 @@ async fn prepare(
             port: target.port(),
         });
     }
-    // A pod that has left the mesh has no policies: what still passes here would otherwise be refused for a moment,
-    // since its callers have left too and no longer show an identity.
-    let registered = if pod.is_leaving() {
+    // A pod on its way into or out of the mesh has peers that have not heard of it yet, or have already: what they dial
+    // plainly shows no identity and would be refused for a moment. See docs/design/0007-enrolment-in-steps.md.
+    let registered = if pod.is_plaintext_open() {
         None
     } else {
         Some(admit(mesh, pod, connection)?)

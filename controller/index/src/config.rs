@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use karst_model::identity::{DEFAULT_TRUST_DOMAIN, TrustDomain};
+use karst_model::{
+    enrollment::Generation,
+    identity::{DEFAULT_TRUST_DOMAIN, TrustDomain},
+};
 
 /// Names that hold for the whole mesh.
 #[derive(Clone, Debug)]
@@ -16,6 +19,8 @@ pub struct IndexConfig {
     pub root_namespace: Arc<str>,
     /// Pods of these namespaces are never enrolled.
     pub excluded_namespaces: BTreeSet<Arc<str>>,
+    /// Above every generation that an earlier controller of this mesh has used; the time of its start serves.
+    pub first_generation: Generation,
 }
 
 impl Default for IndexConfig {
@@ -27,6 +32,7 @@ impl Default for IndexConfig {
             cluster_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
             excluded_namespaces: BTreeSet::from(["kube-system".into()]),
+            first_generation: Generation(0),
         }
     }
 }

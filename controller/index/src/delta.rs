@@ -4,7 +4,7 @@ use std::{hash::Hash, sync::Arc};
 
 use hashbrown::HashMap;
 use karst_model::{
-    enrollment::NodeWorkload,
+    enrollment::{Generation, NodeWorkload},
     name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
     service::Service,
@@ -26,10 +26,29 @@ pub struct Delta {
     /// ExternalName services: not services of the mesh, but names that DNS must follow.
     pub external_names: Changes<ServiceKey, ExternalName>,
     pub conditions: Vec<ObjectConditions>,
-    /// Pods whose workload has just lost its tunnel while their node still captures them: first half of un-enrolment.
-    /// Publish this delta; when every peer has acknowledged the workloads (or a bound on the wait is over), answer
-    /// with `Event::Withdrawn`, and the second half (`EnrollMode::Off`) comes out of that.
-    pub withdrawing: Vec<PodUid>,
+    /// Steps of pods into and out of the mesh that have just begun and that others must end. Publish this delta first.
+    pub transitions: Vec<Transition>,
+}
+
+/// A pod's step into or out of the mesh, which ends with an event that repeats it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    pub pod_uid: PodUid,
+    pub awaited: Awaited,
+    /// Step of the index in which it began.
+    pub since: Generation,
+}
+
+/// What a step waits for. After a bound on the wait the answer is `Event::Overdue`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// The workload has just got its tunnel: `Event::Acknowledged` when every peer has acknowledged the workloads.
+    Entering,
+    /// The node is asked to let plain connections pass: it answers by its report.
+    Opening,
+    /// The workload has just lost its tunnel while its node still captures it: `Event::Acknowledged` when every peer
+    /// has acknowledged the workloads, and `EnrollMode::Off` comes out of that.
+    Withdrawing,
 }
 
 /// Updated and removed entries of one table.
@@ -83,7 +102,7 @@ impl Delta {
             && self.node_workloads.is_empty()
             && self.external_names.is_empty()
             && self.conditions.is_empty()
-            && self.withdrawing.is_empty()
+            && self.transitions.is_empty()
     }
 }
 

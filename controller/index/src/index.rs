@@ -15,7 +15,7 @@ use hashbrown::{HashMap, HashSet};
 use karst_k8s_api::{Kind, ObjectKey, labels};
 use karst_model::{
     addr::Network,
-    enrollment::NodeWorkload,
+    enrollment::{Generation, NodeWorkload, PodCapture},
     locality::Locality,
     name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
@@ -125,6 +125,7 @@ pub struct Stats {
 
 impl Index {
     pub fn new(config: IndexConfig) -> Self {
+        let capture = Capture::starting_at(config.first_generation);
         Self {
             config,
             network: Network::default(),
@@ -144,7 +145,7 @@ impl Index {
             slices_by_service: HashMap::new(),
             hosts: HashMap::new(),
             vips: Vips::default(),
-            capture: Capture::default(),
+            capture,
             dirty: Dirty::default(),
             out: Output::default(),
         }
@@ -161,12 +162,24 @@ impl Index {
 
     /// Takes many events at once, as at start; returns what they change together. The states between are not seen.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) -> Delta {
+        self.capture.step();
         for event in events {
             match event {
                 Event::Apply(object) => self.apply(object),
                 Event::Delete(key) => self.delete(key),
-                Event::Captured { pod_uid, captured } => self.captured(pod_uid, captured),
-                Event::Withdrawn { pod_uid } => self.withdrawn(&pod_uid),
+                Event::Captured { pod_uid, capture } => self.captured(pod_uid, capture),
+                Event::Resumed { pod_uid, capture } => {
+                    self.mark_pod(&pod_uid);
+                    self.capture.resume(pod_uid, capture);
+                }
+                Event::Acknowledged(transition) => {
+                    self.capture.acknowledged(&transition);
+                    self.mark_pod(&transition.pod_uid);
+                }
+                Event::Overdue(transition) => {
+                    self.capture.overdue(&transition);
+                    self.mark_pod(&transition.pod_uid);
+                }
             }
         }
         self.flush()
@@ -179,6 +192,11 @@ impl Index {
             .get(pod_uid)
             .and_then(|name| self.pods.get(name))?;
         (!pod.node.is_empty()).then_some(&*pod.node)
+    }
+
+    /// Whether a report about this pod counts: it is about the enrolment that the pod is in.
+    pub fn is_current(&self, pod_uid: &PodUid, generation: Generation) -> bool {
+        self.capture.is_current(pod_uid, generation)
     }
 
     /// Everything that holds now, as a delta from nothing.
@@ -217,7 +235,7 @@ impl Index {
             external_names: all(&self.out.external_names),
             node_workloads: self.out.nodes.iter().filter_map(node_row).collect(),
             conditions: conditions.collect(),
-            withdrawing: Vec::new(),
+            transitions: Vec::new(),
         }
     }
 
@@ -230,14 +248,13 @@ impl Index {
         }
     }
 
-    fn captured(&mut self, pod_uid: PodUid, captured: bool) {
-        let pod = self.pods_by_uid.get(&pod_uid);
-        self.dirty.pods.extend(pod.cloned());
-        self.capture.report(pod_uid, captured, pod.is_some());
+    fn captured(&mut self, pod_uid: PodUid, capture: Option<PodCapture>) {
+        self.mark_pod(&pod_uid);
+        let known = self.pods_by_uid.contains_key(&pod_uid);
+        self.capture.report(pod_uid, capture, known);
     }
 
-    fn withdrawn(&mut self, pod_uid: &PodUid) {
-        self.capture.withdrawn(pod_uid);
+    fn mark_pod(&mut self, pod_uid: &PodUid) {
         self.dirty
             .pods
             .extend(self.pods_by_uid.get(pod_uid).cloned());

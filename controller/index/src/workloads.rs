@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use karst_k8s_api::labels;
 use karst_model::{
     addr::Network,
-    enrollment::{EnrollMode, NodeWorkload},
+    enrollment::NodeWorkload,
     locality::Locality,
     name::{PolicyKey, ServiceKey, WorkloadUid},
     protocol::TunnelProtocol,
@@ -14,6 +14,7 @@ use karst_model::{
 };
 
 use crate::{
+    capture::Standing,
     config::IndexConfig,
     facts::{Name, pod::PodFacts, slice::EndpointFacts},
     selector::Labels,
@@ -101,7 +102,7 @@ pub(crate) fn for_node(
     config: &IndexConfig,
     name: &Name,
     pod: &PodFacts,
-    mode: EnrollMode,
+    standing: &Standing,
 ) -> Option<NodeWorkload> {
     (!pod.finished && !pod.node.is_empty()).then(|| NodeWorkload {
         pod_uid: pod.uid.clone(),
@@ -110,7 +111,9 @@ pub(crate) fn for_node(
         service_account: pod.service_account.clone(),
         workload_uid: pod_uid(config, name),
         addresses: pod.addresses.clone(),
-        mode,
+        mode: standing.mode,
+        generation: standing.generation,
+        plaintext: standing.plaintext,
         capture: pod.capture.clone(),
         probe_ports: pod.probe_ports.clone(),
     })

@@ -2,9 +2,12 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use karst_index::Event;
-use karst_model::name::PodUid;
+use karst_model::{
+    enrollment::{Generation, PodCapture},
+    name::PodUid,
+};
 use karst_proto::karst::{ReportRequest, ReportResponse, reports_server::Reports};
 use karst_runtime::supervise::{Shutdown, spawn_connection};
 use tokio::sync::mpsc;
@@ -45,7 +48,7 @@ impl Reports for ReportService {
             pods: self.pods.clone(),
             resources: self.resources.clone(),
             reporter: self.reporter.clone(),
-            early: HashSet::new(),
+            early: HashMap::new(),
         };
         let (requests, shutdown) = (request.into_inner(), self.shutdown.clone());
         spawn_connection("report stream", async move {
@@ -67,7 +70,7 @@ struct Node {
     resources: Arc<Resources>,
     reporter: Reporter,
     /// Captured pods that we do not know on this node (yet): an agent may be ahead of the files.
-    early: HashSet<PodUid>,
+    early: HashMap<PodUid, PodCapture>,
 }
 
 impl Node {
@@ -114,27 +117,30 @@ impl Node {
         let mut unknown = Vec::new();
         let mut reported = HashSet::new();
         for report in request.pods {
+            let capture = report.captured.then_some(PodCapture {
+                generation: Generation(report.generation),
+                plaintext_open: report.plaintext_open,
+            });
             let pod_uid = PodUid(report.pod_uid.as_str().into());
             if own.contains(&pod_uid) {
                 reported.insert(pod_uid.clone());
-                events.push(Event::Captured {
-                    pod_uid,
-                    captured: report.captured,
-                });
+                events.push(Event::Captured { pod_uid, capture });
                 continue;
             }
             unknown.push(report.pod_uid);
-            match report.captured {
-                true if self.early.len() < EARLY_MAX => drop(self.early.insert(pod_uid)),
-                true => {}
-                false => drop(self.early.remove(&pod_uid)),
+            match capture {
+                Some(capture) if self.early.len() < EARLY_MAX => {
+                    self.early.insert(pod_uid, capture);
+                }
+                Some(_) => {}
+                None => drop(self.early.remove(&pod_uid)),
             }
         }
         if request.complete {
             let left_out = own.into_iter().filter(|uid| !reported.contains(uid));
             events.extend(left_out.map(|pod_uid| Event::Captured {
                 pod_uid,
-                captured: false,
+                capture: None,
             }));
         }
         (events, unknown)
@@ -143,12 +149,11 @@ impl Node {
     /// Early pods that have become known.
     fn arrived(&mut self) -> Vec<Event> {
         let own: HashSet<PodUid> = self.pods.of_node(&self.name).into_iter().collect();
-        let arrived: Vec<PodUid> = self.early.extract_if(|uid| own.contains(uid)).collect();
-        arrived
-            .into_iter()
-            .map(|pod_uid| Event::Captured {
+        self.early
+            .extract_if(|uid, _| own.contains(uid))
+            .map(|(pod_uid, capture)| Event::Captured {
                 pod_uid,
-                captured: true,
+                capture: Some(capture),
             })
             .collect()
     }

@@ -277,7 +277,7 @@ fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use karst_model::{
-        enrollment::{CaptureOptions, EnrollMode, NodeWorkload},
+        enrollment::{CaptureOptions, EnrollMode, Generation, NodeWorkload, Plaintext},
         service::Service,
         workload::Workload,
     };
@@ -294,6 +294,8 @@ mod tests {
             workload_uid: "c//Pod/shop/a".into(),
             addresses: vec!["10.0.0.1".parse().unwrap()],
             mode: EnrollMode::Ambient,
+            generation: Generation(7),
+            plaintext: Plaintext::Entering,
             capture: CaptureOptions::default(),
             probe_ports: vec![8080],
         };

@@ -1,12 +1,15 @@
 //! An agent without its kernel: what it knows of the mesh, which of its pods it captures, what it reports.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
 use karst_discovery::{Kind, State, session::Session};
-use karst_model::{enrollment::EnrollMode, name::PodUid};
+use karst_model::{
+    enrollment::{EnrollMode, Plaintext, PodCapture},
+    name::PodUid,
+};
 use karst_proto::{
     core, dialect,
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
@@ -17,14 +20,14 @@ pub struct Agent {
     pub node: &'static str,
     pub state: State,
     session: Session,
-    /// Pods that the kernel captures; survives the agent.
-    pub captured: BTreeSet<PodUid>,
+    /// Pods that the kernel captures; survives the agent. All of them ran before.
+    pub captured: BTreeMap<PodUid, PodCapture>,
     /// What the running report stream has said last; `None` when it has said nothing.
-    reported: Option<BTreeSet<PodUid>>,
+    reported: Option<BTreeMap<PodUid, PodCapture>>,
     /// On the wire, oldest first.
     pub requests: VecDeque<DeltaDiscoveryRequest>,
     pub responses: VecDeque<DeltaDiscoveryResponse>,
-    pub reports: VecDeque<Vec<PodUid>>,
+    pub reports: VecDeque<BTreeMap<PodUid, PodCapture>>,
 }
 
 impl Agent {
@@ -33,7 +36,7 @@ impl Agent {
             node,
             state: State::new(),
             session: session(),
-            captured: BTreeSet::new(),
+            captured: BTreeMap::new(),
             reported: None,
             requests: VecDeque::new(),
             responses: VecDeque::new(),
@@ -58,8 +61,9 @@ impl Agent {
         self.reported = None;
     }
 
-    /// Starts again with what it finds on disk (names, no versions) and in the kernel (captured pods).
-    pub fn restart(&mut self) {
+    /// Starts again with what it finds on disk (names, no versions) and in the kernel (captured pods). Returns the pods
+    /// whose plain connections it lets policy decide from now on, since it cannot know for how long they passed.
+    pub fn restart(&mut self) -> Vec<PodUid> {
         self.disconnect();
         self.break_reports();
         self.session = session();
@@ -76,6 +80,13 @@ impl Agent {
         let pods = self.state.node_workloads();
         self.session
             .hold(Kind::NodeWorkload, pods.iter().map(|p| p.pod_uid.0.clone()));
+        let mut closed = Vec::new();
+        for (uid, capture) in &mut self.captured {
+            if std::mem::take(&mut capture.plaintext_open) {
+                closed.push(uid.clone());
+            }
+        }
+        closed
     }
 
     /// Takes a response and answers it.
@@ -87,21 +98,30 @@ impl Agent {
 
     /// Captures and releases what it should.
     pub fn reconcile(&mut self) {
-        let wanted = |pod: &karst_model::enrollment::NodeWorkload| pod.mode == EnrollMode::Ambient;
-        let pods = self.state.node_workloads();
-        self.captured = pods
-            .iter()
-            .filter(|pod| wanted(pod))
-            .map(|pod| pod.pod_uid.clone())
-            .collect();
+        let mut captured = BTreeMap::new();
+        for pod in self.state.node_workloads() {
+            if pod.mode == EnrollMode::Ambient {
+                let before = self.captured.get(&pod.pod_uid);
+                let plaintext_open = match pod.plaintext {
+                    Plaintext::Enforced => false,
+                    Plaintext::Entering => before.is_none_or(|before| before.plaintext_open),
+                    Plaintext::Leaving => true,
+                };
+                let capture = PodCapture {
+                    generation: pod.generation,
+                    plaintext_open,
+                };
+                captured.insert(pod.pod_uid.clone(), capture);
+            }
+        }
+        self.captured = captured;
     }
 
     /// Reports what it captures, if it has not done so.
     pub fn report(&mut self) {
         if self.reported.as_ref() != Some(&self.captured) {
             self.reported = Some(self.captured.clone());
-            self.reports
-                .push_back(self.captured.iter().cloned().collect());
+            self.reports.push_back(self.captured.clone());
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use karst_discovery::State;
-use karst_model::{name::PodUid, protocol::TunnelProtocol, workload::Workload};
+use karst_model::{
+    enrollment::PodCapture, name::PodUid, protocol::TunnelProtocol, workload::Workload,
+};
 use karst_policy::{Compiled, Connection};
 
 use crate::{
@@ -65,33 +67,65 @@ pub fn names_no_missing_policy(state: &State) {
 
 /// Whoever sends HBONE to a pod finds it captured: nobody is told before the capture, and none is released before
 /// those were told who could be, other than the `excused`.
-pub fn enrolment_order(
+pub fn tunnels_find_a_captured_pod(
     cluster: &Cluster,
     agents: &[Agent],
     excused: impl Fn(&PodUid, &str) -> bool,
 ) {
+    each_pod_as_seen(cluster, agents, |seen| {
+        let tunnelled = seen.workload.tunnel == TunnelProtocol::Hbone;
+        assert!(
+            !tunnelled || seen.capture.is_some() || excused(&seen.uid, seen.peer),
+            "the agent of {} sends HBONE to {}, which its node does not capture",
+            seen.peer,
+            seen.uid
+        );
+    });
+}
+
+/// Whoever still dials a captured pod plainly, since it has not heard or has heard already, is not asked for an identity,
+/// other than the `excused`.
+pub fn plain_connections_find_an_open_pod(
+    cluster: &Cluster,
+    agents: &[Agent],
+    excused: impl Fn(&PodUid, &str) -> bool,
+) {
+    each_pod_as_seen(cluster, agents, |seen| {
+        let plain = seen.workload.tunnel == TunnelProtocol::None;
+        let enforced = seen.capture.is_some_and(|capture| !capture.plaintext_open);
+        assert!(
+            !plain || !enforced || excused(&seen.uid, seen.peer),
+            "the agent of {} dials {} plainly, whose node refuses that: {:?}",
+            seen.peer,
+            seen.uid,
+            seen.capture
+        );
+    });
+}
+
+/// A pod in the eyes of an agent, and what its own node does with it.
+struct Seen<'a> {
+    peer: &'static str,
+    workload: &'a Workload,
+    uid: PodUid,
+    capture: Option<PodCapture>,
+}
+
+fn each_pod_as_seen(cluster: &Cluster, agents: &[Agent], check: impl Fn(&Seen<'_>)) {
     for peer in agents {
         for workload in peer.state.workloads() {
-            if workload.tunnel != TunnelProtocol::Hbone {
-                continue;
-            }
-            let Some(pod) = workload
-                .addresses
-                .first()
-                .and_then(|ip| cluster.pod_at(&ip.to_string()))
-            else {
+            let address = workload.addresses.first().map(ToString::to_string);
+            let Some(pod) = address.and_then(|ip| cluster.pod_at(&ip)) else {
                 continue;
             };
             let uid = PodUid::from(pod.uid.as_str());
-            let captured = agents
-                .iter()
-                .any(|agent| agent.node == pod.node && agent.captured.contains(&uid));
-            assert!(
-                captured || excused(&uid, peer.node),
-                "the agent of {} sends HBONE to {uid}, which {} does not capture",
-                peer.node,
-                pod.node
-            );
+            let own = agents.iter().find(|agent| agent.node == pod.node);
+            check(&Seen {
+                peer: peer.node,
+                workload: &workload,
+                capture: own.and_then(|agent| agent.captured.get(&uid).copied()),
+                uid,
+            });
         }
     }
 }

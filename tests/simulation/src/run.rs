@@ -6,8 +6,12 @@ use std::{
 };
 
 use karst_discovery::State;
+use karst_index::Awaited;
 use karst_model::{
-    enrollment::NodeWorkload, name::PodUid, policy::Authorization, service::Service,
+    enrollment::{Generation, NodeWorkload},
+    name::PodUid,
+    policy::Authorization,
+    service::Service,
     workload::Workload,
 };
 use karst_proto::discovery::{DeltaDiscoveryResponse, Resource};
@@ -22,7 +26,7 @@ use crate::{
 };
 
 /// Steps with faults.
-const STEPS: u32 = 160;
+const STEPS: u32 = 400;
 /// Rounds after which a mesh without faults has come to rest.
 const ROUNDS_MAX: u32 = 200;
 
@@ -43,7 +47,9 @@ pub struct Run {
     controller: Controller,
     agents: Vec<Agent>,
     /// Agents that had no stream when this pod was let go.
-    excused: BTreeMap<PodUid, BTreeSet<&'static str>>,
+    unaware_of_release: BTreeMap<PodUid, BTreeSet<&'static str>>,
+    /// Agents that had no stream when this pod had entered, or were not waited for, until it is let go.
+    unaware_of_entry: BTreeMap<PodUid, BTreeSet<&'static str>>,
 }
 
 /// What an agent knows, in an order that can be compared.
@@ -51,7 +57,7 @@ type Known = (
     Vec<Arc<Workload>>,
     Vec<Arc<Service>>,
     Vec<Arc<Authorization>>,
-    Vec<Arc<NodeWorkload>>,
+    Vec<NodeWorkload>,
 );
 
 /// Runs a seed; panics where a rule does not hold.
@@ -83,7 +89,8 @@ impl Run {
             cluster,
             controller,
             agents: NODES.iter().map(|node| Agent::new(node)).collect(),
-            excused: BTreeMap::new(),
+            unaware_of_release: BTreeMap::new(),
+            unaware_of_entry: BTreeMap::new(),
         }
     }
 
@@ -97,7 +104,9 @@ impl Run {
             10 => self.restart_controller(),
             11 => {
                 self.disconnect(agent);
-                self.agents[agent].restart();
+                for pod in self.agents[agent].restart() {
+                    self.unaware_of_entry.insert(pod, NODES.into());
+                }
             }
             12..14 => self.disconnect(agent),
             14 => self.agents[agent].break_reports(),
@@ -109,8 +118,9 @@ impl Run {
             }
             75..83 => self.agents[agent].reconcile(),
             83..88 => self.agents[agent].report(),
-            88..95 => self.deliver_report(agent),
-            _ => self.finish_withdrawals(),
+            88..94 => self.deliver_report(agent),
+            94..99 => self.finish_transitions(),
+            _ => self.give_up_waiting(),
         }
     }
 
@@ -124,15 +134,21 @@ impl Run {
         }
     }
 
-    fn check(&self) {
-        let unreported = self.controller.let_go_unreported();
-        check::enrolment_order(&self.cluster, &self.agents, |pod, node| {
-            unreported.contains(pod)
-                || self
-                    .excused
-                    .get(pod)
-                    .is_some_and(|nodes| nodes.contains(node))
+    fn check(&mut self) {
+        let unaware = |of: &BTreeMap<PodUid, BTreeSet<&'static str>>, pod: &PodUid, node: &str| {
+            of.get(pod).is_some_and(|nodes| nodes.contains(node))
+        };
+        check::tunnels_find_a_captured_pod(&self.cluster, &self.agents, |pod, node| {
+            unaware(&self.unaware_of_release, pod, node)
         });
+        if self.wire == Wire::Orderly {
+            check::plain_connections_find_an_open_pod(&self.cluster, &self.agents, |pod, node| {
+                unaware(&self.unaware_of_entry, pod, node)
+            });
+        }
+        let agents = &self.agents;
+        self.unaware_of_entry
+            .retain(|pod, _| agents.iter().any(|agent| agent.captured.contains_key(pod)));
     }
 
     fn restart_controller(&mut self) {
@@ -220,10 +236,21 @@ impl Run {
         }
     }
 
-    fn finish_withdrawals(&mut self) {
-        for (pod, asked) in self.controller.finish_withdrawals() {
+    fn finish_transitions(&mut self) {
+        for (begun, asked) in self.controller.finish_transitions() {
             let unasked = NODES.into_iter().filter(|node| !asked.contains(node));
-            self.excused.insert(pod, unasked.collect());
+            let unaware = match begun.awaited {
+                Awaited::Withdrawing => &mut self.unaware_of_release,
+                Awaited::Entering | Awaited::Opening => &mut self.unaware_of_entry,
+            };
+            unaware.insert(begun.pod_uid, unasked.collect());
+        }
+    }
+
+    fn give_up_waiting(&mut self) {
+        if let Some(pod) = self.controller.give_up_waiting() {
+            self.unaware_of_release.insert(pod.clone(), NODES.into());
+            self.unaware_of_entry.insert(pod, NODES.into());
         }
     }
 
@@ -235,7 +262,7 @@ impl Run {
             self.connect(agent);
         }
         for _ in 0..ROUNDS_MAX {
-            let mut moved = !self.controller.finish_withdrawals().is_empty();
+            let mut moved = !self.controller.finish_transitions().is_empty();
             for agent in 0..self.agents.len() {
                 self.serve(agent);
                 let agent = &mut self.agents[agent];
@@ -269,7 +296,8 @@ impl Run {
             cluster: Cluster::default(),
             controller: Controller::start(&self.cluster),
             agents: NODES.iter().map(|node| Agent::new(node)).collect(),
-            excused: BTreeMap::new(),
+            unaware_of_release: BTreeMap::new(),
+            unaware_of_entry: BTreeMap::new(),
         };
         calm.come_to_rest();
         for (agent, expected) in self.agents.iter().zip(&calm.agents) {
@@ -287,17 +315,29 @@ impl Run {
 }
 
 fn known(state: &State) -> Known {
-    let mut all = (
+    let mut all: Known = (
         state.workloads(),
         state.services(),
         state.policies(),
-        state.node_workloads(),
+        state
+            .node_workloads()
+            .iter()
+            .map(without_generation)
+            .collect(),
     );
     all.0.sort_by(|a, b| a.uid.cmp(&b.uid));
     all.1.sort_by(|a, b| a.key.cmp(&b.key));
     all.2.sort_by(|a, b| a.key.cmp(&b.key));
     all.3.sort_by(|a, b| a.pod_uid.cmp(&b.pod_uid));
     all
+}
+
+/// Generations tell what happened before, which differs.
+fn without_generation(pod: &Arc<NodeWorkload>) -> NodeWorkload {
+    NodeWorkload {
+        generation: Generation::default(),
+        ..(**pod).clone()
+    }
 }
 
 /// One resource becomes something that it is not.

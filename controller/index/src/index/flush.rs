@@ -75,6 +75,11 @@ impl Index {
             .pods
             .iter()
             .for_each(|name| self.flush_pod(name, &mut delta));
+        for pod_uid in self.capture.unblocked() {
+            if let Some(name) = self.pods_by_uid.get(&pod_uid).cloned() {
+                self.flush_pod(&name, &mut delta);
+            }
+        }
         delta
     }
 
@@ -362,9 +367,7 @@ impl Index {
             .and_then(|space| space.labels.as_ref());
         let enrolled = workloads::is_enrolled(&self.config, name, pod, of_namespace);
         let standing = self.capture.settle(&pod.uid, enrolled);
-        if standing.withdraws_now {
-            delta.withdrawing.push(pod.uid.clone());
-        }
+        delta.transitions.extend(standing.begins.clone());
         let around = Surroundings {
             services: self.services_of_pod(name, pod),
             policies: self.policies_of_pod(name, pod),
@@ -373,7 +376,7 @@ impl Index {
             hbone: standing.hbone,
         };
         let workload = workloads::of_pod(&self.config, name, pod, around);
-        let row = workloads::for_node(&self.config, name, pod, standing.mode);
+        let row = workloads::for_node(&self.config, name, pod, &standing);
         let row = row.map(|workload| (pod.node.clone(), workload));
         let mut conditions = pod.complaints.clone();
         conditions.extend(unbound_waypoint(pod.label(labels::USE_WAYPOINT)));

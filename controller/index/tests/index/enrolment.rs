@@ -1,7 +1,11 @@
 //! Who is in the mesh, when peers hear of it, and what a node is told.
 
+use karst_index::{Awaited, Event};
 use karst_k8s_api::Kind;
-use karst_model::{enrollment::EnrollMode, protocol::TunnelProtocol};
+use karst_model::{
+    enrollment::{EnrollMode, Generation, Plaintext, PodCapture},
+    protocol::TunnelProtocol,
+};
 
 use crate::world::{World, namespace, pod};
 
@@ -20,46 +24,150 @@ fn a_pod_is_published_only_after_its_node_has_captured_it() {
     assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
 }
 
-#[test]
-fn un_enrolment_withdraws_first_and_releases_after_peers_know() {
+fn plaintext(world: &World, uid: &str) -> Plaintext {
+    world.node_row(uid).unwrap().plaintext
+}
+
+/// A pod that ran before it entered the mesh, and is in it.
+fn entered() -> World {
     let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    let published = world.captured_open("uid-a");
+    let entering = World::begun(&published);
+    assert_eq!(entering.awaited, Awaited::Entering);
+    world.take(vec![Event::Acknowledged(entering)]);
     world.captured("uid-a", true);
-    let first = world.apply(&namespace("shop", "none"));
-    assert_eq!(first.withdrawing, ["uid-a".into()]);
-    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
-    assert!(
-        first.node_workloads.is_empty(),
-        "the node goes on capturing"
-    );
-    let second = world.withdrawn("uid-a");
-    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
-    assert!(second.workloads.is_empty());
-    // The node may not have heard yet: what it says it captures is about to end.
-    world.apply(&namespace("shop", "ambient"));
-    world.captured("uid-a", true);
-    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
-    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
-    world.captured("uid-a", false);
-    assert_eq!(mode(&world, "uid-a"), EnrollMode::Ambient);
-    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
-    world.captured("uid-a", true);
-    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+    world
 }
 
 #[test]
-fn a_change_of_mind_while_withdrawing_publishes_again() {
+fn plain_connections_pass_until_peers_know_of_the_tunnel() {
     let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
-    world.captured("uid-a", true);
-    world.apply(&namespace("shop", "none"));
-    let back = world.apply(&namespace("shop", "ambient"));
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Entering);
+    let published = world.captured_open("uid-a");
     assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
-    assert!(back.node_workloads.is_empty() && back.withdrawing.is_empty());
-    world.withdrawn("uid-a");
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Entering);
+    let entering = World::begun(&published);
+    world.take(vec![Event::Acknowledged(entering.clone())]);
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Enforced);
+    let late = world.take(vec![Event::Overdue(entering)]);
+    assert!(late.is_empty(), "it has ended: {late:?}");
+}
+
+#[test]
+fn a_pod_that_starts_captured_waits_for_nobody() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    let published = world.captured("uid-a", true);
+    assert_eq!(published.transitions, []);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Enforced);
+}
+
+#[test]
+fn pods_that_enter_together_wait_for_each_other_but_not_for_ever() {
+    let both = pod("a", "10.0.0.1", "") + &pod("b", "10.0.0.2", "");
+    let mut world = World::of(&(namespace("shop", "ambient") + &both));
+    let first = World::begun(&world.captured_open("uid-a"));
+    world.take(vec![Event::Acknowledged(first.clone())]);
     assert_eq!(
-        mode(&world, "uid-a"),
-        EnrollMode::Ambient,
-        "a late acknowledgement changes nothing"
+        plaintext(&world, "uid-a"),
+        Plaintext::Entering,
+        "b still dials without an identity"
     );
+    world.apply(&pod("c", "10.0.0.3", ""));
+    world.captured_open("uid-b");
+    assert_eq!(
+        plaintext(&world, "uid-a"),
+        Plaintext::Enforced,
+        "c came later"
+    );
+
+    let mut world = World::of(&(namespace("shop", "ambient") + &both));
+    let first = World::begun(&world.captured_open("uid-a"));
+    world.take(vec![Event::Overdue(first)]);
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Enforced);
+}
+
+#[test]
+fn un_enrolment_opens_withdraws_and_releases() {
+    let mut world = entered();
+    let under = world.generation("uid-a");
+    let opening = World::begun(&world.apply(&namespace("shop", "none")));
+    assert_eq!(opening.awaited, Awaited::Opening);
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Leaving);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+    world.reported("uid-a", Some((under, true)));
+    assert_eq!(
+        world.pod("a").tunnel,
+        TunnelProtocol::Hbone,
+        "said before the node had heard"
+    );
+    let withdrawing = World::begun(&world.captured_open("uid-a"));
+    assert_eq!(withdrawing.awaited, Awaited::Withdrawing);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Ambient, "still captured");
+    let last = world.take(vec![Event::Acknowledged(withdrawing)]);
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
+    assert!(last.workloads.is_empty());
+}
+
+#[test]
+fn a_node_that_does_not_answer_is_not_waited_for() {
+    let mut world = entered();
+    let opening = World::begun(&world.apply(&namespace("shop", "none")));
+    let withdrawing = World::begun(&world.take(vec![Event::Overdue(opening)]));
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+    world.take(vec![Event::Overdue(withdrawing)]);
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
+}
+
+#[test]
+fn what_was_said_of_one_enrolment_does_not_count_for_the_next() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    let before = world.generation("uid-a");
+    world.apply(&namespace("shop", "none"));
+    world.apply(&namespace("shop", "ambient"));
+    assert!(world.generation("uid-a") > before);
+    world.reported("uid-a", Some((before, false)));
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+    world.captured("uid-a", true);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+    world.reported("uid-a", Some((before, true)));
+    assert_eq!(
+        world.pod("a").tunnel,
+        TunnelProtocol::Hbone,
+        "said before the last"
+    );
+}
+
+#[test]
+fn a_pod_that_its_node_has_lost_is_enrolled_anew() {
+    let mut world = entered();
+    let before = world.generation("uid-a");
+    world.captured("uid-a", false);
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+    assert!(world.generation("uid-a") > before);
+}
+
+#[test]
+fn a_change_of_mind_while_opening_or_withdrawing_publishes_again() {
+    let mut world = entered();
+    let opening = World::begun(&world.apply(&namespace("shop", "none")));
+    let entering = World::begun(&world.apply(&namespace("shop", "ambient")));
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Entering);
+    assert!(world.take(vec![Event::Overdue(opening)]).is_empty());
+    world.take(vec![Event::Acknowledged(entering)]);
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Enforced);
+
+    world.apply(&namespace("shop", "none"));
+    let withdrawing = World::begun(&world.captured_open("uid-a"));
+    let entering = World::begun(&world.apply(&namespace("shop", "ambient")));
+    assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+    assert!(
+        world
+            .take(vec![Event::Acknowledged(withdrawing)])
+            .is_empty()
+    );
+    assert_eq!(entering.awaited, Awaited::Entering);
 }
 
 #[test]
@@ -68,7 +176,7 @@ fn a_pod_that_was_never_published_is_let_go_at_once() {
     assert!(
         world
             .apply(&namespace("shop", "none"))
-            .withdrawing
+            .transitions
             .is_empty()
     );
     assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
@@ -138,10 +246,29 @@ fn a_pod_under_the_name_of_another_starts_anew() {
 }
 
 #[test]
-fn a_report_may_come_before_the_pod() {
-    let mut world = World::of(&namespace("shop", "ambient"));
-    world.captured("uid-a", true);
-    world.apply(&pod("a", "10.0.0.1", ""));
+fn what_an_earlier_controller_had_published_stays_so() {
+    let capture = |plaintext_open| PodCapture {
+        generation: Generation(9),
+        plaintext_open,
+    };
+    let resumed = |capture| Event::Resumed {
+        pod_uid: "uid-a".into(),
+        capture,
+    };
+    for open in [false, true] {
+        let mut world = World::of(&namespace("shop", "ambient"));
+        world.take(vec![resumed(capture(open))]);
+        let first = world.apply(&pod("a", "10.0.0.1", ""));
+        assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
+        assert_eq!(world.generation("uid-a"), 9);
+        assert_eq!(first.transitions.len(), usize::from(open));
+    }
+    // Its label went while no controller ran.
+    let mut world = World::of(&namespace("shop", "none"));
+    world.take(vec![resumed(capture(false))]);
+    let opening = World::begun(&world.apply(&pod("a", "10.0.0.1", "")));
+    assert_eq!(opening.awaited, Awaited::Opening);
+    assert!(world.generation("uid-a") > 9);
     assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
 }
 

@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use karst_index::{Changes, Condition, Delta, Event, ExternalName, Index, IndexConfig, NodeChange};
+use karst_index::{
+    Changes, Condition, Delta, Event, ExternalName, Index, IndexConfig, NodeChange, Transition,
+};
 use karst_k8s_api::{Kind, Object, ObjectKey};
 use karst_model::{
-    enrollment::NodeWorkload,
+    enrollment::{Generation, NodeWorkload, PodCapture},
     name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
     service::Service,
@@ -37,16 +39,31 @@ pub(crate) struct Model {
 pub(crate) struct World {
     pub(crate) index: Index,
     pub(crate) model: Model,
+    /// Everything that has begun.
+    begun: Vec<Transition>,
 }
 
 impl World {
     pub(crate) fn of(text: &str) -> Self {
-        let mut world = Self {
-            index: Index::new(IndexConfig::default()),
-            model: Model::default(),
-        };
+        let mut world = Self::empty();
         world.apply(text);
         world
+    }
+
+    pub(crate) fn empty() -> Self {
+        Self {
+            index: Index::new(IndexConfig::default()),
+            model: Model::default(),
+            begun: Vec::new(),
+        }
+    }
+
+    /// Nobody is waited for, until nothing begins any more.
+    pub(crate) fn end_transitions(&mut self) {
+        while !self.begun.is_empty() {
+            let begun = std::mem::take(&mut self.begun);
+            self.take(begun.into_iter().map(Event::Overdue).collect());
+        }
     }
 
     pub(crate) fn apply(&mut self, text: &str) -> Delta {
@@ -57,22 +74,46 @@ impl World {
         self.take(vec![Event::Delete(ObjectKey::new(kind, namespace, name))])
     }
 
+    /// The pod's node captures it under the generation that it was told last, and lets policy decide; or does not.
     pub(crate) fn captured(&mut self, uid: &str, captured: bool) -> Delta {
+        let generation = self.generation(uid);
+        self.reported(uid, captured.then_some((generation, false)))
+    }
+
+    /// The same, with plain connections passing.
+    pub(crate) fn captured_open(&mut self, uid: &str) -> Delta {
+        let generation = self.generation(uid);
+        self.reported(uid, Some((generation, true)))
+    }
+
+    pub(crate) fn generation(&self, uid: &str) -> u64 {
+        self.node_row(uid).map_or(0, |row| row.generation.0)
+    }
+
+    /// A report: generation, and whether plain connections pass.
+    pub(crate) fn reported(&mut self, uid: &str, capture: Option<(u64, bool)>) -> Delta {
+        let capture = capture.map(|(generation, plaintext_open)| PodCapture {
+            generation: Generation(generation),
+            plaintext_open,
+        });
         self.take(vec![Event::Captured {
             pod_uid: uid.into(),
-            captured,
+            capture,
         }])
     }
 
-    pub(crate) fn withdrawn(&mut self, uid: &str) -> Delta {
-        self.take(vec![Event::Withdrawn {
-            pod_uid: uid.into(),
-        }])
+    /// The only transition that a delta begins.
+    pub(crate) fn begun(delta: &Delta) -> Transition {
+        let [begun] = &delta.transitions[..] else {
+            panic!("not one transition: {delta:?}");
+        };
+        begun.clone()
     }
 
     pub(crate) fn take(&mut self, events: Vec<Event>) -> Delta {
         let delta = self.index.handle_all(events);
         self.model.apply(&delta);
+        self.begun.extend(delta.transitions.iter().cloned());
         delta
     }
 
@@ -132,6 +173,14 @@ impl World {
 }
 
 impl Model {
+    /// Generations tell in which order things came.
+    pub(crate) fn without_generations(mut self) -> Self {
+        for row in self.nodes.values_mut() {
+            Arc::make_mut(row).generation = Generation(0);
+        }
+        self
+    }
+
     pub(crate) fn of_snapshot(index: &Index) -> Self {
         let mut model = Self::default();
         model.apply(&index.snapshot());

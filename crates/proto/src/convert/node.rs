@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use karst_model::{
-    enrollment::{CaptureOptions, EnrollMode, NodeWorkload},
+    enrollment::{CaptureOptions, EnrollMode, Generation, NodeWorkload, Plaintext},
     name::{PodUid, WorkloadUid},
 };
 use prost::Message as _;
@@ -41,6 +41,12 @@ pub fn node_workload_from(
         Ok(wire::EnrollMode::Ambient) => EnrollMode::Ambient,
         Err(_) => return Err(Problem::UnknownValue(pod.mode).at("mode")),
     };
+    let plaintext = match wire::Plaintext::try_from(pod.plaintext) {
+        Ok(wire::Plaintext::Enforced) => Plaintext::Enforced,
+        Ok(wire::Plaintext::Entering) => Plaintext::Entering,
+        Ok(wire::Plaintext::Leaving) => Plaintext::Leaving,
+        Err(_) => return Err(Problem::UnknownValue(pod.plaintext).at("plaintext")),
+    };
     Ok(NodeWorkload {
         pod_uid: PodUid(pod.pod_uid.into()),
         name: pod.name.into(),
@@ -49,6 +55,8 @@ pub fn node_workload_from(
         workload_uid: WorkloadUid(pod.workload_uid.into()),
         addresses: indexed("addresses", &pod.addresses, |bytes| ip_from(bytes))?,
         mode,
+        generation: Generation(pod.generation),
+        plaintext,
         capture: capture_from(pod.capture.unwrap_or_default())?,
         probe_ports: indexed("probe_ports", &pod.probe_ports, |port| port_from(*port))?,
     })
@@ -66,6 +74,13 @@ pub fn node_workload_to(pod: &NodeWorkload) -> wire::NodeWorkload {
         mode: match pod.mode {
             EnrollMode::Off => wire::EnrollMode::Off,
             EnrollMode::Ambient => wire::EnrollMode::Ambient,
+        }
+        .into(),
+        generation: pod.generation.0,
+        plaintext: match pod.plaintext {
+            Plaintext::Enforced => wire::Plaintext::Enforced,
+            Plaintext::Entering => wire::Plaintext::Entering,
+            Plaintext::Leaving => wire::Plaintext::Leaving,
         }
         .into(),
         capture: Some(capture_to(&pod.capture)),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use karst_model::{
     addr::{Network, NetworkAddr},
-    enrollment::{CaptureOptions, EnrollMode, NodeWorkload},
+    enrollment::{CaptureOptions, EnrollMode, Generation, NodeWorkload, Plaintext},
     name::{PolicyKey, ServiceKey},
     policy::{
         Action, Authorization, Clause, IpBlock, Match, PolicyScope, Rule, ServiceAccountMatch,
@@ -128,6 +128,8 @@ fn node_workloads_round_trip() {
         workload_uid: "c//Pod/shop/a".into(),
         addresses: vec!["fd00::2".parse().unwrap()],
         mode: EnrollMode::Ambient,
+        generation: Generation(7),
+        plaintext: Plaintext::Entering,
         capture: CaptureOptions {
             exclude_outbound_ports: vec![22],
             exclude_outbound_cidrs: vec!["10.0.0.0/8".parse().unwrap()],

@@ -23,6 +23,11 @@ pub struct NodeWorkload {
     /// Ports of the pod's own probes and lifecycle hooks.
     #[prost(uint32, repeated, tag = "9")]
     pub probe_ports: ::prost::alloc::vec::Vec<u32>,
+    /// Which enrolment of the pod this is. Reports repeat it; those of another number do not count.
+    #[prost(uint64, tag = "10")]
+    pub generation: u64,
+    #[prost(enumeration = "Plaintext", tag = "11")]
+    pub plaintext: i32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CaptureOptions {
@@ -90,6 +95,12 @@ pub struct PodReport {
     pub pod_uid: ::prost::alloc::string::String,
     #[prost(bool, tag = "2")]
     pub captured: bool,
+    /// NodeWorkload.generation under which it is captured.
+    #[prost(uint64, tag = "3")]
+    pub generation: u64,
+    /// Whether plain connections pass without policy.
+    #[prost(bool, tag = "4")]
+    pub plaintext_open: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportResponse {
@@ -117,6 +128,39 @@ pub mod saved_record {
         Authorization(::prost::alloc::vec::Vec<u8>),
         #[prost(message, tag = "3")]
         NodeWorkload(super::NodeWorkload),
+    }
+}
+/// What happens to plain connections that reach a captured pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Plaintext {
+    /// Policy decides.
+    Enforced = 0,
+    /// They pass for a bounded time, if the pod ran before it was captured.
+    Entering = 1,
+    /// They pass.
+    Leaving = 2,
+}
+impl Plaintext {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Enforced => "ENFORCED",
+            Self::Entering => "ENTERING",
+            Self::Leaving => "LEAVING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENFORCED" => Some(Self::Enforced),
+            "ENTERING" => Some(Self::Entering),
+            "LEAVING" => Some(Self::Leaving),
+            _ => None,
+        }
     }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
