@@ -1,0 +1,217 @@
+//! The cluster that the rung brought up: kubectl, karst, its nodes and what runs in its pods.
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::OnceLock,
+};
+
+use serde_json::Value;
+
+use crate::wait::until;
+
+/// Which cluster, as for `cargo xtask cluster`.
+const ID_VARIABLE: &str = "KARST_CLUSTER_ID";
+/// Where the binaries are; the rung sets it.
+const BINARIES_VARIABLE: &str = "KARST_BIN_DIR";
+
+/// How long the API server and kubectl may take for one call, in seconds.
+const CALL: &str = "--request-timeout=30s";
+
+/// A cluster that runs.
+pub struct Cluster {
+    id: String,
+}
+
+impl Cluster {
+    /// The cluster that the rung brought up; all tests share it.
+    pub fn get() -> &'static Self {
+        static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+        CLUSTER.get_or_init(|| {
+            let id = std::env::var(ID_VARIABLE).unwrap_or_else(|_| "0".to_owned());
+            let cluster = Self { id };
+            assert!(
+                cluster.kubeconfig().is_file(),
+                "no cluster {} runs: `cargo xtask test cluster` brings one up, tests and ends it; by hand, \
+                 `cargo xtask cluster up`, `cargo xtask image --load` and `karst install` come first",
+                cluster.id
+            );
+            cluster
+        })
+    }
+
+    fn folder() -> PathBuf {
+        root().join("target/cluster")
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> PathBuf {
+        Self::folder().join(&self.id).join("admin.conf")
+    }
+
+    /// The node's link on the host, through which everything goes that it exchanges with others.
+    pub fn link(&self, node: &str) -> String {
+        format!("kc{}-{node}", self.id)
+    }
+
+    /// kubectl, to which a test adds words.
+    pub fn kubectl(&self) -> Command {
+        let mut command = Command::new(Self::folder().join("bin/kubectl"));
+        command.env("KUBECONFIG", self.kubeconfig());
+        command
+    }
+
+    /// The user's command.
+    pub fn karst(&self) -> Command {
+        let folder = std::env::var(BINARIES_VARIABLE).map(PathBuf::from);
+        let folder = folder.unwrap_or_else(|_| root().join("target/debug"));
+        let mut command = Command::new(folder.join("karst"));
+        command.env("KUBECONFIG", self.kubeconfig());
+        command
+    }
+
+    /// What `kubectl get` says, as JSON.
+    pub fn object(&self, words: &[&str]) -> Value {
+        let mut get = self.kubectl();
+        let said = run(get.args([CALL, "get", "-o", "json"]).args(words));
+        serde_json::from_slice(&said.stdout).expect("kubectl prints JSON")
+    }
+
+    /// Applies YAML.
+    pub fn apply(&self, yaml: &str) {
+        let mut apply = self.kubectl();
+        apply.args([CALL, "apply", "-f", "-"]);
+        feed(&mut apply, yaml);
+    }
+
+    /// Applies a file of the repository.
+    pub fn apply_file(&self, path: &str) {
+        let file = root().join(path);
+        let yaml = std::fs::read_to_string(&file)
+            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        self.apply(&yaml);
+    }
+
+    /// Runs a command in a pod to its end; it may fail.
+    pub fn exec(&self, pod: &str, command: &[&str]) -> Output {
+        let mut exec = self.exec_command(pod, command);
+        exec.output().expect("kubectl starts")
+    }
+
+    /// Starts a command in a pod, with its output kept.
+    pub fn spawn(&self, pod: &str, command: &[&str]) -> Child {
+        let mut exec = self.exec_command(pod, command);
+        exec.stdout(Stdio::piped()).spawn().expect("kubectl starts")
+    }
+
+    /// A pod is `namespace/name`, or `namespace/deploy/name` for one of a deployment's.
+    fn exec_command(&self, pod: &str, command: &[&str]) -> Command {
+        let (namespace, name) = pod.split_once('/').expect("namespace/name");
+        let mut exec = self.kubectl();
+        exec.args(["-n", namespace, "exec", name, "--"])
+            .args(command);
+        exec
+    }
+
+    /// A command that runs what is added to it inside a node.
+    pub fn node(&self, node: &str) -> Command {
+        let mut command = self.xtask();
+        command.args(["exec", node, "--"]);
+        command
+    }
+
+    /// Ends all of a node's processes, starts it again, and returns when Kubernetes calls it ready.
+    pub fn reboot(&self, node: &str) {
+        run(self.xtask().args(["reboot", node]));
+    }
+
+    fn xtask(&self) -> Command {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command
+            .current_dir(root())
+            .args(["xtask", "cluster", "--id", &self.id]);
+        command
+    }
+
+    /// What `karst workloads` says of a namespace.
+    pub fn workloads(&self, namespace: &str) -> Vec<Value> {
+        let said = run(self.karst().args(["workloads", namespace, "-o", "json"]));
+        serde_json::from_slice(&said.stdout).expect("karst prints JSON")
+    }
+
+    /// Waits until every pod of a namespace is ready.
+    pub fn wait_ready(&self, namespace: &str) {
+        until(&format!("all pods of {namespace} are ready"), || {
+            let pods = self.object(&["pods", "-n", namespace]);
+            let pods = pods["items"].as_array()?;
+            (!pods.is_empty() && pods.iter().all(is_ready)).then_some(())
+        });
+    }
+
+    /// The pods of a namespace, in order: name, UID and restarts. The same before and after means that none was
+    /// replaced and none began anew.
+    pub fn lives(&self, namespace: &str) -> Vec<(String, String, u64)> {
+        let pods = self.object(&["pods", "-n", namespace]);
+        let pods = pods["items"].as_array().cloned().unwrap_or_default();
+        pods.iter()
+            .map(|pod| {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                let containers = pod["status"]["containerStatuses"].as_array();
+                let restarts = containers.into_iter().flatten();
+                let restarts = restarts.filter_map(|one| one["restartCount"].as_u64());
+                (
+                    text(&pod["metadata"]["name"]),
+                    text(&pod["metadata"]["uid"]),
+                    restarts.sum(),
+                )
+            })
+            .collect()
+    }
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    let ready = conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+    ready && pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+/// The workspace's root folder.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("tests/cluster lies in the workspace")
+}
+
+/// Runs a command that must succeed.
+pub fn run(command: &mut Command) -> Output {
+    let output = command.output().expect("the program starts");
+    assert!(
+        output.status.success(),
+        "{command:?} failed: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Runs a command that must succeed, with this text as its input.
+fn feed(command: &mut Command, text: &str) {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let mut input = child.stdin.take().expect("piped");
+    input
+        .write_all(text.as_bytes())
+        .expect("the program reads its input");
+    drop(input);
+    let status = child.wait().expect("the program ends");
+    assert!(status.success(), "{command:?} failed: {status}\n{text}");
+}

@@ -1,0 +1,22 @@
+//! The harness of the cluster rung: a real Kubernetes that `cargo xtask cluster` brought up, with Karst installed, driven
+//! through `kubectl` and `karst` as a user would.
+//!
+//! ```text
+//!   cargo xtask test cluster ──► cluster up, images loaded, karst install ──► these tests ──► cluster down
+//!   test ──► Cluster::get() ──► namespace, apply, exec, enroll, reboot, capture ──► what a user and the wire see
+//! ```
+//!
+//! A test makes namespaces of its own, which go when it ends, so that it neither needs nor disturbs another. Nothing here
+//! reaches into the product: what a test knows it has read from a command or from the wire.
+
+pub mod capture;
+pub mod cluster;
+pub mod namespace;
+pub mod shop;
+pub mod wait;
+
+pub use capture::Capture;
+pub use cluster::Cluster;
+pub use namespace::Namespace;
+pub use shop::Shop;
+pub use wait::{eventually, until};

@@ -1,0 +1,75 @@
+//! The shop of `examples/`, in namespaces of a test's own.
+
+use std::{fs, path::Path, process::Output};
+
+use crate::{Cluster, Namespace};
+
+/// nginx, an order service, Redis, PostgreSQL and a customer in one namespace; a passer-by in another.
+pub struct Shop {
+    /// Where the shop is. Not in the mesh at first.
+    pub namespace: Namespace,
+    /// Where the passer-by is. Never in the mesh.
+    pub street: Namespace,
+}
+
+impl Shop {
+    /// Opens the shop in `name` and its street in `name-street`, and waits until all pods are ready.
+    pub fn open(name: &str) -> Self {
+        let street = format!("{name}-street");
+        let shop = Self {
+            namespace: Namespace::new(name),
+            street: Namespace::new(&street),
+        };
+        let cluster = Cluster::get();
+        cluster.apply(&yaml(name, &street));
+        cluster.wait_ready(name);
+        cluster.wait_ready(&street);
+        shop
+    }
+
+    /// Loads a page as the customer, with a word in its address that travels in clear without the mesh.
+    pub fn page(&self, word: &str) -> Output {
+        let url = format!("http://front.{}/{word}", self.namespace.name());
+        let customer = format!("{}/customer", self.namespace.name());
+        Cluster::get().exec(&customer, &["karst-echo", "client", &url])
+    }
+
+    /// Loads a page and expects it.
+    pub fn expect_page(&self, word: &str) {
+        let page = self.page(word);
+        let said = String::from_utf8_lossy(&page.stdout);
+        assert!(
+            said.contains("StatusCode=200") && said.contains("shop: visit"),
+            "no page: {said}{}",
+            String::from_utf8_lossy(&page.stderr)
+        );
+    }
+}
+
+/// The example's files with our names; the nodes and namespaces are there already.
+fn yaml(shop: &str, street: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/shop");
+    let listed = fs::read_dir(&folder).expect("examples/shop is there");
+    let mut files: Vec<_> = listed
+        .flatten()
+        .map(|file| file.path())
+        .filter(|file| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            name.ends_with(".yaml") && !name.starts_with("00-") && !name.starts_with("10-")
+        })
+        .collect();
+    files.sort();
+    let texts = files.iter().map(|file| {
+        let text = fs::read_to_string(file).expect("a file of examples/shop");
+        renamed(&text, shop, street)
+    });
+    texts.collect::<Vec<_>>().join("---\n")
+}
+
+fn renamed(text: &str, shop: &str, street: &str) -> String {
+    text.replace("namespace: shop", &format!("namespace: {shop}"))
+        .replace("ns/shop/", &format!("ns/{shop}/"))
+        .replace("orders.shop.svc", &format!("orders.{shop}.svc"))
+        .replace("namespace: street", &format!("namespace: {street}"))
+        .replace("namespaces: [street]", &format!("namespaces: [{street}]"))
+}
