@@ -1,5 +1,7 @@
 //! What the controller does with the Kubernetes API besides watching it: who calls, what it keeps there.
 
+pub mod bundles;
 pub mod connect;
 pub mod reviewed;
+pub mod root;
 pub mod token_review;

@@ -14,6 +14,7 @@ pub mod app;
 pub mod cluster;
 pub mod config;
 pub mod files;
+pub mod lease;
 pub mod mesh;
 pub mod pods;
 pub mod problems;

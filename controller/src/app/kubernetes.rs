@@ -60,7 +60,12 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
 }
 
 /// Starts the election, and what only its winner does.
-fn lead(base: &Base, client: &kube::Client, store: RootStore, authority: &Arc<Authority>) -> Cluster {
+fn lead(
+    base: &Base,
+    client: &kube::Client,
+    store: RootStore,
+    authority: &Arc<Authority>,
+) -> Cluster {
     let (cfg, shutdown) = (&base.cfg, &base.shutdown);
     let (leadership, election) = lease::keep(
         client.clone(),

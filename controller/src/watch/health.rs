@@ -1,4 +1,5 @@
-//! How the watches are doing: for metrics, for the readiness page, and for the log, which hears of each change once.
+//! How the way to the API server is doing: for metrics, for the readiness page, and for the log, which hears of each
+//! change once.
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +21,8 @@ use super::raw::Raw;
 #[derive(Clone, Default)]
 pub struct WatchHealth {
     kinds: Arc<Mutex<BTreeMap<Kind, State>>>,
+    /// Why there is no root of trust yet.
+    root: Arc<Mutex<Option<String>>>,
     events: Family<KindLabel, Counter>,
     relists: Family<KindLabel, Counter>,
     failures: Family<KindLabel, Counter>,
@@ -143,15 +146,25 @@ impl WatchHealth {
         health
     }
 
-    /// What keeps the controller from having the whole state: kinds that were never listed, with the reason.
+    /// What keeps the controller from having the whole state: kinds that were never listed, and the root of trust, each
+    /// with its reason.
     pub fn pending(&self) -> Vec<String> {
+        let root = self.root.lock().unwrap_or_else(PoisonError::into_inner);
         let kinds = self.lock();
         let missing = kinds.iter().filter(|(_, state)| !state.listed);
         let text = |(kind, state): (&Kind, &State)| match &state.failure {
             Some(failure) => format!("list of {}: {}", kind.plural(), failure.text()),
             None => format!("list of {}", kind.plural()),
         };
-        missing.map(text).collect()
+        missing.map(text).chain(root.clone()).collect()
+    }
+
+    /// Why there is no root of trust yet, if there is none; whether that is another reason than before.
+    pub(crate) fn waits_for_root(&self, reason: Option<String>) -> bool {
+        let mut root = self.root.lock().unwrap_or_else(PoisonError::into_inner);
+        let differs = *root != reason;
+        *root = reason;
+        differs
     }
 
     pub(super) fn begin(&self, kind: Kind) {
