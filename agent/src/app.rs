@@ -1,7 +1,7 @@
 //! Wires the parts of the agent together and decides nothing: start in order, run until a signal, drain, end.
 
 use std::{
-    collections::BTreeMap, fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt as _,
+    collections::BTreeMap, fs, io, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, path::PathBuf,
     process::ExitCode, sync::Arc,
 };
 
@@ -17,7 +17,7 @@ use karst_ebpf_loader::{Kernel, KernelConfig, probe};
 use karst_hbone::server::peers::Peers;
 use karst_identity::{PeerTrust, Store, StoreConfig};
 use karst_model::identity::TrustDomain;
-use karst_netns::{Netns, cgroup_id, cgroup2_root, own_cgroup_id, raise_nofile_limit};
+use karst_netns::{cgroup_id, own_cgroup_id, raise_nofile_limit};
 use karst_runtime::{
     admin, drain,
     readiness::Readiness,
@@ -32,14 +32,18 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     admin::{admin_pages, everywhere},
-    capture::{Enroller, MAX_COMMANDS, cni, datapath::Datapath},
+    capture::{self, Enroller, MAX_COMMANDS, cni, datapath::Datapath},
     config::Config,
-    controller::{ControllerSigner, Link, run_reports},
+    controller::{ControllerSigner, Link, run_answers, run_reports},
     inbound::authorize::Authorizer,
+    kubelet::Kubelets,
     live::LiveConnections,
     mesh::Mesh,
     metrics::Metrics,
+    node::{Node, own_resolver},
+    node_check,
     outbound::balancer::Balancer,
+    plugin::Installer,
     recheck,
     workers::Workers,
 };
@@ -58,8 +62,12 @@ pub(crate) fn main() -> ExitCode {
         print_config(&config)
     } else if config.self_test {
         self_test()
+    } else if config.node_check {
+        node_check::run(&config)
+    } else if !config.dial.is_empty() {
+        node_check::dial(&config.dial)
     } else if config.remove {
-        Kernel::remove(&config.pin_dir).context("cannot remove what the agent left in the kernel")
+        remove(&config)
     } else {
         run(config)
     };
@@ -105,7 +113,45 @@ fn self_test() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
+/// Takes everything of an agent off the node. The chain goes first: a pod that starts meanwhile must not wait for an
+/// agent that will not come.
+fn remove(config: &Config) -> anyhow::Result<()> {
+    if let Some(installer) = Installer::of(config) {
+        installer
+            .remove()
+            .context("cannot take karst-cni out of the node's CNI chain")?;
+    }
+    capture::put_back_settings(&config.run_dir);
+    Node::enter(config)?
+        .netns
+        .run(|| Kernel::remove(&config.pin_dir))?
+        .context("cannot remove what the agent left in the kernel")?;
+    empty(&config.run_dir).with_context(|| {
+        format!(
+            "cannot empty the run directory {}",
+            config.run_dir.display()
+        )
+    })
+}
+
+/// Removes what is in a directory; the directory may be a mount.
+fn empty(dir: &std::path::Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn run(mut config: Config) -> anyhow::Result<()> {
     let logs = logging::init(&LogConfig {
         format: config.log_format.parse()?,
         filter: config.log_filter.clone(),
@@ -121,12 +167,14 @@ fn run(config: Config) -> anyhow::Result<()> {
     );
     prepare_run_dir(&config)
         .with_context(|| format!("cannot use {} as run directory", config.run_dir.display()))?;
+    let node = Node::enter(&config)?;
+    config.cluster_dns = config.cluster_dns.or_else(own_resolver);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .thread_name("karst-control")
         .build()?;
-    runtime.block_on(serve(config, logs))
+    runtime.block_on(serve(config, node, logs))
 }
 
 /// The run directory holds keys: root alone may look inside.
@@ -156,31 +204,46 @@ fn check_kernel() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load_kernel(config: &Config) -> anyhow::Result<Kernel> {
-    let cgroup_root = match &config.cgroup_root {
-        Some(root) => root.clone(),
-        None => cgroup2_root().context("no cgroup v2 hierarchy is mounted: mount one with `mount -t cgroup2 none /sys/fs/cgroup`")?,
-    };
-    let kubelets = config.kubelet_cgroup.iter().map(|path| {
-        let path = cgroup_root.join(path.strip_prefix("/").unwrap_or(path));
+/// The cgroups that are named as the kubelet's, with their ids.
+fn named_kubelets(config: &Config, node: &Node) -> anyhow::Result<Vec<u64>> {
+    let id = |path: &PathBuf| {
+        let path = node
+            .cgroup_root
+            .join(path.strip_prefix("/").unwrap_or(path));
         cgroup_id(&path)
             .with_context(|| format!("cannot read the kubelet's cgroup {}", path.display()))
-    });
+    };
+    config.kubelet_cgroup.iter().map(id).collect()
+}
+
+/// The search for the kubelet, where none is named and the node's processes are to be seen.
+fn kubelets(config: &Config, node: &Node) -> anyhow::Result<Option<Kubelets>> {
+    if config.host_ns_dir.is_none() || !config.kubelet_cgroup.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Kubelets {
+        proc: "/proc".into(),
+        cgroup_root: node.cgroup_root.clone(),
+        host_netns_inode: node
+            .netns
+            .inode()
+            .context("cannot look at the node's network namespace")?,
+    }))
+}
+
+fn load_kernel(config: &Config, node: &Node, kubelets: Vec<u64>) -> anyhow::Result<Kernel> {
     let kernel = KernelConfig {
         pin_dir: config.pin_dir.clone(),
         agent_cgroup_id: own_cgroup_id()
             .context("cannot tell the agent's own cgroup: it must run in a cgroup of its own")?,
-        host_netns_cookie: Netns::current()
-            .and_then(|host| host.cookie())
-            .context("cannot read the node's network namespace")?
-            .0,
-        kubelet_cgroup_ids: kubelets.collect::<anyhow::Result<_>>()?,
-        cgroup_root: cgroup_root.clone(),
+        host_netns_cookie: node.cookie.0,
+        kubelet_cgroup_ids: kubelets,
+        cgroup_root: node.cgroup_root.clone(),
     };
-    Ok(Kernel::load(&kernel)?)
+    Ok(node.netns.run(|| Kernel::load(&kernel))??)
 }
 
-async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
+async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()> {
     let (shutdown, stopped) = (Shutdown::new(), Shutdown::new());
     signal::cancel_on_signal(&shutdown)?;
     let readiness = Readiness::new();
@@ -202,7 +265,12 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
     .await?;
     let kernel_ready = readiness.task("kernel programs");
     tokio::task::spawn_blocking(check_kernel).await??;
-    let datapath: Arc<dyn Datapath> = Arc::new(load_kernel(&config)?);
+    let mut kubelet_ids = named_kubelets(&config, &node)?;
+    let kubelets = kubelets(&config, &node)?.map(|search| (search.find(), search));
+    if let Some((found, _)) = &kubelets {
+        kubelet_ids.extend(found.iter().map(|kubelet| kubelet.cgroup_id));
+    }
+    let datapath: Arc<dyn Datapath> = Arc::new(load_kernel(&config, &node, kubelet_ids)?);
     kernel_ready.done();
 
     let state = Arc::new(State::new());
@@ -233,6 +301,7 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
         shutdown: shutdown.clone(),
         stopped: stopped.clone(),
         config,
+        node,
         state,
         identities,
         datapath,
@@ -277,6 +346,21 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
         &shutdown,
         run_reports(link.clone(), captured.clone(), shutdown.clone()),
     );
+    let answers = run_answers(
+        link.clone(),
+        mesh.clone(),
+        captured.clone(),
+        shutdown.clone(),
+    );
+    spawn_essential("answers", &shutdown, answers);
+    if let Some(installer) = Installer::of(&mesh.config) {
+        let keep = installer.keep(readiness.clone(), mesh.metrics.clone(), shutdown.clone());
+        spawn_essential("cni chain", &shutdown, keep);
+    }
+    if let Some((known, search)) = kubelets {
+        let follow = search.follow(known, mesh.datapath.clone(), shutdown.clone());
+        spawn_essential("kubelet", &shutdown, follow);
+    }
     spawn_essential("node token", &shutdown, link.keep_fresh(shutdown.clone()));
     listen(
         mesh.config.admin,

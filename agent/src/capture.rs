@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   controller ── NodeWorkload ─┐
-//!   runtime ──── CNI ADD/DEL ───┴─► desired (pure diff) ─► steps ─► datapath, listeners ─► report "captured"
+//!   runtime ──── CNI ADD/DEL ───┤
+//!   cgroups ──── find ──────────┴─► desired (pure diff) ─► steps ─► datapath, listeners ─► report "captured"
 //! ```
 //!
 //! One task owns all of it ([`Enroller`]); others send it [`Command`]s. Level-triggered: after every event the whole
@@ -11,22 +12,24 @@
 pub(crate) mod cni;
 pub(crate) mod datapath;
 pub(crate) mod desired;
+pub(crate) mod find;
 pub(crate) mod pods;
 mod time_wait;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use karst_discovery::{Change, Changed, state::Origin};
-use karst_ebpf_loader::AttachError;
+use karst_ebpf_loader::{AttachError, AttachedPod};
 use karst_model::{
     enrollment::{EnrollMode, NodeWorkload, Plaintext, PodCapture},
     name::PodUid,
 };
-use karst_netns::NetnsCookie;
+use karst_netns::{Netns, NetnsCookie};
 use karst_runtime::drain;
 use karst_telemetry::error_chain::Chain;
 use tokio::{
@@ -37,6 +40,7 @@ use tokio::{
 use crate::{
     capture::{
         desired::{Captured, Step, plan},
+        find::Finder,
         pods::{Guard, KnownNamespace, LocalPod, NamespaceRecords},
     },
     error::EnrollError,
@@ -65,6 +69,12 @@ const ENFORCE_DELAY: Duration = Duration::from_millis(250);
 
 /// How long a restarted agent waits with its first report for what its predecessor captured.
 const SURVIVORS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where container runtimes name the namespaces of pods.
+const RUNTIME_NETNS_DIR: &str = "/run/netns";
+
+/// How often a pod whose namespace was not found is searched for again.
+const SEARCH_PERIOD: Duration = Duration::from_millis(500);
 
 /// How often a step that failed is tried again.
 const RETRY_PERIOD: Duration = Duration::from_secs(2);
@@ -111,6 +121,9 @@ pub(crate) struct Enroller {
     leaving: BTreeMap<PodUid, Leaving>,
     waiting: Vec<(PodUid, oneshot::Sender<Result<(), EnrollError>>)>,
     last_failure: BTreeMap<PodUid, String>,
+    finder: Finder,
+    /// Pods that were searched for and not found, and when to search again.
+    sought: (BTreeSet<PodUid>, Instant),
     /// Nothing of an earlier process is left in the kernel that this one does not hold.
     leftovers_released: bool,
     /// Namespaces that an earlier process captured: they are guarded already.
@@ -166,7 +179,14 @@ impl Enroller {
         let records = NamespaceRecords::load(&mesh.config.run_dir);
         let (published, captured) = watch::channel(None);
         let survivors = mesh.datapath.attached();
+        let finder = Finder {
+            cgroup_root: mesh.node.cgroup_root.clone(),
+            host: mesh.node.cookie,
+            netns_dir: RUNTIME_NETNS_DIR.into(),
+        };
         let enroller = Self {
+            finder,
+            sought: (BTreeSet::new(), Instant::now()),
             mesh,
             workers,
             records,
@@ -202,12 +222,19 @@ impl Enroller {
                     None => return,
                 },
                 Ok(()) = origin.changed() => {}
-                _ = retry.tick() => {}
+                _ = retry.tick() => self.forget_dead(),
                 () = self.next_due() => {}
                 () = self.mesh.shutdown.cancelled() => return,
             }
             self.converge();
         }
+    }
+
+    fn forget_dead(&mut self) {
+        let (state, captured) = (&self.mesh.state, &self.captured);
+        self.records.forget_dead(|pod_uid| {
+            captured.contains_key(pod_uid) || state.node_workload(pod_uid).is_some()
+        });
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -240,22 +267,17 @@ impl Enroller {
         self.guard_due(Instant::now());
         self.enforce_due(Instant::now());
         let desired = self.desired();
-        let namespaces = self.records.cookies();
-        let captured = self
-            .captured
-            .iter()
-            .map(|(uid, active)| (uid.clone(), active.seen.clone()))
-            .collect();
+        let mut steps = self.plan(&desired);
+        if self.search(&desired, &steps) {
+            steps = self.plan(&desired);
+        }
         let mut pending = 0;
-        for step in plan(&desired, &namespaces, &captured) {
+        for step in steps {
             match step {
                 Step::Attach { pod, .. } => pending += i64::from(!self.attach(pod)),
                 Step::Note { pod } => self.note(pod),
                 Step::Detach { pod_uid, .. } => self.release(&pod_uid, "it left the mesh"),
-                Step::FindNamespace { pod_uid } => {
-                    pending += 1;
-                    tracing::debug!(pod = %pod_uid, "waiting for the container runtime to name the pod's namespace");
-                }
+                Step::FindNamespace { .. } => pending += 1,
             }
         }
         self.release_leftovers(&desired);
@@ -267,6 +289,46 @@ impl Enroller {
         self.answer_waiting();
         self.records.tell_plugin(&desired);
         self.publish();
+    }
+
+    fn plan(&self, desired: &BTreeMap<PodUid, NodeWorkload>) -> Vec<Step> {
+        let captured = self
+            .captured
+            .iter()
+            .map(|(uid, active)| (uid.clone(), active.seen.clone()))
+            .collect();
+        plan(desired, &self.records.cookies(), &captured)
+    }
+
+    /// Looks for the namespaces of pods that nothing has told. True if one was found.
+    fn search(&mut self, desired: &BTreeMap<PodUid, NodeWorkload>, steps: &[Step]) -> bool {
+        let wanted = |step: &Step| match step {
+            Step::FindNamespace { pod_uid } => desired.get(pod_uid),
+            Step::Attach { .. } | Step::Detach { .. } | Step::Note { .. } => None,
+        };
+        let wanted: Vec<&NodeWorkload> = steps.iter().filter_map(wanted).collect();
+        let (sought, again) = &self.sought;
+        let all_sought = wanted.iter().all(|pod| sought.contains(&pod.pod_uid));
+        if wanted.is_empty() || (all_sought && *again > Instant::now()) {
+            return false;
+        }
+        let mut missing = BTreeSet::new();
+        let mut any = false;
+        for (pod_uid, found) in self.finder.find(&wanted) {
+            match found {
+                Ok(namespace) => {
+                    any = true;
+                    tracing::debug!(pod = %pod_uid, path = %namespace.path.display(), "found the pod's namespace by its cgroup");
+                    self.records.insert(namespace);
+                }
+                Err(why) => {
+                    tracing::debug!(pod = %pod_uid, %why, "the pod's namespace is not found yet");
+                    missing.insert(pod_uid);
+                }
+            }
+        }
+        self.sought = (missing, Instant::now() + SEARCH_PERIOD);
+        any
     }
 
     /// The controller's view, with the addresses that the container runtime told where the controller has none yet.
@@ -321,7 +383,9 @@ impl Enroller {
             }
             None => None,
         };
-        match LocalPod::capture(&self.mesh, &desired, namespace, previous.as_deref(), guard) {
+        let captured =
+            LocalPod::capture(&self.mesh, &desired, namespace, previous.as_deref(), guard);
+        match captured {
             Ok((pod, listeners)) => {
                 let pod = Arc::new(pod);
                 if is_new {
@@ -357,6 +421,10 @@ impl Enroller {
                     self.let_go(&returning);
                 }
                 self.note_failure(&pod_uid, &error);
+                if error.is_stale_namespace() {
+                    // Searched for anew; what the runtime tells later wins.
+                    self.records.remove(&pod_uid);
+                }
                 false
             }
         }
@@ -525,11 +593,18 @@ impl Enroller {
         if self.leftovers_released || *self.mesh.state.origin().borrow() != Origin::Controller {
             return;
         }
-        let awaited = |cookie| {
-            self.records.iter().any(|known| {
-                let pod = desired.get(&known.pod_uid);
-                known.cookie == cookie && pod.is_some_and(|pod| pod.mode == EnrollMode::Ambient)
-            })
+        let is_wanted = |pod: &NodeWorkload| pod.mode == EnrollMode::Ambient;
+        let awaited = |left: &AttachedPod| {
+            let mut records = self.records.iter();
+            let by_record = records.any(|known| {
+                known.cookie == left.cookie && desired.get(&known.pod_uid).is_some_and(is_wanted)
+            });
+            // Its namespace may not be found again yet.
+            let mut unfound = desired
+                .values()
+                .filter(|pod| is_wanted(pod) && self.records.get(&pod.pod_uid).is_none());
+            by_record
+                || unfound.any(|pod| pod.addresses.iter().any(|it| left.addresses.contains(it)))
         };
         let mut unsettled = false;
         for left in self.mesh.datapath.attached() {
@@ -542,7 +617,7 @@ impl Enroller {
             {
                 continue;
             }
-            if awaited(left.cookie) {
+            if awaited(&left) {
                 unsettled = true;
                 continue;
             }
@@ -607,6 +682,19 @@ impl Enroller {
             }
             !same
         });
+    }
+}
+
+/// Puts back the settings of pods that an agent changed, when everything of Karst is removed.
+pub(crate) fn put_back_settings(run_dir: &Path) {
+    for known in NamespaceRecords::load(run_dir).iter() {
+        let Some(before) = &known.tw_reuse_before else {
+            continue;
+        };
+        let restored = Netns::open(&known.path).and_then(|it| time_wait::restore(&it, before));
+        if let Err(error) = restored {
+            tracing::warn!(pod = %known.pod_uid, %error, "cannot restore reuse of ports in TIME_WAIT");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Config {
     #[arg(
         long,
         env = "NODE_NAME",
-        required_unless_present_any = ["remove", "self_test"],
+        required_unless_present_any = ["remove", "self_test", "node_check", "dial"],
         default_value = ""
     )]
     pub(crate) node: String,
@@ -60,13 +60,33 @@ pub(crate) struct Config {
     /// Directory in a BPF file system for this node's pins.
     #[arg(long, env = "KARST_PIN_DIR", default_value = "/sys/fs/bpf/karst")]
     pub(crate) pin_dir: PathBuf,
-    /// Root of the cgroup v2 hierarchy; found in /proc/mounts where unset.
+    /// Root of the cgroup v2 hierarchy; found in /proc/self/mountinfo where unset.
     #[arg(long, env = "KARST_CGROUP_ROOT")]
     pub(crate) cgroup_root: Option<PathBuf>,
-    /// A cgroup (path below the cgroup v2 root) in which the kubelet runs; may be given several times.
+    /// A cgroup (path below the cgroup v2 root) in which the kubelet runs; may be given several times. With
+    /// --host-ns-dir the kubelet is found by itself where none is named.
     #[arg(long, env = "KARST_KUBELET_CGROUP", value_delimiter = ',')]
     pub(crate) kubelet_cgroup: Vec<PathBuf>,
-    /// Address of the cluster's DNS server, for names outside the mesh.
+    /// Directory with the namespaces of a process of the node (/proc/1/ns), where the agent runs in a pod of its own; the
+    /// agent's own namespaces are the node's where unset.
+    #[arg(long, env = "KARST_HOST_NS_DIR")]
+    pub(crate) host_ns_dir: Option<PathBuf>,
+    /// Keep karst-cni in the node's CNI chain.
+    #[arg(long, env = "KARST_INSTALL_CNI")]
+    pub(crate) install_cni: bool,
+    /// Where the node's file system is mounted, for the CNI directories.
+    #[arg(long, env = "KARST_HOST_ROOT", default_value = "/")]
+    pub(crate) host_root: PathBuf,
+    /// The node's directory of CNI configurations, below --host-root; found by itself where unset.
+    #[arg(long, env = "KARST_CNI_CONF_DIR")]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// The node's directory of CNI executables, below --host-root; found by itself where unset.
+    #[arg(long, env = "KARST_CNI_BIN_DIR")]
+    pub(crate) cni_bin_dir: Option<PathBuf>,
+    /// The karst-cni to install; the one beside the agent where unset.
+    #[arg(long, env = "KARST_CNI_SOURCE")]
+    pub(crate) cni_source: Option<PathBuf>,
+    /// Address of the cluster's DNS server, for names outside the mesh; the agent's own resolver where unset.
     #[arg(long, env = "KARST_CLUSTER_DNS")]
     pub(crate) cluster_dns: Option<IpAddr>,
     /// Domain of cluster names.
@@ -103,10 +123,20 @@ pub(crate) struct Config {
     #[arg(long)]
     #[serde(skip)]
     pub(crate) print_config: bool,
-    /// Remove everything that an agent with this pin directory left in the kernel, and end.
+    /// Remove everything that an agent with these flags left on the node (in the kernel; with --install-cni in the CNI
+    /// chain; in the run directory), and end. Nothing left is success.
     #[arg(long)]
     #[serde(skip)]
     pub(crate) remove: bool,
+    /// Look whether this node can carry Karst, print one finding a line as JSON, then answer --dial of other nodes on
+    /// port 15008 until killed. `karst check` runs it.
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) node_check: bool,
+    /// Send bytes to a --node-check at these addresses and back, print one finding a line as JSON and end.
+    #[arg(long, value_delimiter = ',', hide = true)]
+    #[serde(skip)]
+    pub(crate) dial: Vec<SocketAddr>,
     /// Test every kernel feature that Karst needs in a throw-away namespace, print the result and end.
     #[arg(long)]
     #[serde(skip)]

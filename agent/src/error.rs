@@ -15,7 +15,7 @@ pub(crate) enum EnrollError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("{} is another namespace by now than when pod {pod_uid} was added: waiting for the container runtime to add it again", path.display())]
+    #[error("{} is another namespace by now than when pod {pod_uid} was added: its namespace is searched for anew", path.display())]
     NamespaceReplaced { pod_uid: PodUid, path: PathBuf },
     #[error("pod {pod_uid} has no address yet")]
     NoAddress { pod_uid: PodUid },
@@ -38,6 +38,16 @@ pub(crate) enum EnrollError {
         "pod {pod_uid} should be in the mesh and is not captured yet: see this agent's log for the cause"
     )]
     NotYetCaptured { pod_uid: PodUid },
+}
+
+impl EnrollError {
+    /// Whether the pod's namespace is another by now than the one that is remembered.
+    pub(crate) fn is_stale_namespace(&self) -> bool {
+        matches!(
+            self,
+            Self::Namespace { .. } | Self::NamespaceReplaced { .. }
+        )
+    }
 }
 
 /// Why an outbound connection cannot be made. The client sees a reset; the access log says this.

@@ -9,12 +9,13 @@ use karst_runtime::supervise::Shutdown;
 
 use crate::{
     capture::datapath::Datapath, config::Config, inbound::authorize::Authorizer,
-    live::LiveConnections, metrics::Metrics, outbound::balancer::Balancer,
+    live::LiveConnections, metrics::Metrics, node::Node, outbound::balancer::Balancer,
 };
 
 /// One per process, immutable after start; each field owns its own synchronisation.
 pub(crate) struct Mesh {
     pub(crate) config: Config,
+    pub(crate) node: Node,
     pub(crate) state: Arc<State>,
     pub(crate) identities: Store,
     pub(crate) datapath: Arc<dyn Datapath>,

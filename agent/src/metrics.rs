@@ -21,6 +21,10 @@ pub(crate) struct Metrics {
     pub(crate) peer_connections_refused: Counter,
     pub(crate) captured_pods: Gauge,
     pub(crate) pending_pods: Gauge,
+    /// 1 while karst-cni is in the node's CNI chain, 0 while it cannot be put there.
+    pub(crate) cni_installed: Gauge,
+    /// Times that another program had taken it out.
+    pub(crate) cni_repairs: Counter,
     pub(crate) dns_queries: Counter,
     pub(crate) dns_forwarded: Counter,
     pub(crate) dns_failures: Counter,
@@ -54,6 +58,14 @@ impl Metrics {
             pending_pods: gauge(
                 "workload_manager_pending_proxy_count",
                 "Pods that should be captured and are not",
+            ),
+            cni_installed: gauge(
+                "karst_cni_installed",
+                "Whether karst-cni is in the node's CNI chain",
+            ),
+            cni_repairs: counter(
+                "karst_cni_repairs",
+                "Times that another program had taken karst-cni out of the node's CNI chain",
             ),
             dns_queries: counter("istio_dns_requests", "DNS queries of captured pods"),
             dns_forwarded: counter(

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use karst_ebpf_loader::{AttachError, AttachedPod, Kernel, MapError, PodAttachment};
+use karst_ebpf_loader::{AttachError, AttachedPod, Kernel, LoadError, MapError, PodAttachment};
 use karst_netns::NetnsCookie;
 
 pub(crate) trait Datapath: Send + Sync {
@@ -23,6 +23,8 @@ pub(crate) trait Datapath: Send + Sync {
     fn take_orig_dst(&self, cookie: NetnsCookie, client: SocketAddr) -> Option<SocketAddr>;
     /// Tells the kernel which peer the application should see on the connection that this socket is about to make.
     fn announce_dial(&self, socket_cookie: u64, show_peer: SocketAddr) -> Result<(), MapError>;
+    /// Replaces the cgroups whose probes may pass.
+    fn set_kubelet_cgroups(&self, ids: &[u64]) -> Result<(), LoadError>;
     fn counters(&self) -> Vec<(&'static str, u64)>;
 }
 
@@ -61,6 +63,10 @@ impl Datapath for Kernel {
 
     fn announce_dial(&self, socket_cookie: u64, show_peer: SocketAddr) -> Result<(), MapError> {
         Self::announce_dial(self, socket_cookie, show_peer)
+    }
+
+    fn set_kubelet_cgroups(&self, ids: &[u64]) -> Result<(), LoadError> {
+        Self::set_kubelet_cgroups(self, ids)
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -28,7 +28,7 @@ use crate::{error::EnrollError, listeners, mesh::Mesh, workers::Workers};
 /// Most pods of one node whose namespaces are remembered; Kubernetes itself stops far earlier.
 const MAX_RECORDS: usize = 4096;
 
-/// A pod's namespace, as the container runtime told it.
+/// A pod's namespace, as the container runtime told it, or as it was found by the pod's cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KnownNamespace {
     pub(crate) pod_uid: PodUid,
@@ -87,14 +87,9 @@ impl NamespaceRecords {
             }
             Vec::new()
         });
-        let alive = |known: &KnownNamespace| {
-            Netns::open(&known.path)
-                .and_then(|netns| netns.cookie())
-                .is_ok_and(|cookie| cookie == known.cookie)
-        };
         let records = records
             .into_iter()
-            .filter(alive)
+            .filter(is_alive)
             .map(|known| (known.pod_uid.clone(), known))
             .collect();
         Self {
@@ -118,6 +113,17 @@ impl NamespaceRecords {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &KnownNamespace> {
         self.records.values()
+    }
+
+    /// Drops the records of pods that nobody wants and whose namespace is gone: a DEL may never come, or come while no
+    /// agent runs.
+    pub(crate) fn forget_dead(&mut self, is_wanted: impl Fn(&PodUid) -> bool) {
+        let before = self.records.len();
+        self.records
+            .retain(|uid, known| is_wanted(uid) || is_alive(known));
+        if self.records.len() != before {
+            self.save();
+        }
     }
 
     pub(crate) fn cookies(&self) -> BTreeMap<PodUid, NetnsCookie> {
@@ -173,6 +179,13 @@ impl NamespaceRecords {
                 the agent must learn them again");
         }
     }
+}
+
+/// Whether the record's path still leads to the namespace that was seen there.
+fn is_alive(known: &KnownNamespace) -> bool {
+    Netns::open(&known.path)
+        .and_then(|netns| netns.cookie())
+        .is_ok_and(|cookie| cookie == known.cookie)
 }
 
 /// Written aside and renamed: a reader sees the old file or the new one.
@@ -265,16 +278,18 @@ impl LocalPod {
         guard: Guard,
     ) -> Result<(Self, Option<ToServe>), EnrollError> {
         let pod_uid = || desired.pod_uid.clone();
-        let netns = Netns::open(&known.path).map_err(|source| EnrollError::Namespace {
+        let reused = previous.filter(|pod| pod.cookie == known.cookie);
+        let netns = match reused {
+            Some(pod) => pod.netns.try_clone(),
+            None => Netns::open(&known.path),
+        };
+        let namespace = |source| EnrollError::Namespace {
             pod_uid: pod_uid(),
             path: known.path.clone(),
             source,
-        })?;
-        let cookie = netns.cookie().map_err(|source| EnrollError::Namespace {
-            pod_uid: pod_uid(),
-            path: known.path.clone(),
-            source,
-        })?;
+        };
+        let netns = netns.map_err(namespace)?;
+        let cookie = netns.cookie().map_err(namespace)?;
         if cookie != known.cookie {
             return Err(EnrollError::NamespaceReplaced {
                 pod_uid: pod_uid(),
@@ -284,7 +299,6 @@ impl LocalPod {
         if desired.addresses.is_empty() {
             return Err(EnrollError::NoAddress { pod_uid: pod_uid() });
         }
-        let reused = previous.filter(|pod| pod.cookie == cookie);
         let sockets = match reused {
             Some(pod) => pod.sockets.clone(),
             None => Arc::new(Sockets::open(&netns).map_err(|source| EnrollError::Listen {
@@ -346,21 +360,12 @@ fn attach(
         pod_uid: desired.pod_uid.clone(),
         source,
     };
-    let host = Netns::current().map_err(|source| EnrollError::Namespace {
-        pod_uid: desired.pod_uid.clone(),
-        path: "/proc/thread-self/ns/net".into(),
-        source,
-    })?;
-    let host_veth = match known.host_veth.as_ref().filter(|_| guard == Guard::Now) {
-        None => None,
-        Some(name) => Some(HostLink {
-            netns: host.as_fd(),
-            ifindex: interface(name).map_err(|source| EnrollError::Link {
-                pod_uid: desired.pod_uid.clone(),
-                name: name.clone(),
-                source,
-            })?,
+    let host_veth = match guard {
+        Guard::Now => host_end(mesh, desired, known, netns)?.map(|ifindex| HostLink {
+            netns: mesh.node.netns.as_fd(),
+            ifindex,
         }),
+        Guard::Later => None,
     };
     let dns = desired.capture.dns_capture.unwrap_or(true);
     let attachment = PodAttachment {
@@ -392,7 +397,33 @@ fn attach(
     mesh.datapath.attach(&attachment).map_err(failed)
 }
 
-/// Index of an interface of the node.
+/// Index, on the node, of the other end of the pod's link: what the two ends say, else what the runtime named.
+fn host_end(
+    mesh: &Mesh,
+    desired: &NodeWorkload,
+    known: &KnownNamespace,
+    netns: &Netns,
+) -> Result<Option<u32>, EnrollError> {
+    let node = &mesh.node.netns;
+    let found = netns.host_end(node, &desired.addresses);
+    if let Ok(Some(ifindex)) = found {
+        return Ok(Some(ifindex));
+    }
+    let Some(name) = &known.host_veth else {
+        let pod = format_args!("{}/{}", desired.namespace, desired.name);
+        tracing::warn!(%pod, outcome = ?found.map(drop), "the pod's link has no end on the node: what the pod sends around \
+            its capture (raw sockets) is not stopped");
+        return Ok(None);
+    };
+    let index = node.run(|| interface(name)).and_then(|index| index);
+    index.map(Some).map_err(|source| EnrollError::Link {
+        pod_uid: desired.pod_uid.clone(),
+        name: name.clone(),
+        source,
+    })
+}
+
+/// Index of an interface in the calling thread's namespace.
 fn interface(name: &str) -> io::Result<u32> {
     let any = UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     Ok(rustix::net::netdevice::name_to_index(any, name)?)
