@@ -8,11 +8,16 @@
 //! CPU is that of the whole machine (all of /proc/stat but idle), so that work which the kernel does for a flow is not
 //! lost; the machine must be quiet otherwise. Every id is defined in `docs/performance.md`.
 
+mod cluster;
 mod control_plane;
 mod cpu;
 mod report;
 
-use std::{process::Command, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
@@ -53,6 +58,8 @@ pub(crate) struct Args {
 enum Name {
     /// P1, P3, P4, P6, P10, P11.
     L4,
+    /// P13 to P16, and P1, P4, P6 between real pods.
+    Cluster,
     /// P30, P31, P32.
     ControlPlane,
 }
@@ -102,13 +109,31 @@ const LEAVING: Pair = Pair {
     server: PLAIN.server,
 };
 
+/// Where the pods are.
+trait Site {
+    /// A command that runs in the pod's network namespace.
+    fn inside(&self, pod: Pod, command: &[&str]) -> Result<Command>;
+
+    fn address(&self, pod: Pod) -> Result<IpAddr>;
+}
+
+impl Site for Lab {
+    fn inside(&self, pod: Pod, command: &[&str]) -> Result<Command> {
+        Self::inside(self, pod, command)
+    }
+
+    fn address(&self, pod: Pod) -> Result<IpAddr> {
+        Self::address(self, pod).map(IpAddr::V4)
+    }
+}
+
 /// A row that compares two pairs.
 struct Comparison {
     id: &'static str,
     what: &'static str,
     unit: &'static str,
     karst: Pair,
-    measure: fn(&Lab, Pair, u64) -> Result<Sample>,
+    measure: fn(&dyn Site, Pair, u64) -> Result<Sample>,
 }
 
 const COMPARISONS: &[Comparison] = &[
@@ -117,14 +142,14 @@ const COMPARISONS: &[Comparison] = &[
         what: "one stream, two nodes",
         unit: "Gbit/s",
         karst: MESHED,
-        measure: |lab, pair, seconds| stream(lab, pair, seconds, 1),
+        measure: |site, pair, seconds| stream(site, pair, seconds, 1),
     },
     Comparison {
         id: "P3",
         what: "16 streams, two nodes",
         unit: "Gbit/s",
         karst: MESHED,
-        measure: |lab, pair, seconds| stream(lab, pair, seconds, 16),
+        measure: |site, pair, seconds| stream(site, pair, seconds, 16),
     },
     Comparison {
         id: "P4",
@@ -145,7 +170,7 @@ const COMPARISONS: &[Comparison] = &[
         what: "one stream from the mesh to a pod outside",
         unit: "Gbit/s",
         karst: LEAVING,
-        measure: |lab, pair, seconds| stream(lab, pair, seconds, 1),
+        measure: |site, pair, seconds| stream(site, pair, seconds, 1),
     },
 ];
 
@@ -153,6 +178,7 @@ const COMPARISONS: &[Comparison] = &[
 pub(crate) fn run(args: &Args) -> Result<()> {
     match args.name {
         Name::L4 => l4(args),
+        Name::Cluster => cluster::run(args),
         Name::ControlPlane => control_plane::run(args),
     }
 }
@@ -170,14 +196,10 @@ fn l4(args: &Args) -> Result<()> {
     }
     let mut rows = compare(args)?;
     rows.push(decision()?);
-    rows.sort_by_key(|row| {
-        row.id
-            .get(1..)
-            .and_then(|number| number.parse::<u32>().ok())
-    });
+    rows.sort_by_key(Row::number);
     match args.output {
         Output::Json => report::print(&rows),
-        Output::Table => report::write(&rows, args.rounds, args.seconds),
+        Output::Table => report::write("l4", &rows, args.rounds, args.seconds),
     }
 }
 
@@ -207,30 +229,30 @@ fn compare(args: &Args) -> Result<Vec<Row>> {
 }
 
 /// What capture allows in the pods of the mesh (docs/design/0005): without it the direct connects would run out of ports.
-fn allow_port_reuse(lab: &Lab, pod: Pod) -> Result<()> {
+fn allow_port_reuse(site: &dyn Site, pod: Pod) -> Result<()> {
     let write = "echo 1 > /proc/sys/net/ipv4/tcp_tw_reuse";
-    shell::capture(&mut lab.inside(pod, &["sh", "-c", write])?).map(drop)
+    shell::capture(&mut site.inside(pod, &["sh", "-c", write])?).map(drop)
 }
 
 /// iperf3's server is started once in each pod; it serves one client at a time, as the rounds are.
-fn start_iperf(lab: &Lab, server: Pod) -> Result<std::process::Child> {
+fn start_iperf(site: &dyn Site, server: Pod) -> Result<std::process::Child> {
     let port = IPERF_PORT.to_string();
-    let mut command = lab.inside(server, &["iperf3", "--server", "--port", &port])?;
+    let mut command = site.inside(server, &["iperf3", "--server", "--port", &port])?;
     let command = command
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null());
     command.spawn().context("starting iperf3")
 }
 
-fn measure(lab: &Lab, comparison: &Comparison, args: &Args) -> Result<Row> {
+fn measure(site: &dyn Site, comparison: &Comparison, args: &Args) -> Result<Row> {
     let (mut direct, mut karst) = (Vec::new(), Vec::new());
     for _ in 0..args.rounds.max(1) {
         direct.push(
-            (comparison.measure)(lab, PLAIN, args.seconds)
+            (comparison.measure)(site, PLAIN, args.seconds)
                 .with_context(|| format!("{} direct", comparison.id))?,
         );
         karst.push(
-            (comparison.measure)(lab, comparison.karst, args.seconds)
+            (comparison.measure)(site, comparison.karst, args.seconds)
                 .with_context(|| format!("{} karst", comparison.id))?,
         );
     }
@@ -249,8 +271,8 @@ fn median(mut samples: Vec<Sample>) -> Sample {
 }
 
 /// iperf3 from client to server; the value is what the server received.
-fn stream(lab: &Lab, pair: Pair, seconds: u64, streams: u32) -> Result<Sample> {
-    let address = lab.address(pair.server)?.to_string();
+fn stream(site: &dyn Site, pair: Pair, seconds: u64, streams: u32) -> Result<Sample> {
+    let address = site.address(pair.server)?.to_string();
     let (port, seconds, streams) = (
         IPERF_PORT.to_string(),
         seconds.to_string(),
@@ -269,7 +291,7 @@ fn stream(lab: &Lab, pair: Pair, seconds: u64, streams: u32) -> Result<Sample> {
         "--json",
     ];
     let before = CpuTime::now()?;
-    let printed = shell::capture(&mut lab.inside(pair.client, &words)?)?;
+    let printed = shell::capture(&mut site.inside(pair.client, &words)?)?;
     let spent = CpuTime::now()?.since(before);
     let result: Value = serde_json::from_str(&printed).context("reading iperf3's result")?;
     let received = &result["end"]["sum_received"];
@@ -285,16 +307,16 @@ fn stream(lab: &Lab, pair: Pair, seconds: u64, streams: u32) -> Result<Sample> {
     })
 }
 
-fn request_response(lab: &Lab, pair: Pair, seconds: u64) -> Result<Sample> {
-    let (outcome, spent) = run_load(lab, pair, "request-response", seconds)?;
+fn request_response(site: &dyn Site, pair: Pair, seconds: u64) -> Result<Sample> {
+    let (outcome, spent) = run_load(site, pair, "request-response", seconds)?;
     Ok(Sample {
         value: outcome.p50_us,
         cpu_us_per_op: per(spent, outcome.operations as f64),
     })
 }
 
-fn connects(lab: &Lab, pair: Pair, seconds: u64) -> Result<Sample> {
-    let (outcome, spent) = run_load(lab, pair, "connect", seconds)?;
+fn connects(site: &dyn Site, pair: Pair, seconds: u64) -> Result<Sample> {
+    let (outcome, spent) = run_load(site, pair, "connect", seconds)?;
     let rate = outcome.operations as f64 / outcome.seconds;
     Ok(Sample {
         value: rate,
@@ -302,8 +324,13 @@ fn connects(lab: &Lab, pair: Pair, seconds: u64) -> Result<Sample> {
     })
 }
 
-fn run_load(lab: &Lab, pair: Pair, kind: &str, seconds: u64) -> Result<(load::Outcome, Duration)> {
-    let target = format!("{}:{ECHO_PORT}", lab.address(pair.server)?);
+fn run_load(
+    site: &dyn Site,
+    pair: Pair,
+    kind: &str,
+    seconds: u64,
+) -> Result<(load::Outcome, Duration)> {
+    let target = SocketAddr::new(site.address(pair.server)?, ECHO_PORT).to_string();
     let this = std::env::current_exe().context("finding this program")?;
     let words = [
         &*this.to_string_lossy(),
@@ -314,7 +341,7 @@ fn run_load(lab: &Lab, pair: Pair, kind: &str, seconds: u64) -> Result<(load::Ou
         &seconds.to_string(),
     ];
     let before = CpuTime::now()?;
-    let printed = shell::capture(&mut lab.inside(pair.client, &words)?)?;
+    let printed = shell::capture(&mut site.inside(pair.client, &words)?)?;
     let spent = CpuTime::now()?.since(before);
     Ok((
         serde_json::from_str(&printed).context("reading the load's outcome")?,

@@ -14,6 +14,7 @@ pub(crate) mod build;
 mod cgroup;
 mod control_plane;
 mod daemon;
+mod mesh;
 mod network;
 mod node;
 mod pki;
@@ -63,13 +64,21 @@ enum Verb {
     /// Build the cluster's programs, and start nothing.
     Build,
     /// kubectl, as administrator of the cluster.
-    #[command(trailing_var_arg = true, allow_hyphen_values = true, disable_help_flag = true)]
+    #[command(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        disable_help_flag = true
+    )]
     Kubectl {
         /// What kubectl is given.
         args: Vec<String>,
     },
     /// Helm, built at its first use.
-    #[command(trailing_var_arg = true, allow_hyphen_values = true, disable_help_flag = true)]
+    #[command(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        disable_help_flag = true
+    )]
     Helm {
         /// What helm is given.
         args: Vec<String>,
@@ -103,7 +112,10 @@ pub(crate) struct Up {
     /// IPv4 alone; without it, pods and services have both families.
     #[arg(long)]
     single_stack: bool,
-    /// Leave `karst` in target/release as it is.
+    /// Make and load all images and install Karst.
+    #[arg(long)]
+    karst: bool,
+    /// Take our binaries as they are; without it they are built into target/release, `karst` among them.
     #[arg(long)]
     no_build: bool,
 }
@@ -118,14 +130,17 @@ pub(crate) struct Cluster {
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.verb {
         Verb::Up(up) => {
-            Cluster::up(args.id, up)?;
+            let cluster = Cluster::up(args.id, up)?;
             if !up.no_build {
                 release::run()?;
+            }
+            if up.karst {
+                mesh::install(&cluster, up.no_build)?;
             }
             Ok(())
         }
         Verb::Down => down(args.id),
-        Verb::Build => prepare(),
+        Verb::Build => programs(),
         Verb::Status => Cluster::find(args.id)?.status(),
         Verb::Kubectl { args: words } => {
             let cluster = Cluster::find(args.id)?;
@@ -165,7 +180,7 @@ pub(crate) fn kubectl(plan: &Plan) -> Command {
 }
 
 /// What must be there before a cluster starts: packages and programs.
-fn prepare() -> Result<()> {
+pub(crate) fn programs() -> Result<()> {
     setup::ensure(&[Group::Build, Group::Cluster])?;
     build::cluster()
 }
@@ -203,7 +218,7 @@ impl Cluster {
             root.trim() == "0",
             "a cluster makes namespaces, links and control groups: run this as root"
         );
-        prepare()?;
+        programs()?;
         let progress = Progress(Instant::now());
         let cluster = Self::find(id).or_else(|_| Self::new(id, asked))?;
         let plan = &cluster.plan;
@@ -245,6 +260,17 @@ impl Cluster {
     /// The administrator's kubeconfig.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         pki::kubeconfig(&self.plan, "admin")
+    }
+
+    /// Makes commands of kubectl, as the cluster's administrator.
+    pub(crate) fn kubectl(&self) -> impl Fn() -> Command + use<> {
+        let plan = self.plan.clone();
+        move || kubectl(&plan)
+    }
+
+    /// A command that runs inside a node: its words are appended.
+    pub(crate) fn enter(&self, node: &str) -> Result<Command> {
+        self.node(node)?.enter()
     }
 
     /// Imports archives of images into every node.
@@ -302,7 +328,10 @@ impl Cluster {
             .iter()
             .filter(|name| self.daemons.find(name).is_none());
         for name in lost {
-            println!("{name} does not run: {}", node::log_end(&self.daemons, name));
+            println!(
+                "{name} does not run: {}",
+                node::log_end(&self.daemons, name)
+            );
         }
         if !control_plane::is_ready(&self.plan) {
             bail!("the API server is not ready: `cargo xtask cluster up` starts what does not run");

@@ -5,7 +5,7 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// How long, in seconds.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
+    /// Milliseconds from one attempt of `watch` to the next.
+    #[arg(long, default_value_t = 5)]
+    pace_ms: u64,
 }
 
 /// What one operation is.
@@ -36,6 +39,25 @@ pub(crate) enum Kind {
     RequestResponse,
     /// Connect, one request and its answer, close.
     Connect,
+    /// The same at a pace, failures included: one line for each, as it ends.
+    Watch,
+}
+
+/// How one connection of `watch` went.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Attempt {
+    /// Microseconds since the epoch at which it began.
+    begun_us: u64,
+    /// Microseconds it took.
+    pub(crate) took_us: u64,
+    /// Whether the answer came.
+    pub(crate) answered: bool,
+}
+
+impl Attempt {
+    pub(crate) fn begun(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_micros(self.begun_us)
+    }
 }
 
 /// What came out.
@@ -51,9 +73,37 @@ pub(crate) struct Outcome {
     pub(crate) p99_us: f64,
 }
 
-/// Runs and prints the outcome as one JSON object.
-#[expect(clippy::print_stdout, reason = "its output is read by `bench`")]
+/// Runs and prints the outcome as one JSON object, or one for each attempt.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    match args.kind {
+        Kind::Watch => watch(args),
+        Kind::RequestResponse | Kind::Connect => closed_loop(args),
+    }
+}
+
+/// A failed attempt is a line like any other: the run goes on.
+#[expect(clippy::print_stdout, reason = "its output is read by `bench`")]
+fn watch(args: &Args) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(args.seconds);
+    let pace = Duration::from_millis(args.pace_ms);
+    while Instant::now() < until {
+        let (clock, begun) = (SystemTime::now(), Instant::now());
+        let answered = connect(args.target)
+            .and_then(|mut stream| exchange(&mut stream))
+            .is_ok();
+        let attempt = Attempt {
+            begun_us: clock.duration_since(SystemTime::UNIX_EPOCH)?.as_micros() as u64,
+            took_us: begun.elapsed().as_micros() as u64,
+            answered,
+        };
+        println!("{}", serde_json::to_string(&attempt)?);
+        std::thread::sleep(pace.saturating_sub(begun.elapsed()));
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "its output is read by `bench`")]
+fn closed_loop(args: &Args) -> Result<()> {
     let mut times = Vec::new();
     let started = Instant::now();
     let until = started + Duration::from_secs(args.seconds);

@@ -1,7 +1,7 @@
 //! Runs other programs: echoing them, with a deadline, or capturing what they print.
 
 use std::{
-    io::{BufRead as _, BufReader, Read},
+    io::{BufRead as _, BufReader, Read, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -154,6 +154,25 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .chain(system)
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
+}
+
+/// Runs a command with this text as its input.
+pub(crate) fn input(command: &mut Command, text: &str) -> Result<String> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {}", line(command)))?;
+    let mut pipe = child.stdin.take().context("its input is piped")?;
+    pipe.write_all(text.as_bytes())?;
+    drop(pipe);
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{} failed: {}", line(command), said.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// How long a wait is silent, and how often it is mentioned after that.

@@ -53,6 +53,30 @@ impl Row {
         }
     }
 
+    /// A time in the mesh beside the same outside.
+    pub(super) fn timed(
+        id: &'static str,
+        what: &'static str,
+        unit: &'static str,
+        karst: f64,
+        direct: f64,
+    ) -> Self {
+        Self {
+            baseline: Some("direct"),
+            direct: Some(direct),
+            ratio: Some(karst / direct),
+            ..Self::alone(id, what, unit, karst)
+        }
+    }
+
+    /// What rows are sorted by.
+    pub(super) fn number(&self) -> Option<u32> {
+        let digits = self
+            .id
+            .trim_matches(|letter: char| !letter.is_ascii_digit());
+        digits.parse().ok()
+    }
+
     /// A figure that stands for itself.
     pub(super) fn alone(
         id: &'static str,
@@ -126,15 +150,15 @@ pub(super) fn provenance() -> String {
     format!("Commit {}, {}.", commit.trim(), machine())
 }
 
-/// Replaces the table of the L4 benchmark in the page.
-pub(super) fn write(rows: &[Row], rounds: usize, seconds: u64) -> Result<()> {
+/// Replaces the table of a benchmark that compares with plain TCP.
+pub(super) fn write(name: &str, rows: &[Row], rounds: usize, seconds: u64) -> Result<()> {
     let mut table = format!(
         "{} Medians of {rounds} interleaved rounds of {seconds} s.\n\n\
          | id | work | direct | Karst | ratio | CPU direct, us/op | CPU Karst, us/op |\n|---|---|---|---|---|---|---|\n",
         provenance(),
     );
     table.extend(rows.iter().map(Row::line));
-    replace("l4", &table)
+    replace(name, &table)
 }
 
 /// Replaces the table of `cargo xtask bench NAME` in the page, and prints it.
