@@ -139,6 +139,16 @@ impl Name {
     }
 }
 
+/// Makes every image and loads it into a cluster.
+pub(crate) fn load_all(cluster: &Cluster, no_build: bool) -> Result<()> {
+    let names = Name::value_variants();
+    setup::ensure(&[Group::Cluster, Group::Demo])?;
+    if !no_build {
+        build(names)?;
+    }
+    cluster.load(&archives(names, env!("CARGO_PKG_VERSION"))?)
+}
+
 /// Makes images, and loads or writes them.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let names = match args.names.as_slice() {

@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    check, fuzz, release,
+    check, cluster, fuzz, release,
     setup::{self, Group},
     shell,
     tidy::{Package, Workspace},
@@ -25,14 +25,21 @@ const SCALE_VARIABLE: &str = "KARST_TEST_BUDGET_SCALE";
 /// Set to 1 where Envoy cannot be had: its tests then say that they are skipped.
 const SKIP_ENVOY_VARIABLE: &str = "KARST_SKIP_ENVOY";
 
+/// Set to 1 where Go or the memory for a Kubernetes cluster cannot be had: its rung then says that it is skipped.
+const SKIP_CLUSTER_VARIABLE: &str = "KARST_SKIP_CLUSTER";
+
+/// The rung's cluster: not the one that a developer has running.
+const CLUSTER_ID: &str = "9";
+
 /// Integration tests with these names make namespaces or load kernel programs, in whichever package they are.
 const NEEDS_ROOT: &[&str] = &["node", "namespace"];
 /// The packages whose tests are rungs of their own.
 const NODE: &str = "karst-test-node";
 const SIMULATION: &str = "karst-test-simulation";
+const CLUSTER: &str = "karst-test-cluster";
 
 fn is_rung_of_its_own(package: &Package) -> bool {
-    [NODE, SIMULATION].contains(&package.name.as_str())
+    [NODE, SIMULATION, CLUSTER].contains(&package.name.as_str())
 }
 
 /// What `test` is asked for.
@@ -57,18 +64,21 @@ enum Rung {
     Peer,
     /// Network namespaces and the kernel programs; needs root.
     Node,
+    /// Karst on a real Kubernetes; needs root and Go.
+    Cluster,
     /// Hostile input for every parser of peer bytes.
     Fuzz,
 }
 
 impl Rung {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Check,
         Self::Build,
         Self::Unit,
         Self::Simulation,
         Self::Peer,
         Self::Node,
+        Self::Cluster,
         Self::Fuzz,
     ];
 
@@ -76,10 +86,11 @@ impl Rung {
     fn budget(self) -> Duration {
         let seconds = match self {
             Self::Check => 600,
-            Self::Build => 1200,
+            // Half of it for Kubernetes, which is built once and kept.
+            Self::Build => 2400,
             // Cargo compiles some dependencies anew for a single package's features.
             Self::Unit | Self::Simulation | Self::Peer => 300,
-            Self::Node => 600,
+            Self::Node | Self::Cluster => 600,
             Self::Fuzz => 360,
         };
         Duration::from_secs(seconds).mul_f64(scale())
@@ -216,11 +227,14 @@ impl Ladder {
                     NODE,
                     "--exclude",
                     SIMULATION,
+                    "--exclude",
+                    CLUSTER,
                 ],
             ),
             Rung::Simulation => self.cargo_test(deadline, &["-p", SIMULATION]),
             Rung::Peer => self.peer(deadline),
             Rung::Node => self.node(deadline),
+            Rung::Cluster => self.cluster(deadline),
             Rung::Fuzz => fuzz::saved_corpus(),
         }
     }
@@ -250,6 +264,20 @@ impl Ladder {
         let tests = workspace.integration_tests(wanted);
         let tested = self.integration_tests(deadline, &tests, &["--test-threads=1"]);
         self.demo(deadline).and(tested)
+    }
+
+    /// Brings a cluster up with Karst on it, tests, and ends it whatever happened.
+    fn cluster(&mut self, deadline: Instant) -> Result<()> {
+        if skips_cluster() {
+            println!("skipped, since {SKIP_CLUSTER_VARIABLE}=1");
+            self.count.skipped += 1;
+            return Ok(());
+        }
+        let workspace = Workspace::load()?;
+        let tests = workspace.integration_tests(|package, _| package.name == CLUSTER);
+        let standing = StandingCluster::up(deadline)?;
+        let tested = self.integration_tests(deadline, &tests, &["--test-threads=1"]);
+        standing.down().and(tested)
     }
 
     /// The demo with the binaries that the tests use: each of its proofs counts as a test.
@@ -296,7 +324,9 @@ impl Ladder {
             .args(["test", "--no-fail-fast"])
             .args(cargo_args)
             .args(test_args);
-        command.env("KARST_BIN_DIR", shell::root().join("target/debug"));
+        command
+            .env("KARST_BIN_DIR", shell::root().join("target/debug"))
+            .env(cluster::ID_VARIABLE, CLUSTER_ID);
         let count = &mut self.count;
         let limit = deadline.saturating_duration_since(Instant::now());
         let watched = shell::watch(&mut command, limit, |line| count.add_line(line))?;
@@ -331,8 +361,60 @@ impl Ladder {
     }
 }
 
+/// Whether the cluster rung is left out.
+fn skips_cluster() -> bool {
+    std::env::var_os(SKIP_CLUSTER_VARIABLE).is_some_and(|skip| skip == "1")
+}
+
+/// The rung's cluster, ended when dropped.
+struct StandingCluster {
+    ended: bool,
+}
+
+impl StandingCluster {
+    /// Brings it up with Karst, from the binaries that the tests use. What an earlier run left goes first.
+    fn up(deadline: Instant) -> Result<Self> {
+        shell::run(&mut Self::verb(&["down"]))?;
+        let standing = Self { ended: false };
+        let mut up = Self::verb(&["up", "--karst", "--no-build"]);
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let watched = shell::watch(&mut up, limit, |_| {})?;
+        if !watched.success {
+            bail!("the cluster did not come up with Karst: its last lines say why");
+        }
+        Ok(standing)
+    }
+
+    /// Through cargo, as the demo is.
+    fn verb(words: &[&str]) -> Command {
+        let mut command = shell::cargo();
+        command
+            .args(["xtask", "cluster"])
+            .args(words)
+            .args(["--id", CLUSTER_ID])
+            .env(release::PROFILE_VARIABLE, "dev");
+        command
+    }
+
+    fn down(mut self) -> Result<()> {
+        self.ended = true;
+        shell::run(&mut Self::verb(&["down"]))
+    }
+}
+
+impl Drop for StandingCluster {
+    fn drop(&mut self) {
+        if !self.ended {
+            shell::succeeds(&mut Self::verb(&["down"]));
+        }
+    }
+}
+
 fn build() -> Result<()> {
     release::ebpf()?;
+    if !skips_cluster() {
+        cluster::programs()?;
+    }
     shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
     shell::run(shell::cargo().args(["test", "--workspace", "--no-run", "--quiet"]))?;
     fuzz::build()

@@ -21,7 +21,9 @@ impl Shop {
             street: Namespace::new(&street),
         };
         let cluster = Cluster::get();
-        cluster.apply(&yaml(name, &street));
+        let dns = cluster.object(&["service", "kube-dns", "-n", "kube-system"]);
+        let dns = dns["spec"]["clusterIP"].as_str().expect("an address");
+        cluster.apply(&yaml(name, &street).replace("10.96.0.10", dns));
         cluster.wait_ready(name);
         cluster.wait_ready(&street);
         shop

@@ -19,7 +19,13 @@ pub(super) fn apply(plan: &Plan) -> Result<()> {
     dns(plan)?;
     gateway_api(plan)?;
     let timeout = format!("--timeout={}s", DNS_READY.as_secs());
-    let status = ["-n", "kube-system", "rollout", "status", "deployment/coredns"];
+    let status = [
+        "-n",
+        "kube-system",
+        "rollout",
+        "status",
+        "deployment/coredns",
+    ];
     shell::capture(kubectl(plan).args(status).arg(timeout))
         .map(drop)
         .context("CoreDNS does not start: see `cargo xtask cluster kubectl -- describe pods -n kube-system`")
@@ -45,7 +51,11 @@ fn feed(command: &mut Command, text: &str) -> Result<()> {
     input.write_all(text.as_bytes())?;
     drop(input);
     let status = child.wait()?;
-    anyhow::ensure!(status.success(), "{} failed: {status}", shell::line(command));
+    anyhow::ensure!(
+        status.success(),
+        "{} failed: {status}",
+        shell::line(command)
+    );
     Ok(())
 }
 

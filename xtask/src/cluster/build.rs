@@ -45,9 +45,7 @@ enum Source {
         link: &'static str,
     },
     /// Packages of somebody else's module at a version.
-    Theirs {
-        packages: &'static [&'static str],
-    },
+    Theirs { packages: &'static [&'static str] },
 }
 
 const CLUSTER: &[Tools] = &[
@@ -144,10 +142,15 @@ pub(super) fn helm() -> Result<PathBuf> {
 /// The folder of the Gateway API's resource definitions in Go's module cache.
 pub(super) fn gateway_api() -> Result<PathBuf> {
     let mut download = go()?;
-    download
-        .current_dir(sources().join("crds"))
-        .args(["mod", "download", "-json", "sigs.k8s.io/gateway-api"]);
-    let said = retried("downloading the Gateway API", || shell::capture(&mut download))?;
+    download.current_dir(sources().join("crds")).args([
+        "mod",
+        "download",
+        "-json",
+        "sigs.k8s.io/gateway-api",
+    ]);
+    let said = retried("downloading the Gateway API", || {
+        shell::capture(&mut download)
+    })?;
     let module: serde_json::Value = serde_json::from_str(&said)?;
     let folder = module["Dir"]
         .as_str()
@@ -173,7 +176,10 @@ fn build(tools: &Tools) -> Result<()> {
         fs::rename(&built, program(name))
             .with_context(|| format!("moving {} into place", built.display()))?;
     }
-    println!("cluster: built {names} in {} s", started.elapsed().as_secs());
+    println!(
+        "cluster: built {names} in {} s",
+        started.elapsed().as_secs()
+    );
     Ok(())
 }
 
@@ -241,7 +247,11 @@ fn find_go() -> Result<PathBuf> {
             GO.1
         );
     };
-    let said = shell::capture(Command::new(&program).args(["env", "GOVERSION", "GOTOOLCHAIN"]).current_dir("/"))?;
+    let said = shell::capture(
+        Command::new(&program)
+            .args(["env", "GOVERSION", "GOTOOLCHAIN"])
+            .current_dir("/"),
+    )?;
     let mut lines = said.lines();
     let version = lines.next().unwrap_or_default().to_owned();
     let may_fetch = lines.next().is_none_or(|setting| setting != "local");
@@ -258,7 +268,9 @@ fn find_go() -> Result<PathBuf> {
 
 /// Whether a Go of this version can build everything, perhaps by fetching a newer one of itself.
 fn is_enough(version: &str, may_fetch: bool) -> bool {
-    let mut numbers = version.trim_start_matches("go").split(['.', 'r', 'b', '-', ' ']);
+    let mut numbers = version
+        .trim_start_matches("go")
+        .split(['.', 'r', 'b', '-', ' ']);
     let mut next = || numbers.next()?.parse::<u32>().ok();
     let Some(version) = next().zip(next()) else {
         return false;

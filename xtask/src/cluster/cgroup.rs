@@ -43,7 +43,9 @@ fn layout() -> Result<Layout> {
 
 /// Where version 2 is mounted, from a list of mounts.
 fn second_version(mounts: &str) -> Option<PathBuf> {
-    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let fields = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
     let mut places = fields.filter_map(|fields| match fields[..] {
         [_, place, "cgroup2", ..] => Some(PathBuf::from(place)),
         _ => None,

@@ -18,13 +18,8 @@ pub(super) fn start(plan: &Plan, daemons: &Daemons) -> Result<()> {
     daemons.start("etcd", &etcd(plan))?;
     daemons.start("apiserver", &apiserver(plan))?;
     let ready = || is_ready(plan).then_some(());
-    shell::wait_for("the API server is ready", READY, ready).with_context(|| {
-        format!(
-            "{}\n{}",
-            daemons.said("apiserver"),
-            daemons.said("etcd")
-        )
-    })?;
+    shell::wait_for("the API server is ready", READY, ready)
+        .with_context(|| format!("{}\n{}", daemons.said("apiserver"), daemons.said("etcd")))?;
     daemons.start("controller-manager", &controller_manager(plan))?;
     daemons.start("scheduler", &scheduler(plan))
 }
@@ -55,22 +50,34 @@ fn apiserver(plan: &Plan) -> Command {
     let mut command = Command::new(build::program("kube-apiserver"));
     command
         .current_dir(pki::folder(plan))
-        .arg(format!("--etcd-servers=http://127.0.0.1:{}", plan.etcd_port()))
+        .arg(format!(
+            "--etcd-servers=http://127.0.0.1:{}",
+            plan.etcd_port()
+        ))
         .arg(format!("--advertise-address={}", plan.host()))
         .arg(format!("--bind-address={}", plan.host()))
         .arg("--secure-port=6443")
-        .arg(format!("--service-cluster-ip-range={}", plan.services().join(",")))
+        .arg(format!(
+            "--service-cluster-ip-range={}",
+            plan.services().join(",")
+        ))
         .args(["--tls-cert-file=api.crt", "--tls-private-key-file=api.key"])
         .args(["--client-ca-file=ca.crt", "--token-auth-file=tokens.csv"])
         .args(["--authorization-mode=Node,RBAC", "--allow-privileged=true"])
         .args(["--enable-admission-plugins=NodeRestriction"])
-        .args(["--service-account-key-file=sa.pub", "--service-account-signing-key-file=sa.key"])
+        .args([
+            "--service-account-key-file=sa.pub",
+            "--service-account-signing-key-file=sa.key",
+        ])
         .arg("--service-account-issuer=https://kubernetes.default.svc")
         .arg("--api-audiences=https://kubernetes.default.svc,istio-ca")
         // Webhooks are called at their pods' addresses: the host has no kube-proxy of its own.
         .arg("--enable-aggregator-routing=true")
         .arg("--kubelet-preferred-address-types=InternalIP")
-        .args(["--kubelet-client-certificate=api.crt", "--kubelet-client-key=api.key"]);
+        .args([
+            "--kubelet-client-certificate=api.crt",
+            "--kubelet-client-key=api.key",
+        ]);
     command
 }
 
@@ -82,10 +89,19 @@ fn controller_manager(plan: &Plan) -> Command {
         .arg(pki::kubeconfig(plan, "controller-manager"))
         .args(["--use-service-account-credentials", "--leader-elect=false"])
         .arg(format!("--bind-address={}", plan.host()))
-        .args(["--service-account-private-key-file=sa.key", "--root-ca-file=ca.crt"])
-        .args(["--cluster-signing-cert-file=ca.crt", "--cluster-signing-key-file=ca.key"])
+        .args([
+            "--service-account-private-key-file=sa.key",
+            "--root-ca-file=ca.crt",
+        ])
+        .args([
+            "--cluster-signing-cert-file=ca.crt",
+            "--cluster-signing-key-file=ca.key",
+        ])
         // A node that was killed is noticed soon, so that tests need not wait for 40 s.
-        .args(["--node-monitor-grace-period=20s", "--node-monitor-period=2s"]);
+        .args([
+            "--node-monitor-grace-period=20s",
+            "--node-monitor-period=2s",
+        ]);
     command
 }
 

@@ -62,7 +62,10 @@ fn memory_kib(pid: u32) -> u64 {
     let own = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     let children = children.unwrap_or_default();
-    let theirs = children.split_whitespace().flat_map(str::parse).map(memory_kib);
+    let theirs = children
+        .split_whitespace()
+        .flat_map(str::parse)
+        .map(memory_kib);
     own.unwrap_or(0) + theirs.sum::<u64>()
 }
 
@@ -88,8 +91,7 @@ impl Daemons {
     pub(super) fn new(state: &Path) -> Result<Self> {
         for folder in ["pid", "log"] {
             let folder = state.join(folder);
-            fs::create_dir_all(&folder)
-                .with_context(|| format!("making {}", folder.display()))?;
+            fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
         Ok(Self {
             state: state.to_owned(),
@@ -182,7 +184,11 @@ pub(super) fn last_lines(log: &Path) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(8);
-    format!("the end of {}:\n{}", log.display(), lines[from..].join("\n"))
+    format!(
+        "the end of {}:\n{}",
+        log.display(),
+        lines[from..].join("\n")
+    )
 }
 
 #[cfg(test)]

@@ -22,7 +22,10 @@ pub(super) fn bridge(plan: &Plan) -> Result<()> {
         ip(&format!("link add {bridge} type bridge"))?;
     }
     for network in plan.host_networks() {
-        ip(&format!("addr replace {network} dev {bridge}{}", at_once(&network)))?;
+        ip(&format!(
+            "addr replace {network} dev {bridge}{}",
+            at_once(&network)
+        ))?;
     }
     ip(&format!("link set {bridge} up"))
 }
@@ -36,11 +39,16 @@ fn at_once(address: &str) -> &'static str {
 pub(super) fn node(plan: &Plan, node: &NodePlan) -> Result<()> {
     let (name, bridge) = (node.host_name(), plan.prefix());
     ip(&format!("netns add {name}"))?;
-    ip(&format!("link add {name} type veth peer name eth0 netns {name}"))?;
+    ip(&format!(
+        "link add {name} type veth peer name eth0 netns {name}"
+    ))?;
     ip(&format!("link set {name} master {bridge} up"))?;
     ip(&format!("-n {name} link set lo up"))?;
     for network in node.networks() {
-        ip(&format!("-n {name} addr add {network} dev eth0{}", at_once(&network)))?;
+        ip(&format!(
+            "-n {name} addr add {network} dev eth0{}",
+            at_once(&network)
+        ))?;
     }
     ip(&format!("-n {name} link set eth0 up"))?;
     for network in plan.host_networks() {
@@ -67,7 +75,10 @@ fn routes(plan: &Plan, node: &NodePlan) -> Result<()> {
     let nodes = plan.nodes();
     for other in nodes.iter().filter(|other| *other != node) {
         for (pods, gateway) in other.pods().iter().zip(other.addresses()) {
-            ip(&format!("-n {} route replace {pods} via {gateway}", node.host_name()))?;
+            ip(&format!(
+                "-n {} route replace {pods} via {gateway}",
+                node.host_name()
+            ))?;
         }
     }
     for (pods, gateway) in node.pods().iter().zip(node.addresses()) {
@@ -83,7 +94,9 @@ fn routes(plan: &Plan, node: &NodePlan) -> Result<()> {
 
 /// Whether a node's namespace is there.
 pub(super) fn has_node(node: &NodePlan) -> bool {
-    std::path::Path::new("/run/netns").join(node.host_name()).exists()
+    std::path::Path::new("/run/netns")
+        .join(node.host_name())
+        .exists()
 }
 
 /// Removes a node's namespace, and its link with it.

@@ -143,7 +143,11 @@ impl<'a> Node<'a> {
             .map(|subnet| serde_json::json!([{ "subnet": subnet }]))
             .collect();
         let routes = self.plan.pods().into_iter().map(|pods| {
-            let all = if pods.contains(':') { "::/0" } else { "0.0.0.0/0" };
+            let all = if pods.contains(':') {
+                "::/0"
+            } else {
+                "0.0.0.0/0"
+            };
             serde_json::json!({ "dst": all })
         });
         let ipam = serde_json::json!({
@@ -166,7 +170,13 @@ impl<'a> Node<'a> {
 
     fn kubelet_config(&self) -> String {
         KUBELET_CONFIG
-            .replace("@CA@", &pki::folder(self.cluster).join("ca.crt").display().to_string())
+            .replace(
+                "@CA@",
+                &pki::folder(self.cluster)
+                    .join("ca.crt")
+                    .display()
+                    .to_string(),
+            )
             .replace("@CGROUP@", &cgroup::pods(&self.plan))
             .replace("@DNS@", &self.cluster.dns().to_string())
     }
@@ -233,7 +243,11 @@ impl<'a> Node<'a> {
         command
             .args(["--target", &init.pid.to_string()])
             .args(["--mount", "--net", "--pid", "--uts", "--"])
-            .args(["env", &format!("PATH={}", path()), "CONTAINERD_NAMESPACE=k8s.io"]);
+            .args([
+                "env",
+                &format!("PATH={}", path()),
+                "CONTAINERD_NAMESPACE=k8s.io",
+            ]);
         Ok(command)
     }
 
@@ -244,7 +258,8 @@ impl<'a> Node<'a> {
             "kubelet" => cgroup::kubelet(&self.plan)?.join("cgroup.procs"),
             _ => PathBuf::from("/dev/null"),
         };
-        let again = r#"echo 0 >"$0"; while :; do "$@"; echo "ended with $?: started again"; sleep 1; done"#;
+        let again =
+            r#"echo 0 >"$0"; while :; do "$@"; echo "ended with $?: started again"; sleep 1; done"#;
         start
             .args(["sh", "-c", again])
             .arg(group)
@@ -256,7 +271,9 @@ impl<'a> Node<'a> {
 
     fn containerd(&self) -> Command {
         let mut command = Command::new("containerd");
-        command.arg("-c").arg(self.plan.disk().join("containerd.toml"));
+        command
+            .arg("-c")
+            .arg(self.plan.disk().join("containerd.toml"));
         command
     }
 
@@ -290,7 +307,10 @@ impl<'a> Node<'a> {
             .arg(format!("--hostname-override={}", self.name()))
             .arg(format!("--cluster-cidr={}", self.cluster.pods().join(",")))
             // These are settings of the whole machine.
-            .args(["--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0"])
+            .args([
+                "--conntrack-max-per-core=0",
+                "--conntrack-tcp-timeout-established=0",
+            ])
             .arg("--conntrack-tcp-timeout-close-wait=0");
         command
     }
@@ -306,7 +326,9 @@ impl<'a> Node<'a> {
                 continue;
             }
             let mut import = self.enter()?;
-            import.args(["ctr", "images", "import", "--local"]).arg(archive);
+            import
+                .args(["ctr", "images", "import", "--local"])
+                .arg(archive);
             shell::capture(&mut import)?;
             fs::write(record, "")?;
         }
@@ -318,7 +340,8 @@ impl<'a> Node<'a> {
         let mut read = self.enter()?;
         let boot = shell::capture(read.args(["cat", "/run/boot_id"]))?;
         let name = self.name();
-        let fields = "jsonpath={.status.nodeInfo.bootID} {.status.conditions[?(@.type=='Ready')].status}";
+        let fields =
+            "jsonpath={.status.nodeInfo.bootID} {.status.conditions[?(@.type=='Ready')].status}";
         let wanted = format!("{} True", boot.trim());
         let ready = || {
             let mut get = kubectl(self.cluster);
@@ -431,5 +454,7 @@ localStorageCapacityIsolation: false
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%}
 enforceNodeAllocatable: []
 maxPods: 200
+# How soon a pod sees a ConfigMap that was changed.
+syncFrequency: 10s
 registryPullQPS: 0
 ";

@@ -28,11 +28,7 @@ fn users(plan: &Plan) -> Vec<User> {
     };
     let mut users = vec![
         component("admin", "admin", "system:masters"),
-        component(
-            "controller-manager",
-            "system:kube-controller-manager",
-            "",
-        ),
+        component("controller-manager", "system:kube-controller-manager", ""),
         component("scheduler", "system:kube-scheduler", ""),
         component("proxy", "system:kube-proxy", ""),
     ];
@@ -90,7 +86,8 @@ fn keys(folder: &Path, plan: &Plan) -> Result<()> {
         openssl(folder, command)?;
     }
     // Last, and at once: it says that everything is there.
-    fs::rename(folder.join(".api.crt"), folder.join("api.crt")).context("the API server's certificate")
+    fs::rename(folder.join(".api.crt"), folder.join("api.crt"))
+        .context("the API server's certificate")
 }
 
 fn openssl(folder: &Path, words: &str) -> Result<String> {

@@ -105,7 +105,10 @@ impl Plan {
 
     /// The host's addresses on the node network.
     pub(crate) fn host_networks(&self) -> Ranges {
-        self.families(format!("{}/24", self.host()), format!("{}/64", self.v6(0, 1)))
+        self.families(
+            format!("{}/24", self.host()),
+            format!("{}/64", self.v6(0, 1)),
+        )
     }
 
     /// All pods' addresses.
@@ -178,7 +181,8 @@ impl NodePlan {
     /// Its addresses on the node network, with the network's length.
     pub(crate) fn networks(&self) -> Ranges {
         let (v4, v6) = self.own();
-        self.cluster.families(format!("{v4}/24"), format!("{v6}/64"))
+        self.cluster
+            .families(format!("{v4}/24"), format!("{v6}/64"))
     }
 
     fn own(&self) -> (Ipv4Addr, Ipv6Addr) {
@@ -190,7 +194,8 @@ impl NodePlan {
     pub(crate) fn pods(&self) -> Ranges {
         let v4 = self.cluster.v4(64 + self.number, 0);
         let v6 = self.cluster.v6(0x40 + u16::from(self.number), 0);
-        self.cluster.families(format!("{v4}/24"), format!("{v6}/64"))
+        self.cluster
+            .families(format!("{v4}/24"), format!("{v6}/64"))
     }
 }
 

@@ -80,7 +80,10 @@ fn installed(patterns: &[&str]) -> Result<Vec<String>> {
         .map(str::to_owned)
         .collect();
     if names.is_empty() {
-        bail!("no package {} is installed: `cargo xtask setup` installs it", patterns.join(", "));
+        bail!(
+            "no package {} is installed: `cargo xtask setup` installs it",
+            patterns.join(", ")
+        );
     }
     Ok(names)
 }
@@ -175,9 +178,15 @@ mod tests {
     #[test]
     fn libraries_are_read_from_each_kind_of_line() {
         let libc = "\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f0000000000)";
-        assert_eq!(library(libc).as_deref(), Some("/lib/x86_64-linux-gnu/libc.so.6"));
+        assert_eq!(
+            library(libc).as_deref(),
+            Some("/lib/x86_64-linux-gnu/libc.so.6")
+        );
         let loader = "\t/lib64/ld-linux-x86-64.so.2 (0x00007f0000000000)";
-        assert_eq!(library(loader).as_deref(), Some("/lib64/ld-linux-x86-64.so.2"));
+        assert_eq!(
+            library(loader).as_deref(),
+            Some("/lib64/ld-linux-x86-64.so.2")
+        );
         assert_eq!(library("\tlinux-vdso.so.1 (0x00007fff00000000)"), None);
         assert_eq!(library("\tstatically linked"), None);
     }

@@ -304,7 +304,11 @@ mod tests {
     #[test]
     fn a_layout_leads_from_the_index_to_every_file() {
         let folder = folder("layout");
-        write_layout(vec![image("karst.test/a:1"), image("karst.test/b:1")], &folder).unwrap();
+        write_layout(
+            vec![image("karst.test/a:1"), image("karst.test/b:1")],
+            &folder,
+        )
+        .unwrap();
         let index: Value =
             serde_json::from_slice(&fs::read(folder.join("index.json")).unwrap()).unwrap();
         let manifests = index["manifests"].as_array().unwrap();
@@ -314,7 +318,12 @@ mod tests {
             .collect();
         assert_eq!(
             names,
-            ["karst.test/a:1", "karst.test/a:1-too", "karst.test/b:1", "karst.test/b:1-too"]
+            [
+                "karst.test/a:1",
+                "karst.test/a:1-too",
+                "karst.test/b:1",
+                "karst.test/b:1-too"
+            ]
         );
         let manifest: Value = serde_json::from_slice(&blob(&folder, &manifests[0])).unwrap();
         let config: Value = serde_json::from_slice(&blob(&folder, &manifest["config"])).unwrap();
@@ -357,7 +366,13 @@ mod tests {
         let bytes = layer.bytes().unwrap();
         let mut archive = tar::Archive::new(bytes.as_slice());
         let entries = archive.entries().unwrap().map(|entry| entry.unwrap());
-        let paths: Vec<_> = entries.map(|entry| entry.path().unwrap().display().to_string()).collect();
-        assert_eq!(paths.iter().filter(|path| path.starts_with('a')).count(), 2, "{paths:?}");
+        let paths: Vec<_> = entries
+            .map(|entry| entry.path().unwrap().display().to_string())
+            .collect();
+        assert_eq!(
+            paths.iter().filter(|path| path.starts_with('a')).count(),
+            2,
+            "{paths:?}"
+        );
     }
 }

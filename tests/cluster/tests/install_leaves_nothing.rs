@@ -1,0 +1,144 @@
+//! Karst is taken away, put back and taken away again: nodes and cluster are as they were, to the file and the program,
+//! with pods enrolled meanwhile. It ends installed, as it began, for the tests that come after.
+
+use std::{collections::BTreeMap, process::Command};
+
+use karst_test_cluster::{Cluster, Namespace, cluster::run, eventually};
+use serde_json::{Value, json};
+
+const NODES: [&str; 2] = ["n1", "n2"];
+
+/// What is compared, by its name.
+type Snapshot = BTreeMap<String, String>;
+
+#[test]
+fn uninstall_leaves_nodes_and_cluster_as_found() {
+    let cluster = Cluster::get();
+    let shop = Namespace::new("leaves-nothing");
+    cluster.apply(&idle(shop.name()));
+    cluster.wait_ready(shop.name());
+
+    run(cluster.karst().args(["uninstall", "--purge"]));
+    let found = snapshot(cluster);
+    run(cluster.karst().arg("install"));
+    assert_ne!(
+        snapshot(cluster),
+        found,
+        "the snapshot sees nothing of an installation"
+    );
+
+    let said = run(cluster
+        .karst()
+        .args(["enroll", &format!("ns/{}", shop.name())]));
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(
+        said.contains("1 pod(s) in the mesh") && said.contains("0 restart(s)"),
+        "{said}"
+    );
+    let status = run(cluster.karst().args(["status", "-o", "json"]));
+    let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
+    let agents = status.as_array().expect("a list");
+    assert_eq!(agents.len(), NODES.len());
+    assert!(
+        agents.iter().all(|agent| agent["error"].is_null()),
+        "{status:#}"
+    );
+    assert!(
+        agents.iter().any(|agent| agent["podsCaptured"] == 1),
+        "{status:#}"
+    );
+
+    run(cluster.karst().args(["uninstall", "--purge"]));
+    eventually("everything is as it was", || snapshot(cluster) == found);
+    // The label stays and protects nothing any more: the pod must be able to talk as before.
+    let lookup = cluster.exec(
+        &format!("{}/idle", shop.name()),
+        &["nslookup", "kubernetes.default.svc.cluster.local"],
+    );
+    assert!(
+        lookup.status.success(),
+        "a released pod cannot resolve names"
+    );
+
+    run(cluster.karst().arg("install"));
+}
+
+/// A pod that waits on the first node.
+fn idle(namespace: &str) -> String {
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "idle", "namespace": namespace},
+        "spec": {
+            "nodeName": "n1",
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "c", "image": "karst.test/busybox:1", "command": ["sleep", "3600"]}],
+        },
+    });
+    pod.to_string()
+}
+
+/// Everything that an installation could leave behind.
+fn snapshot(cluster: &Cluster) -> Snapshot {
+    let mut snapshot = Snapshot::new();
+    for node in NODES {
+        for (what, script) in [
+            ("conflists", "cat /etc/cni/net.d/*"),
+            ("CNI files", "ls -A /etc/cni/net.d"),
+            ("CNI executables", "ls -A /opt/cni/bin | grep karst || true"),
+            ("pins", "ls -AR /sys/fs/bpf"),
+            ("run directory", "ls -AR /run/karst 2>/dev/null || true"),
+            ("mounts", "grep karst /proc/1/mountinfo || true"),
+            ("nft", "nft list ruleset | grep -i karst || true"),
+            (
+                "qdiscs",
+                "for d in $(ls /sys/class/net); do tc filter show dev $d ingress; tc filter show dev $d egress; done | grep karst || true",
+            ),
+        ] {
+            let said = run(cluster.node(node).args(["sh", "-c", script]));
+            let text = String::from_utf8_lossy(&said.stdout).into_owned();
+            snapshot.insert(format!("{node}: {what}"), text);
+        }
+    }
+    snapshot.insert("programs".to_owned(), programs());
+    for kind in [
+        "crds",
+        "validatingwebhookconfigurations",
+        "mutatingwebhookconfigurations",
+        "clusterroles",
+        "clusterrolebindings",
+        "priorityclasses",
+        "namespaces",
+    ] {
+        snapshot.insert(kind.to_owned(), names(cluster, &[kind]));
+    }
+    for kind in ["configmaps", "secrets", "leases", "roles", "rolebindings"] {
+        snapshot.insert(kind.to_owned(), names(cluster, &[kind, "-A"]));
+    }
+    snapshot
+}
+
+fn names(cluster: &Cluster, words: &[&str]) -> String {
+    let objects = cluster.object(words);
+    let names = objects["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|object| {
+            let meta = &object["metadata"];
+            format!("{}/{}", meta["namespace"], meta["name"])
+        });
+    let names: Vec<String> = names.collect();
+    names.join("\n")
+}
+
+/// Our programs in the kernel, which all nodes share, by number: another cluster on this machine may have some.
+fn programs() -> String {
+    let said = Command::new("bpftool").args(["prog", "list"]).output();
+    let said = said.expect("bpftool is installed by `cargo xtask setup`");
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    text.lines()
+        .filter(|line| line.contains("name karst_"))
+        .count()
+        .to_string()
+}
