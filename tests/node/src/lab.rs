@@ -257,7 +257,26 @@ impl Lab {
             .collect()
     }
 
-    /// Waits until every agent knows exactly the right pods as enrolled: those of namespaces whose YAML says so.
+    /// Pods (`namespace/name`) of a node whose plain connections pass without policy, since they enter the mesh or leave
+    /// it; none while the agent does not answer.
+    pub fn plaintext_open(&self, node: &str) -> Option<Vec<String>> {
+        let dump = self.agent_page(node, "/config_dump")?;
+        let pods = dump["capturedPods"].as_array()?.clone();
+        let open = pods.iter().filter(|pod| pod["plaintextOpen"] == true);
+        Some(
+            open.map(|pod| {
+                format!(
+                    "{}/{}",
+                    pod["namespace"].as_str().unwrap_or(""),
+                    pod["name"].as_str().unwrap_or("")
+                )
+            })
+            .collect(),
+        )
+    }
+
+    /// Waits until every agent knows exactly the right pods as enrolled, those of namespaces whose YAML says so, and lets
+    /// policy decide what reaches them.
     pub fn wait_enrolled(&self) {
         let wanted = self.pods_that_should_be_enrolled();
         for node in self.nodes() {
@@ -269,6 +288,11 @@ impl Lab {
                     (seen == wanted).then_some(())
                 },
             );
+        }
+        for node in self.nodes() {
+            until(&format!("no pod of {node} is on its way"), || {
+                self.plaintext_open(&node)?.is_empty().then_some(())
+            });
         }
     }
 

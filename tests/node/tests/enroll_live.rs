@@ -2,7 +2,7 @@
 
 use std::process::Child;
 
-use karst_test_node::Lab;
+use karst_test_node::{Lab, Script, eventually, script::PROBER};
 use serde_json::Value;
 
 const ON: &str = "istio.io/dataplane-mode: ambient";
@@ -18,42 +18,93 @@ const LOADS: [(&str, &str, &str, &str); 4] = [
 
 #[test]
 fn nobody_fails_while_a_namespace_enters_and_leaves_the_mesh() {
-    rounds(5, "14");
+    let lab = Lab::up("tests/fixtures/pair");
+    rounds(&lab, 5, &LOADS, "24", || {});
 }
 
 #[test]
 #[ignore = "twenty rounds take too long for the rung"]
 fn soak_twenty_rounds_of_entering_and_leaving_fail_nobody() {
-    rounds(20, "45");
+    let lab = Lab::up("tests/fixtures/pair");
+    rounds(&lab, 20, &LOADS, "80", || {});
 }
 
-fn rounds(count: u32, seconds: &str) {
+/// Nobody without an identity may, as soon as the namespace is in the mesh.
+const BY_IDENTITY: &str = "apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata:
+  name: strict
+  namespace: meshed
+spec:
+  mtls:
+    mode: STRICT
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: by-identity
+  namespace: meshed
+spec:
+  action: ALLOW
+  rules:
+    - from:
+        - source:
+            principals: [cluster.local/ns/meshed/sa/client, cluster.local/ns/meshed/sa/server]
+";
+
+/// Loads between pods that may.
+const LOADS_BY_IDENTITY: [(&str, &str, &str, &str); 3] = [
+    ("meshed/client", "server.meshed:9000", "100", "25"),
+    ("meshed/client", "neighbour.meshed:9000", "40", "10"),
+    ("meshed/server", "neighbour.meshed:9000", "60", "15"),
+];
+
+#[test]
+fn nobody_with_an_identity_is_refused_while_policies_by_identity_take_hold_and_end() {
     let lab = Lab::up("tests/fixtures/pair");
-    let before = processes(&lab);
-    let loads = LOADS.map(|(pod, target, rate, long)| {
+    lab.apply("by-identity.yaml", BY_IDENTITY);
+    let server = lab.address("meshed", "server");
+    let mut stranger = Script::start(&lab, "plain/client", PROBER, &[]);
+    let question = format!("{server} 9000 hello");
+    eventually("the policies hold", || stranger.ask(&question) != "ok");
+    rounds(&lab, 5, &LOADS_BY_IDENTITY, "26", || {
+        assert_ne!(stranger.ask(&question), "ok", "in the mesh, and open");
+    });
+}
+
+fn rounds(
+    lab: &Lab,
+    count: u32,
+    loads: &[(&str, &str, &str, &str)],
+    seconds: &str,
+    mut in_the_mesh: impl FnMut(),
+) {
+    let before = processes(lab);
+    let started = loads.iter().map(|(pod, target, rate, long)| {
         let load = ["karst-echo", "load", target, "--rate", rate, "--long", long];
         lab.spawn(pod, &[&load[..], &["--duration", seconds]].concat())
     });
-    let mut loads = loads.into_iter().collect::<Vec<_>>();
+    let mut started = started.collect::<Vec<_>>();
     for _ in 0..count {
         lab.edit("mesh.yaml", ON, OFF);
         lab.wait_enrolled();
         lab.edit("mesh.yaml", OFF, ON);
         lab.wait_enrolled();
+        in_the_mesh();
     }
-    let ended_early = loads
+    let ended_early = started
         .iter_mut()
         .any(|load| load.try_wait().expect("a child").is_some());
     assert!(
         !ended_early,
         "the load must outlast the last round: more seconds"
     );
-    for (load, what) in loads.into_iter().zip(LOADS) {
+    for (load, what) in started.into_iter().zip(loads) {
         let report = report(load);
         assert_eq!(report["failures"], 0, "{what:?}: {report}");
         assert!(report["long_exchanges"].as_u64() > Some(100), "{report}");
     }
-    assert_eq!(processes(&lab), before, "pods were restarted");
+    assert_eq!(processes(lab), before, "pods were restarted");
 }
 
 fn report(load: Child) -> Value {

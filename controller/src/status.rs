@@ -1,0 +1,84 @@
+//! What objects are told about themselves: conditions in their status, Events for kinds without one.
+//!
+//! ```text
+//!   objects (watch) ─┐                                            ┌─ write: server-side apply of status, field manager karst
+//!   index conditions ┼──► Ledger (pure: what differs, bounded) ───┤
+//!   acknowledgements ┘        only while this replica leads       └─ events: events.k8s.io, rate limited
+//! ```
+//!
+//! A status is written only where it differs from what the object has, so that a write is followed by silence. Changes
+//! of objects go first; changes of how many nodes have them follow slowly.
+
+mod announce;
+mod ledger;
+mod write;
+
+pub use ledger::{Announcement, Ledger, Reach, Wanted};
+pub use write::{StatusMetrics, run};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use karst_index::{Event, ObjectConditions};
+use karst_k8s_api::ObjectKey;
+
+use crate::{serve::resources::Revision, watch::Complaint};
+
+/// The ledger, shared by those who know something and the one who writes.
+#[derive(Default)]
+pub struct Statuses {
+    /// Objects of files have no status, and nothing is remembered of them.
+    used: bool,
+    ledger: Mutex<Ledger>,
+}
+
+impl Statuses {
+    /// For objects of a cluster, or of files.
+    pub fn new(source: Source) -> Self {
+        Self {
+            used: source == Source::Cluster,
+            ledger: Mutex::default(),
+        }
+    }
+
+    /// Objects came, changed or went; [`Self::published`] follows.
+    pub fn observe(&self, events: &[Event]) {
+        if !self.used {
+            return;
+        }
+        let mut ledger = self.lock();
+        for event in events {
+            match event {
+                Event::Apply(object) => ledger.applied(object),
+                Event::Delete(key) => ledger.deleted(key),
+                _ => {}
+            }
+        }
+    }
+
+    /// What the index says of it, and where its effect is published.
+    pub fn published(&self, conditions: &[ObjectConditions], revision: Revision) {
+        if self.used {
+            let mut ledger = self.lock();
+            ledger.said(conditions);
+            ledger.published(revision);
+        }
+    }
+
+    /// An object cannot be used as it is written; without complaints it can.
+    pub fn unusable(&self, key: &ObjectKey, complaints: &[Complaint]) {
+        if self.used {
+            self.lock().unusable(key, complaints);
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where objects come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Cluster,
+    Files,
+}

@@ -1,0 +1,502 @@
+//! What each object's status should say, what it says, and which differ. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use hashbrown::HashMap;
+use karst_files::Severity;
+use karst_index::{Condition, ObjectConditions};
+use karst_k8s_api::{Kind, Object, ObjectKey};
+use serde_json::{Value, json};
+
+use crate::{serve::resources::Revision, watch::Complaint};
+
+/// Announcements that wait for their Event; further ones are counted and dropped, their condition stays in `/debug`.
+const ANNOUNCEMENTS_MAX: usize = 1_000;
+/// Announcements that are remembered, so that none is made twice.
+const ANNOUNCED_MAX: usize = 50_000;
+/// Findings that one message names.
+const FINDINGS_MAX: usize = 4;
+/// Longest message of a condition; the API server takes 32 KiB, people read less.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+
+/// Condition of objects that agents enforce or serve.
+const PROGRAMMED: &str = "Programmed";
+/// Condition of objects that nobody enforces, or not as written.
+const ACCEPTED: &str = "Accepted";
+
+/// How many nodes have everything up to a revision, of how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    pub have: usize,
+    pub of: usize,
+}
+
+/// The conditions that an object's status should have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    pub key: ObjectKey,
+    pub observed_generation: Option<i64>,
+    /// As JSON, with times.
+    pub conditions: Vec<Value>,
+}
+
+/// Something to tell about an object that has no status of ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Announcement {
+    pub key: ObjectKey,
+    pub uid: String,
+    pub reason: String,
+    pub message: String,
+}
+
+/// All objects that anything is to be said about.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    entries: HashMap<ObjectKey, Entry>,
+    /// Conditions of objects, by the index; kept beside the entries since they may come first.
+    said: HashMap<ObjectKey, Vec<Condition>>,
+    /// Objects that changed.
+    fresh: BTreeSet<ObjectKey>,
+    /// Objects whose effect is not published yet.
+    unpublished: Vec<ObjectKey>,
+    announcements: VecDeque<Announcement>,
+    announced: BTreeSet<Announcement>,
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    generation: Option<i64>,
+    uid: String,
+    /// Conditions that the object has.
+    present: Vec<Value>,
+    /// What checking the object found.
+    own: Option<Statement>,
+    unusable: Option<String>,
+    /// Where its effect is published.
+    revision: Option<Revision>,
+    /// The reach that was written.
+    told: Option<Reach>,
+}
+
+/// A condition before it has times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Statement {
+    kind: String,
+    status: bool,
+    reason: String,
+    message: String,
+}
+
+impl Ledger {
+    /// The object is there in this form; [`Self::published`] follows.
+    pub fn applied(&mut self, object: &Object) {
+        let key = object.key();
+        if !has_status(key.kind) && !has_events(key.kind) {
+            return;
+        }
+        let meta = object.metadata();
+        let uid = meta.uid.clone().unwrap_or_default();
+        let json = as_json(object);
+        let present = json
+            .pointer("/status/conditions")
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
+        let own = own_statement(key.kind, &json);
+        let before = self.entries.get(&key);
+        // The status that we wrote comes back as a change of the object: that publishes nothing.
+        let same = before.filter(|entry| {
+            entry.uid == uid && entry.generation == meta.generation && meta.generation.is_some()
+        });
+        let entry = Entry {
+            generation: meta.generation,
+            uid,
+            present,
+            own,
+            unusable: None,
+            revision: same.and_then(|entry| entry.revision),
+            told: same.and_then(|entry| entry.told),
+        };
+        if entry.revision.is_none() {
+            self.unpublished.push(key.clone());
+        }
+        self.entries.insert(key.clone(), entry);
+        self.fresh.insert(key);
+    }
+
+    /// The effect of everything applied so far is published at this revision.
+    pub fn published(&mut self, revision: Revision) {
+        for key in self.unpublished.drain(..) {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.revision = Some(revision);
+            }
+        }
+    }
+
+    pub fn deleted(&mut self, key: &ObjectKey) {
+        self.entries.remove(key);
+        self.said.remove(key);
+        self.fresh.remove(key);
+        self.announced
+            .retain(|announcement| announcement.key != *key);
+    }
+
+    /// What the index says about objects that changed.
+    pub fn said(&mut self, changed: &[ObjectConditions]) {
+        for object in changed {
+            let kind = object.object.kind;
+            if !has_status(kind) && !has_events(kind) {
+                continue;
+            }
+            match object.conditions.is_empty() {
+                true => drop(self.said.remove(&object.object)),
+                false => drop(
+                    self.said
+                        .insert(object.object.clone(), object.conditions.clone()),
+                ),
+            }
+            self.fresh.insert(object.object.clone());
+        }
+    }
+
+    /// The object cannot be used as it is written.
+    pub fn unusable(&mut self, key: &ObjectKey, complaints: &[Complaint]) {
+        if !has_status(key.kind) || (complaints.is_empty() && !self.entries.contains_key(key)) {
+            return;
+        }
+        let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry {
+            generation: None,
+            uid: String::new(),
+            present: Vec::new(),
+            own: None,
+            unusable: None,
+            revision: Some(0),
+            told: None,
+        });
+        let texts: Vec<String> = complaints
+            .iter()
+            .map(|one| format!("{}: {}", one.field, one.message))
+            .collect();
+        let unusable = (!texts.is_empty()).then(|| message_of(&texts));
+        if entry.unusable != unusable {
+            entry.unusable = unusable;
+            self.fresh.insert(key.clone());
+        }
+    }
+
+    /// Up to `most` statuses that differ from what their object has, because the object changed. What has no status of
+    /// ours becomes an announcement.
+    pub fn take_fresh(
+        &mut self,
+        most: usize,
+        reach: impl Fn(Revision) -> Reach,
+        now: &str,
+    ) -> Vec<Wanted> {
+        let mut wanted = Vec::new();
+        let waiting: Vec<ObjectKey> = self.unpublished.clone();
+        waiting.iter().for_each(|key| drop(self.fresh.remove(key)));
+        while wanted.len() < most
+            && let Some(key) = self.fresh.pop_first()
+        {
+            match has_status(key.kind) {
+                true => wanted.extend(self.difference(key, &reach, now)),
+                false => self.announce(key),
+            }
+        }
+        self.fresh.extend(waiting);
+        wanted
+    }
+
+    /// Up to `most` statuses whose reach is no longer what was told.
+    pub fn take_moved(
+        &mut self,
+        most: usize,
+        reach: impl Fn(Revision) -> Reach,
+        now: &str,
+    ) -> Vec<Wanted> {
+        let moved: Vec<ObjectKey> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| {
+                entry
+                    .told
+                    .is_some_and(|told| told != reach(entry.revision.unwrap_or_default()))
+            })
+            .take(most)
+            .map(|(key, _)| key.clone())
+            .collect();
+        moved
+            .into_iter()
+            .filter_map(|key| self.difference(key, &reach, now))
+            .collect()
+    }
+
+    /// A write failed: it is tried again.
+    pub fn again(&mut self, key: ObjectKey) {
+        if self.entries.contains_key(&key) {
+            self.fresh.insert(key);
+        }
+    }
+
+    /// A write succeeded: the object has these now.
+    pub fn written(&mut self, wanted: Wanted) {
+        if let Some(entry) = self.entries.get_mut(&wanted.key) {
+            entry.present = wanted.conditions;
+        }
+    }
+
+    /// Everything is looked at again, as after a change of leader.
+    pub fn refresh(&mut self) {
+        self.fresh.extend(self.entries.keys().cloned());
+    }
+
+    pub fn take_announcement(&mut self) -> Option<Announcement> {
+        self.announcements.pop_front()
+    }
+
+    /// An announcement could not be made: it is made later.
+    pub fn announce_again(&mut self, announcement: Announcement) {
+        self.announcements.push_front(announcement);
+    }
+
+    /// Announcements dropped since start because too many waited.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Objects whose status waits to be looked at.
+    pub fn waiting(&self) -> usize {
+        self.fresh.len()
+    }
+
+    fn difference(
+        &mut self,
+        key: ObjectKey,
+        reach: impl Fn(Revision) -> Reach,
+        now: &str,
+    ) -> Option<Wanted> {
+        let entry = self.entries.get_mut(&key)?;
+        let said = self.said.get(&key).map(Vec::as_slice).unwrap_or_default();
+        let reach = reach(entry.revision.unwrap_or_default());
+        let statements = statements(entry, said, reach);
+        entry.told = statements
+            .iter()
+            .any(|statement| statement.kind == PROGRAMMED)
+            .then_some(reach);
+        let conditions: Vec<Value> = statements
+            .into_iter()
+            .map(|statement| timed(statement, entry, now))
+            .collect();
+        let same = conditions.len() == ours(&entry.present).count()
+            && conditions.iter().all(|one| entry.present.contains(one));
+        (!same && (!conditions.is_empty() || ours(&entry.present).next().is_some())).then(|| {
+            Wanted {
+                observed_generation: entry.generation,
+                key,
+                conditions,
+            }
+        })
+    }
+
+    fn announce(&mut self, key: ObjectKey) {
+        let Some(entry) = self.entries.get(&key) else {
+            return;
+        };
+        let said = self.said.get(&key).map(Vec::as_slice).unwrap_or_default();
+        let from_index = said
+            .iter()
+            .filter(|one| !one.status)
+            .map(|one| (one.reason.to_owned(), one.message.clone()));
+        let from_check = entry
+            .own
+            .iter()
+            .map(|one| (one.reason.clone(), one.message.clone()));
+        for (reason, message) in from_index.chain(from_check) {
+            let announcement = Announcement {
+                key: key.clone(),
+                uid: entry.uid.clone(),
+                reason,
+                message,
+            };
+            if self.announced.contains(&announcement) {
+                continue;
+            }
+            if self.announcements.len() >= ANNOUNCEMENTS_MAX {
+                self.dropped += 1;
+                continue;
+            }
+            if self.announced.len() >= ANNOUNCED_MAX {
+                self.announced.clear();
+            }
+            self.announced.insert(announcement.clone());
+            self.announcements.push_back(announcement);
+        }
+    }
+}
+
+/// Conditions that an object's status says, by us.
+fn ours(present: &[Value]) -> impl Iterator<Item = &Value> {
+    const OURS: [&str; 4] = [
+        PROGRAMMED,
+        ACCEPTED,
+        "ZtunnelAccepted",
+        "istio.io/WaypointBound",
+    ];
+    present
+        .iter()
+        .filter(|one| OURS.iter().any(|kind| one["type"] == **kind))
+}
+
+/// What is to be said, each kind of condition once.
+fn statements(entry: &Entry, said: &[Condition], reach: Reach) -> Vec<Statement> {
+    let mut by_kind: BTreeMap<String, Statement> = BTreeMap::new();
+    let mut add = |statement: Statement| match by_kind.get_mut(&statement.kind) {
+        Some(present) => {
+            present.status &= statement.status;
+            present.message = cut(format!("{}; {}", present.message, statement.message));
+        }
+        None => drop(by_kind.insert(statement.kind.clone(), statement)),
+    };
+    if let Some(message) = &entry.unusable {
+        add(Statement {
+            kind: ACCEPTED.to_owned(),
+            status: false,
+            reason: "Invalid".to_owned(),
+            message: format!("not used as written, the last good form stays: {message}"),
+        });
+        return by_kind.into_values().collect();
+    }
+    for condition in said {
+        add(Statement {
+            kind: condition.kind.to_string(),
+            status: condition.status,
+            reason: condition.reason.to_owned(),
+            message: condition.message.clone(),
+        });
+    }
+    entry.own.iter().cloned().for_each(&mut add);
+    let none_refused = said.iter().all(|one| one.status || one.reason != "Invalid");
+    if none_refused && entry.own.is_none() {
+        add(programmed(reach));
+    }
+    by_kind.into_values().collect()
+}
+
+/// Which nodes have it.
+fn programmed(Reach { have, of }: Reach) -> Statement {
+    let (status, reason, message) = match (have, of) {
+        (_, 0) => (
+            false,
+            "NoNodes",
+            "no agent follows this controller: nothing is enforced yet".to_owned(),
+        ),
+        (have, of) if have >= of => (true, "AllNodes", format!("{of} of {of} nodes have it")),
+        (have, of) => (
+            false,
+            "Waiting",
+            format!("{have} of {of} nodes have it; the others have not acknowledged it yet"),
+        ),
+    };
+    Statement {
+        kind: PROGRAMMED.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+/// With the time of its last change: that of the present one where the status is the same.
+fn timed(statement: Statement, entry: &Entry, now: &str) -> Value {
+    let status = if statement.status { "True" } else { "False" };
+    let before = entry
+        .present
+        .iter()
+        .find(|one| one["type"] == *statement.kind && one["status"] == *status)
+        .and_then(|one| one["lastTransitionTime"].as_str());
+    let mut condition = json!({
+        "type": statement.kind,
+        "status": status,
+        "reason": statement.reason,
+        "message": cut(statement.message),
+        "lastTransitionTime": before.unwrap_or(now),
+    });
+    if let Some(generation) = entry.generation {
+        condition["observedGeneration"] = generation.into();
+    }
+    condition
+}
+
+/// What checking says about an object that the index says nothing of, or about its labels.
+fn own_statement(kind: Kind, json: &Value) -> Option<Statement> {
+    let checked_by_index = matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
+    if checked_by_index {
+        return None;
+    }
+    let found = karst_files::check(kind, json);
+    let wrong = found.iter().any(|one| one.severity == Severity::Error);
+    let texts: Vec<String> = found
+        .into_iter()
+        .map(|one| format!("{}: {}", one.field, one.message))
+        .collect();
+    (!texts.is_empty()).then(|| Statement {
+        kind: ACCEPTED.to_owned(),
+        status: false,
+        reason: if wrong { "Invalid" } else { "NotHonoured" }.to_owned(),
+        message: message_of(&texts),
+    })
+}
+
+fn message_of(texts: &[String]) -> String {
+    let mut message = texts[..texts.len().min(FINDINGS_MAX)].join("; ");
+    if texts.len() > FINDINGS_MAX {
+        message += &format!("; and {} more", texts.len() - FINDINGS_MAX);
+    }
+    cut(message)
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > MESSAGE_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX - 3));
+        text.push('…');
+    }
+    text
+}
+
+/// Whether a kind's status has conditions that are ours to write.
+pub(super) fn has_status(kind: Kind) -> bool {
+    kind.is_istio()
+}
+
+/// Whether an Event tells what a kind's status cannot.
+fn has_events(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Namespace | Kind::Pod | Kind::Service | Kind::ConfigMap
+    )
+}
+
+fn as_json(object: &Object) -> Value {
+    let json = match object {
+        Object::Namespace(it) => serde_json::to_value(it),
+        Object::Pod(it) => serde_json::to_value(it),
+        Object::Service(it) => serde_json::to_value(it),
+        Object::ConfigMap(it) => serde_json::to_value(it),
+        Object::AuthorizationPolicy(it) => serde_json::to_value(it),
+        Object::PeerAuthentication(it) => serde_json::to_value(it),
+        Object::RequestAuthentication(it) => serde_json::to_value(it),
+        Object::ServiceEntry(it) => serde_json::to_value(it),
+        Object::WorkloadEntry(it) => serde_json::to_value(it),
+        Object::DestinationRule(it) => serde_json::to_value(it),
+        Object::VirtualService(it) => serde_json::to_value(it),
+        Object::Telemetry(it) => serde_json::to_value(it),
+        Object::Node(_)
+        | Object::ServiceAccount(_)
+        | Object::EndpointSlice(_)
+        | Object::Deployment(_) => Ok(Value::Null),
+    };
+    json.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

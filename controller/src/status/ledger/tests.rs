@@ -1,0 +1,194 @@
+//! The ledger by itself: what it wants written, and when it is silent.
+
+use karst_index::{Index, IndexConfig};
+
+use super::*;
+
+const NOW: &str = "2026-01-01T00:00:00Z";
+const LATER: &str = "2026-01-02T00:00:00Z";
+
+fn object(kind: Kind, json: Value) -> Object {
+    Object::deserialize(kind, json).unwrap()
+}
+
+fn policy(generation: i64, spec: Value) -> Object {
+    object(
+        Kind::AuthorizationPolicy,
+        json!({"metadata": {"name": "p", "namespace": "shop", "uid": "1", "generation": generation}, "spec": spec}),
+    )
+}
+
+fn everybody(_: Revision) -> Reach {
+    Reach { have: 2, of: 2 }
+}
+
+/// A ledger that was told of the object as the controller tells it.
+fn told(object: &Object, revision: Revision) -> Ledger {
+    let mut ledger = Ledger::default();
+    tell(&mut ledger, object, revision);
+    ledger
+}
+
+fn tell(ledger: &mut Ledger, object: &Object, revision: Revision) {
+    let delta =
+        Index::new(IndexConfig::default()).handle(karst_index::Event::Apply(object.clone()));
+    ledger.applied(object);
+    ledger.said(&delta.conditions);
+    ledger.published(revision);
+}
+
+fn condition<'a>(wanted: &'a Wanted, kind: &str) -> &'a Value {
+    let found = wanted.conditions.iter().find(|one| one["type"] == *kind);
+    found.unwrap_or_else(|| panic!("no {kind} in {wanted:?}"))
+}
+
+#[test]
+fn a_policy_says_that_it_is_enforced_and_where() {
+    let mut ledger = told(&policy(3, json!({"action": "DENY", "rules": [{}]})), 7);
+    let wanted = ledger.take_fresh(10, |_| Reach { have: 1, of: 2 }, NOW);
+    assert_eq!(wanted.len(), 1);
+    assert_eq!(condition(&wanted[0], "ZtunnelAccepted")["status"], "True");
+    let programmed = condition(&wanted[0], "Programmed");
+    assert_eq!(programmed["status"], "False");
+    assert_eq!(programmed["observedGeneration"], 3);
+    assert!(
+        programmed["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("1 of 2 nodes")
+    );
+}
+
+#[test]
+fn what_is_written_is_followed_by_silence() {
+    let mut ledger = told(&policy(1, json!({"action": "DENY", "rules": [{}]})), 7);
+    let wanted = ledger.take_fresh(10, everybody, NOW).remove(0);
+    let mut with_status =
+        serde_json::to_value(match policy(1, json!({"action": "DENY", "rules": [{}]})) {
+            Object::AuthorizationPolicy(policy) => policy,
+            _ => unreachable!("of its own kind"),
+        })
+        .unwrap();
+    with_status["status"] = json!({"conditions": wanted.conditions});
+    ledger.written(wanted);
+    ledger.applied(&object(Kind::AuthorizationPolicy, with_status));
+    ledger.published(99);
+    assert_eq!(ledger.take_fresh(10, everybody, LATER), []);
+    assert_eq!(ledger.take_moved(10, everybody, LATER), []);
+}
+
+#[test]
+fn a_node_that_comes_later_is_told_later_and_keeps_the_time() {
+    let mut ledger = told(&policy(1, json!({"action": "DENY", "rules": [{}]})), 7);
+    let wanted = ledger.take_fresh(10, everybody, NOW).remove(0);
+    ledger.written(wanted);
+    let three = |_| Reach { have: 3, of: 3 };
+    let moved = ledger.take_moved(10, three, LATER).remove(0);
+    let programmed = condition(&moved, "Programmed");
+    assert_eq!(programmed["message"], "3 of 3 nodes have it");
+    assert_eq!(programmed["lastTransitionTime"], NOW, "it was True before");
+    ledger.written(moved);
+    assert_eq!(ledger.take_moved(10, three, LATER), []);
+}
+
+#[test]
+fn the_reach_is_asked_for_the_revision_of_the_change() {
+    let mut ledger = told(&policy(1, json!({"rules": [{}]})), 7);
+    let asked = std::cell::Cell::new(0);
+    let reach = |revision| {
+        asked.set(revision);
+        Reach { have: 1, of: 1 }
+    };
+    ledger.take_fresh(10, reach, NOW);
+    assert_eq!(asked.get(), 7);
+}
+
+#[test]
+fn kinds_that_nobody_enforces_say_so() {
+    let route = object(
+        Kind::VirtualService,
+        json!({"metadata": {"name": "v", "namespace": "shop"}, "spec": {"hosts": ["a"], "http": [{"name": "x"}]}}),
+    );
+    let wanted = told(&route, 1).take_fresh(10, everybody, NOW).remove(0);
+    let accepted = condition(&wanted, "Accepted");
+    assert_eq!(
+        (&accepted["status"], &accepted["reason"]),
+        (&json!("False"), &json!("NotHonoured"))
+    );
+    assert!(accepted["message"].as_str().unwrap().contains("spec"));
+    assert!(
+        wanted
+            .conditions
+            .iter()
+            .all(|one| one["type"] != "Programmed")
+    );
+}
+
+#[test]
+fn an_unusable_object_says_what_is_wrong() {
+    let mut ledger = told(&policy(1, json!({"rules": [{}]})), 1);
+    ledger.take_fresh(10, everybody, NOW);
+    let complaint = Complaint {
+        field: "spec.rulez".to_owned(),
+        message: "unknown field".to_owned(),
+    };
+    let key = ObjectKey::new(Kind::AuthorizationPolicy, "shop", "p");
+    ledger.unusable(&key, std::slice::from_ref(&complaint));
+    let wanted = ledger.take_fresh(10, everybody, NOW).remove(0);
+    assert_eq!(wanted.conditions.len(), 1);
+    assert!(
+        condition(&wanted, "Accepted")["message"]
+            .as_str()
+            .unwrap()
+            .contains("spec.rulez")
+    );
+    ledger.unusable(&key, &[]);
+    assert_eq!(
+        ledger.take_fresh(10, everybody, NOW).len(),
+        1,
+        "it is enforced again"
+    );
+}
+
+#[test]
+fn namespaces_get_one_event_for_one_mistake() {
+    let namespace = object(
+        Kind::Namespace,
+        json!({"metadata": {"name": "shop", "uid": "5", "labels": {"istio.io/dataplane-mode": "Ambient"}}}),
+    );
+    let mut ledger = told(&namespace, 1);
+    assert_eq!(ledger.take_fresh(10, everybody, NOW), []);
+    let announcement = ledger.take_announcement().unwrap();
+    assert!(
+        announcement.message.contains("ambient or none"),
+        "{announcement:?}"
+    );
+    tell(&mut ledger, &namespace, 2);
+    ledger.take_fresh(10, everybody, NOW);
+    assert_eq!(ledger.take_announcement(), None);
+}
+
+#[test]
+fn announcements_are_bounded() {
+    let mut ledger = Ledger::default();
+    for number in 0..ANNOUNCEMENTS_MAX + 5 {
+        let name = format!("n{number}");
+        let labels = json!({"istio.io/dataplane-mode": "x"});
+        ledger.applied(&object(
+            Kind::Namespace,
+            json!({"metadata": {"name": name, "labels": labels}}),
+        ));
+    }
+    ledger.published(1);
+    ledger.take_fresh(10, everybody, NOW);
+    assert_eq!(ledger.dropped(), 5);
+}
+
+#[test]
+fn nothing_is_said_before_it_is_published() {
+    let mut ledger = Ledger::default();
+    ledger.applied(&policy(1, json!({"rules": [{}]})));
+    assert_eq!(ledger.take_fresh(10, everybody, NOW), []);
+    ledger.published(3);
+    assert_eq!(ledger.take_fresh(10, everybody, NOW).len(), 1);
+}
