@@ -112,7 +112,8 @@ impl RootStore {
                     }
                 }
             }
-            tokio::time::sleep(backoff.next(rand::rng().random())).await;
+            let wait = backoff.next(rand::rng().random());
+            tokio::time::sleep(wait).await;
         }
     }
 

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 /// How long a holder leads without renewing.
-pub const DURATION: Duration = Duration::from_secs(15);
+pub(super) const DURATION: Duration = Duration::from_secs(15);
 /// A holder stops this much earlier than others may take over: its last write may have been slow, and it looks at its
 /// clock only between requests.
 const MARGIN: Duration = Duration::from_secs(8);
