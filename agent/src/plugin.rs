@@ -316,9 +316,11 @@ impl ChainWatcher {
             return;
         }
         let noticed = self.noticed.clone();
-        // Full: the keeper will look anyway.
-        let wake = move |_event| {
-            let _ = noticed.try_send(());
+        // Reading is no change, and the keeper's own reading would wake it for ever. Full: the keeper will look anyway.
+        let wake = move |event: notify::Result<notify::Event>| {
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                let _ = noticed.try_send(());
+            }
         };
         let watching = notify::recommended_watcher(wake).and_then(|mut watcher| {
             for dir in &dirs {
