@@ -307,9 +307,14 @@ impl Enroller {
             Step::Attach { .. } | Step::Detach { .. } | Step::Note { .. } => None,
         };
         let wanted: Vec<&NodeWorkload> = steps.iter().filter_map(wanted).collect();
+        if wanted.is_empty() {
+            // Or the time of a next search would be due for ever.
+            self.sought.0.clear();
+            return false;
+        }
         let (sought, again) = &self.sought;
         let all_sought = wanted.iter().all(|pod| sought.contains(&pod.pod_uid));
-        if wanted.is_empty() || (all_sought && *again > Instant::now()) {
+        if all_sought && *again > Instant::now() {
             return false;
         }
         let mut missing = BTreeSet::new();

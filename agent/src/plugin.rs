@@ -33,7 +33,7 @@ use crate::{
     metrics::Metrics,
     plugin::{
         chain::{ChainError, Entry, PLUGIN},
-        layout::{Layout, LayoutError, Places, configuration},
+        layout::{Layout, LayoutError, Places},
     },
 };
 

@@ -1,6 +1,7 @@
 //! The installer on made-up nodes.
 
 use super::*;
+use crate::plugin::layout::configuration;
 
 const CONFLIST: &str = "{\"cniVersion\": \"1.0.0\",\n  \"name\": \"lab\", \"plugins\": [{\"type\": \"ptp\"}, {\"type\": \"portmap\"}]}\n";
 const CONF: &str = "{\"cniVersion\": \"0.3.1\", \"name\": \"cbr0\",   \"type\": \"ptp\"}\n";
