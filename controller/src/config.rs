@@ -116,6 +116,9 @@ pub struct Config {
     /// Namespace whose policies hold for the whole mesh. Default is --namespace with --kubernetes, else istio-system.
     #[arg(long, env = "ROOT_NAMESPACE")]
     pub root_namespace: Option<String>,
+    /// Take every pod out of the mesh, whatever labels say; `karst uninstall` begins with it.
+    #[arg(long, env = "KARST_RELEASE_ALL")]
+    pub release_all: bool,
     /// Seconds that streams get to finish after SIGTERM.
     #[arg(long, env = "KARST_DRAIN_SECONDS", default_value_t = 5)]
     pub drain_seconds: u64,
@@ -198,6 +201,7 @@ impl Config {
             cluster_domain: self.cluster_domain.as_str().into(),
             root_namespace: self.root_namespace().into(),
             excluded_namespaces: self.excluded_namespaces(),
+            release_all: self.release_all,
             first_generation: generation_of_this_start(),
         }
     }

@@ -19,6 +19,8 @@ pub struct IndexConfig {
     pub root_namespace: Arc<str>,
     /// Pods of these namespaces are never enrolled.
     pub excluded_namespaces: BTreeSet<Arc<str>>,
+    /// No pod is to be in the mesh, whatever labels say: the mesh is being taken away.
+    pub release_all: bool,
     /// Above every generation that an earlier controller of this mesh has used; the time of its start serves.
     pub first_generation: Generation,
 }
@@ -32,6 +34,7 @@ impl Default for IndexConfig {
             cluster_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
             excluded_namespaces: BTreeSet::from(["kube-system".into()]),
+            release_all: false,
             first_generation: Generation(0),
         }
     }

@@ -126,7 +126,8 @@ pub(crate) fn is_enrolled(
     pod: &PodFacts,
     namespace: Option<&Labels>,
 ) -> bool {
-    let excluded = pod.finished
+    let excluded = config.release_all
+        || pod.finished
         || pod.host_network
         || pod.has_sidecar
         || config.excluded_namespaces.contains(&name.namespace)

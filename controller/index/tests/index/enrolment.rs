@@ -1,6 +1,6 @@
 //! Who is in the mesh, when peers hear of it, and what a node is told.
 
-use karst_index::{Awaited, Event};
+use karst_index::{Awaited, Event, Index, IndexConfig};
 use karst_k8s_api::Kind;
 use karst_model::{
     enrollment::{EnrollMode, Generation, Plaintext, PodCapture},
@@ -22,6 +22,17 @@ fn a_pod_is_published_only_after_its_node_has_captured_it() {
     assert_eq!(world.pod("a").tunnel, TunnelProtocol::Hbone);
     world.captured("uid-a", false);
     assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
+}
+
+#[test]
+fn a_mesh_that_is_taken_away_wants_no_pod() {
+    let mut world = World::empty();
+    world.index = Index::new(IndexConfig {
+        release_all: true,
+        ..IndexConfig::default()
+    });
+    world.apply(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
 }
 
 fn plaintext(world: &World, uid: &str) -> Plaintext {
@@ -370,4 +381,74 @@ fn names_for_telemetry() {
         );
         assert_eq!(names, (workload, canonical, revision), "{more}");
     }
+}
+
+/// Two controllers over the same objects; the second serves no node yet.
+fn pair() -> (World, World) {
+    let objects = namespace("shop", "ambient") + &pod("a", "10.0.0.1", "") + &pod("b", "10.0.0.2", "");
+    (World::of(&objects), World::of(&objects))
+}
+
+/// What the first has published of the node, as the second hears it.
+fn record(of: &World) -> Event {
+    let node = of.index.node_of(&"uid-a".into()).unwrap();
+    Event::NodeElsewhere {
+        node: node.into(),
+        published: of.index.published(node).into_iter().collect(),
+    }
+}
+
+#[test]
+fn pods_of_a_node_that_another_controller_serves_stand_as_it_says() {
+    let (mut serves, mut follows) = pair();
+    follows.take(vec![record(&serves)]);
+    assert_eq!(follows.pod("a").tunnel, TunnelProtocol::None);
+    let entering = World::begun(&serves.captured_open("uid-a"));
+    let followed = follows.take(vec![record(&serves)]);
+    assert_eq!(follows.pod("a").tunnel, TunnelProtocol::Hbone);
+    assert_eq!(followed.transitions, [], "the other one ends its own steps");
+    assert_eq!(follows.pod("b").tunnel, TunnelProtocol::None);
+    serves.take(vec![Event::Overdue(entering)]);
+    let opening = World::begun(&serves.apply(&namespace("shop", "none")));
+    follows.apply(&namespace("shop", "none"));
+    assert_eq!(
+        follows.pod("a").tunnel,
+        TunnelProtocol::Hbone,
+        "until the other one withdraws it"
+    );
+    serves.take(vec![Event::Overdue(opening)]);
+    follows.take(vec![record(&serves)]);
+    assert_eq!(follows.pod("a").tunnel, TunnelProtocol::None);
+}
+
+#[test]
+fn a_node_that_comes_over_keeps_its_tunnels() {
+    let (mut served, mut serves) = pair();
+    served.captured("uid-a", true);
+    serves.take(vec![record(&served)]);
+    let under = serves.generation("uid-a");
+    assert_eq!(under, served.generation("uid-a"));
+    let node = serves.index.node_of(&"uid-a".into()).unwrap().into();
+    serves.take(vec![Event::NodeHere { node }]);
+    assert_eq!(serves.pod("a").tunnel, TunnelProtocol::Hbone);
+    serves.reported("uid-a", Some((under, false)));
+    assert_eq!(serves.pod("a").tunnel, TunnelProtocol::Hbone);
+    serves.captured("uid-b", true);
+    assert_eq!(serves.pod("b").tunnel, TunnelProtocol::Hbone, "and goes on from there");
+    served.take(vec![record(&serves)]);
+    assert_eq!(served.pod("b").tunnel, TunnelProtocol::Hbone);
+    serves.reported("uid-a", None);
+    served.take(vec![record(&serves)]);
+    assert_eq!(served.pod("a").tunnel, TunnelProtocol::None);
+}
+
+#[test]
+fn pods_that_another_controller_tells_hold_up_nobody_here() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    world.take(vec![record(&world)]);
+    let elsewhere = pod("c", "10.0.0.3", "").replace("nodeName: n1", "nodeName: n2");
+    world.apply(&elsewhere);
+    let entering = World::begun(&world.captured_open("uid-c"));
+    world.take(vec![Event::Acknowledged(entering)]);
+    assert_eq!(plaintext(&world, "uid-c"), Plaintext::Enforced);
 }
