@@ -35,16 +35,16 @@ pub(crate) struct CheckArgs {
 /// What can be known before anything is installed.
 pub(crate) async fn before_install(cluster: &Cluster) -> anyhow::Result<Vec<Finding>> {
     let mut findings = api::look(cluster).await?;
-    findings.extend(mesh::others(cluster).await?);
+    findings.extend(api::seen("other-mesh", mesh::others(cluster).await));
     Ok(findings)
 }
 
 /// Runs all checks and prints what they found. Whether nothing failed.
 pub(crate) async fn run(cluster: &Cluster, args: &CheckArgs) -> anyhow::Result<Verdict> {
     let mut findings = before_install(cluster).await?;
-    findings.extend(mesh::installed(cluster).await?);
+    findings.extend(api::seen("installation", mesh::installed(cluster).await));
     if !args.no_pods {
-        findings.extend(nodes::look(cluster, args).await?);
+        findings.extend(api::seen("node", nodes::look(cluster, args).await));
     }
     let worst = findings
         .iter()

@@ -13,6 +13,8 @@ mod install;
 mod lab;
 mod output;
 mod reads;
+#[cfg(test)]
+mod reference;
 mod show;
 mod uninstall;
 mod version;

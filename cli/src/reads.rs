@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const ANSWER_BYTES_MAX: u64 = 256 << 20;
 
 /// Whose permission is used.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct ReaderArgs {
     /// Service account whose permission is used; yours must be to make tokens for it
     #[arg(long, value_name = "NAMESPACE/NAME")]

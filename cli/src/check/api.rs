@@ -19,10 +19,22 @@ const SKEW_SECONDS_WARN: i64 = 30;
 pub(super) async fn look(cluster: &Cluster) -> anyhow::Result<Vec<Finding>> {
     let mut findings = vec![version(cluster).await?];
     findings.extend(permissions(cluster).await?);
-    findings.push(pod_security(cluster).await?);
-    findings.extend(kernels(cluster).await?);
-    findings.extend(clocks(cluster).await?);
+    findings.extend(seen("pod-security", pod_security(cluster).await));
+    findings.extend(seen("kernel-version", kernels(cluster).await));
+    findings.extend(seen("clock", clocks(cluster).await));
     Ok(findings)
+}
+
+/// What cannot be looked at is a finding too.
+pub(super) fn seen(check: &str, findings: anyhow::Result<Vec<Finding>>) -> Vec<Finding> {
+    findings.unwrap_or_else(|error| {
+        vec![Finding::failure(
+            check,
+            "",
+            format!("cannot be looked at: {error:#}"),
+            "let this user read nodes, namespaces, workloads, webhooks and leases, or use one bound to cluster-admin",
+        )]
+    })
 }
 
 async fn version(cluster: &Cluster) -> anyhow::Result<Finding> {
@@ -93,19 +105,19 @@ async fn permissions(cluster: &Cluster) -> anyhow::Result<Vec<Finding>> {
 }
 
 /// Agents are privileged; a namespace that enforces less refuses their pods.
-async fn pod_security(cluster: &Cluster) -> anyhow::Result<Finding> {
+async fn pod_security(cluster: &Cluster) -> anyhow::Result<Vec<Finding>> {
     const LABEL: &str = "pod-security.kubernetes.io/enforce";
     let name = &cluster.namespace;
     let namespace = cluster.get(Kind::NAMESPACE, None, name).await?;
     let Some(namespace) = namespace else {
-        return Ok(Finding::fine(
+        return Ok(vec![Finding::fine(
             "pod-security",
             name,
             "the namespace will be made with the right labels",
-        ));
+        )]);
     };
     let labels = namespace.metadata.labels.unwrap_or_default();
-    Ok(match labels.get(LABEL).map(String::as_str) {
+    Ok(vec![match labels.get(LABEL).map(String::as_str) {
         None | Some("privileged") => {
             Finding::fine("pod-security", name, "privileged pods are admitted")
         }
@@ -115,7 +127,7 @@ async fn pod_security(cluster: &Cluster) -> anyhow::Result<Finding> {
             format!("level {level} is enforced, which refuses the agents' pods"),
             format!("kubectl label --overwrite namespace {name} {LABEL}=privileged"),
         ),
-    })
+    }])
 }
 
 async fn kernels(cluster: &Cluster) -> anyhow::Result<Vec<Finding>> {
