@@ -53,6 +53,7 @@ use crate::{
         reports::ReportService,
         resources::Resources,
     },
+    status::{self, Source, StatusMetrics, Statuses},
     watch::WatchHealth,
 };
 
@@ -144,6 +145,10 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         pods: Arc::default(),
         acks: Arc::new(Acks::default()),
         problems: Arc::new(Problems::default()),
+        statuses: Arc::new(Statuses::new(match cfg.kubernetes {
+            true => Source::Cluster,
+            false => Source::Files,
+        })),
         metrics: ServeMetrics::register(&registry),
     };
     let reading = readiness.task("objects read");
@@ -250,6 +255,15 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
         renewal.run(shutdown.clone()),
     );
     if let Some(cluster) = cluster {
+        let writing = status::run(
+            cluster.client.clone(),
+            outputs.statuses.clone(),
+            outputs.acks.clone(),
+            cluster.leads.clone(),
+            StatusMetrics::register(&registry),
+            shutdown.clone(),
+        );
+        spawn_essential("status", &shutdown, writing);
         let webhook = admission::Parts {
             cluster,
             authority: authority.clone(),

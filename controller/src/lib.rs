@@ -19,4 +19,5 @@ pub mod mesh;
 pub mod pods;
 pub mod problems;
 pub mod serve;
+pub mod status;
 pub mod watch;

@@ -20,6 +20,7 @@ use crate::{
     pods::Pods,
     problems::Problems,
     serve::{acks::Acks, metrics::ServeMetrics, publish::publications, resources::Resources},
+    status::Statuses,
 };
 
 /// Commands waiting for the index.
@@ -68,6 +69,7 @@ pub struct Outputs {
     pub pods: Arc<Pods>,
     pub acks: Arc<Acks>,
     pub problems: Arc<Problems>,
+    pub statuses: Arc<Statuses>,
     pub metrics: ServeMetrics,
 }
 
@@ -122,15 +124,18 @@ impl Mesh {
         if events.is_empty() {
             return;
         }
+        self.outputs.statuses.observe(&events);
         let delta = self.index.handle_all(events);
         if delta.is_empty() {
-            return;
+            let revision = self.outputs.resources.read().revision();
+            return self.outputs.statuses.published(&[], revision);
         }
         // Before its node hears of it: what it says afterwards about the old enrolment is worth nothing.
         self.captured.forget_released(&delta.node_workloads);
         self.outputs.pods.apply(&delta.node_workloads);
         let revision = self.outputs.resources.publish(publications(&delta));
         self.outputs.problems.set_conditions(&delta.conditions);
+        self.outputs.statuses.published(&delta.conditions, revision);
         log(&delta, revision);
         if !delta.transitions.is_empty() {
             self.await_transitions(delta.transitions, revision);

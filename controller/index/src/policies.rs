@@ -171,6 +171,8 @@ impl Compiler {
             ("notRequestPrincipals", &from.not_request_principals),
             ("remoteIpBlocks", &from.remote_ip_blocks),
             ("notRemoteIpBlocks", &from.not_remote_ip_blocks),
+            ("trustDomains", &from.trust_domains),
+            ("notTrustDomains", &from.not_trust_domains),
         ];
         self.note_http(&format!("{path}.source"), &http);
         Match {

@@ -24,6 +24,8 @@ pub struct Acks {
 struct Stream {
     node: Arc<str>,
     acked: Revision,
+    /// Up to where policies are acknowledged as well.
+    held: Revision,
 }
 
 /// One stream's entry; leaves with the value.
@@ -36,7 +38,11 @@ impl Acks {
     /// Registers a stream that has acknowledged nothing yet.
     pub fn register(&self, node: Arc<str>) -> Ack<'_> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.streams().insert(id, Stream { node, acked: 0 });
+        self.streams().insert(id, Stream {
+                node,
+                acked: 0,
+                held: 0,
+            });
         Ack { acks: self, id }
     }
 
@@ -46,6 +52,16 @@ impl Acks {
         for stream in self.streams().values() {
             let acked: &mut Revision = nodes.entry(stream.node.clone()).or_default();
             *acked = stream.acked.max(*acked);
+        }
+        nodes
+    }
+
+    /// The same, up to where policies are acknowledged as well: what a node acts on.
+    pub fn held_by_node(&self) -> BTreeMap<Arc<str>, Revision> {
+        let mut nodes = BTreeMap::new();
+        for stream in self.streams().values() {
+            let held: &mut Revision = nodes.entry(stream.node.clone()).or_default();
+            *held = stream.held.max(*held);
         }
         nodes
     }
@@ -91,6 +107,15 @@ impl Ack<'_> {
         };
         if std::mem::replace(&mut stream.acked, revision) != revision {
             self.acks.moved.notify_waiters();
+        }
+    }
+}
+
+impl Ack<'_> {
+    /// Policies and addresses up to `revision` are acknowledged.
+    pub fn hold(&self, revision: Revision) {
+        if let Some(stream) = self.acks.streams().get_mut(&self.id) {
+            stream.held = revision;
         }
     }
 }

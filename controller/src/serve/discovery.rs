@@ -137,7 +137,9 @@ impl OneStream {
                 next = self.next_response()?;
             }
             if let Some(acked) = self.session.acked_addresses() {
-                ack.get_or_insert_with(|| acks.register(self.node.clone())).set(acked);
+                let ack = ack.get_or_insert_with(|| acks.register(self.node.clone()));
+                ack.set(acked);
+                ack.hold(self.session.acked_all());
             }
             tokio::select! {
                 request = requests.message() => match request? {

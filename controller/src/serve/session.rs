@@ -192,6 +192,14 @@ impl Session {
             .map(Subscription::settled)
     }
 
+    /// The revision up to which the client has acknowledged policies and addresses; 0 while it does not follow both.
+    pub fn acked_all(&self) -> Revision {
+        let settled = |place| self.subscriptions.get(&place).map(Subscription::settled);
+        let policies = settled(Place::Authorization).unwrap_or_default();
+        let addresses = settled(Place::Address).unwrap_or_default();
+        policies.min(addresses)
+    }
+
     /// Whether policies may have to be sent that cannot be sent now: addresses that name them have to wait too.
     fn policies_wait(&self) -> bool {
         let policies = self.subscriptions.get(&Place::Authorization);

@@ -194,8 +194,8 @@ impl Ledger {
         now: &str,
     ) -> Vec<Wanted> {
         let mut wanted = Vec::new();
-        let waiting: Vec<ObjectKey> = self.unpublished.clone();
-        waiting.iter().for_each(|key| drop(self.fresh.remove(key)));
+        let waiting: BTreeSet<ObjectKey> = self.unpublished.iter().cloned().collect();
+        self.fresh.retain(|key| !waiting.contains(key));
         while wanted.len() < most
             && let Some(key) = self.fresh.pop_first()
         {
@@ -290,12 +290,11 @@ impl Ledger {
             .collect();
         let same = conditions.len() == ours(&entry.present).count()
             && conditions.iter().all(|one| entry.present.contains(one));
-        (!same && (!conditions.is_empty() || ours(&entry.present).next().is_some())).then(|| {
-            Wanted {
-                observed_generation: entry.generation,
-                key,
-                conditions,
-            }
+        let nothing_to_say = conditions.is_empty() && ours(&entry.present).next().is_none();
+        (!same && !nothing_to_say).then_some(Wanted {
+            observed_generation: entry.generation,
+            key,
+            conditions,
         })
     }
 
