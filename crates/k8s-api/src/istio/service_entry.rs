@@ -104,7 +104,7 @@ pub enum Resolution {
 pub struct ServiceEntryStatus {
     /// Addresses that a controller has chosen.
     pub addresses: Vec<ServiceEntryAddress>,
-    #[schemars(with = "Vec<StatusCondition>")]
+    #[schemars(with = "Vec<StatusCondition>", extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<serde_json::Value>,
     #[schemars(with = "Vec<ValidationMessage>")]
     pub validation_messages: Vec<serde_json::Value>,

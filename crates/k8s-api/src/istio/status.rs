@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct IstioStatus {
-    /// What holds for the object now.
+    /// What holds for the object now; each type once, so that several controllers can write beside each other.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<StatusCondition>,
     /// Messages of Istio's analyzers; Karst writes none.
     pub validation_messages: Vec<ValidationMessage>,
@@ -20,6 +21,7 @@ pub struct IstioStatus {
 /// One statement about an object.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["type"]))]
 pub struct StatusCondition {
     /// What the statement is about.
     #[serde(rename = "type")]
