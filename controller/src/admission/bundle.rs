@@ -17,8 +17,8 @@ use super::{CONFIGURATION, configuration::WEBHOOKS};
 
 /// Between looks: the configuration is installed, changed and removed by others.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// Who writes the field.
-const FIELD_MANAGER: &str = "karst";
+/// Who writes the field. Not the name of an installation: what that one wrote would be taken away by an apply without it.
+const FIELD_MANAGER: &str = "karst-webhook-roots";
 
 /// Writes the roots wherever they differ, for as long as this replica leads.
 ///
