@@ -100,6 +100,10 @@ pub enum ConnectError {
     Socket(#[source] io::Error),
     #[error("TLS handshake failed")]
     Tls(#[source] io::Error),
+    /// TLS 1.3 tells a client only after its own handshake. The text is the alert's: what the peer thinks of our
+    /// certificate (unknown root, expired, ...), or of the clock.
+    #[error("the peer refused our certificate: {0}")]
+    Refused(String),
     #[error("TLS handshake not finished within {0:?}")]
     TlsTimeout(Duration),
     #[error("no certificate to connect with")]
@@ -110,7 +114,7 @@ impl ConnectError {
     pub fn blame(&self) -> Blame {
         match self {
             Self::Timeout(_) => Blame::Config,
-            Self::Tcp(_) | Self::Tls(_) | Self::TlsTimeout(_) => Blame::Peer,
+            Self::Tcp(_) | Self::Tls(_) | Self::Refused(_) | Self::TlsTimeout(_) => Blame::Peer,
             Self::Socket(_) | Self::Identity(_) => Blame::Platform,
         }
     }
@@ -119,7 +123,7 @@ impl ConnectError {
         match self {
             Self::Timeout(_) | Self::Tcp(_) | Self::TlsTimeout(_) => Retry::OtherConnection,
             Self::Socket(_) | Self::Identity(_) => Retry::Later,
-            Self::Tls(_) => Retry::No,
+            Self::Tls(_) | Self::Refused(_) => Retry::No,
         }
     }
 
@@ -127,7 +131,7 @@ impl ConnectError {
         match self {
             Self::Timeout(_) => Flag::NetworkPolicy,
             Self::Tcp(_) | Self::Socket(_) => Flag::Connect,
-            Self::Tls(_) | Self::TlsTimeout(_) => Flag::TlsFailure,
+            Self::Tls(_) | Self::Refused(_) | Self::TlsTimeout(_) => Flag::TlsFailure,
             Self::Identity(_) => Flag::IdentityError,
         }
     }

@@ -127,7 +127,12 @@ struct Table {
     state: State,
     handles: HashMap<ConnId, Handle>,
     dials: HashMap<Arc<PoolKey>, watch::Receiver<DialOutcome>>,
+    /// What peers said when they refused our certificate, until somebody who asks for a tunnel is told.
+    refusals: HashMap<Arc<PoolKey>, String>,
 }
+
+/// Refusals that wait to be told; further ones show as connections that ended.
+const REFUSALS_MAX: usize = 1024;
 
 /// `None` while the dial is under way.
 type DialOutcome = Option<Result<(), Arc<DialError>>>;
@@ -183,6 +188,23 @@ impl Shared {
         drop(handle);
     }
 
+    /// The peer ended the connection with a TLS alert.
+    fn refused(&self, id: ConnId, alert: String) {
+        let mut table = self.lock();
+        if table.refusals.len() < REFUSALS_MAX
+            && let Some(key) = table.state.key(id)
+        {
+            table.refusals.insert(key, alert);
+        }
+    }
+
+    /// The refusal of a connection that was of no use, as the failed dial that it is.
+    fn take_refusal(&self, key: &PoolKey) -> Option<OpenError> {
+        let alert = self.lock().refusals.remove(key)?;
+        let refused = DialError::Connect(ConnectError::Refused(alert));
+        Some(OpenError::Dial(Arc::new(refused)))
+    }
+
     fn retire_if_idle(&self, id: ConnId) {
         if self.lock().state.retire_if_idle(Instant::now(), id) {
             self.retire(id);
@@ -196,6 +218,7 @@ impl<C: Connect> Pool<C> {
             state: State::new(cfg.limits),
             handles: HashMap::new(),
             dials: HashMap::new(),
+            refusals: HashMap::new(),
         };
         Self {
             inner: Rc::new(Inner {
@@ -229,7 +252,10 @@ impl<C: Connect> Pool<C> {
         let request = tunnel.to_http().map_err(OpenError::Invalid)?;
         for _attempt in 0..ATTEMPTS {
             let Some(lease) = self.lease(&key).await? else {
-                continue;
+                match self.inner.shared.take_refusal(&key) {
+                    Some(refused) => return Err(refused),
+                    None => continue,
+                }
             };
             let id = lease.id;
             match self.request(lease, request.clone(), first).await {
@@ -237,11 +263,15 @@ impl<C: Connect> Pool<C> {
                     // The connection, not the tunnel, ended; nothing was delivered.
                     tracing::debug!(error = %failed.error, "connection ended under a request");
                     self.inner.shared.retire(id);
+                    if let Some(refused) = self.inner.shared.take_refusal(&key) {
+                        return Err(refused);
+                    }
                 }
                 outcome => return outcome.map_err(|failed| failed.error),
             }
         }
-        Err(OpenError::Attempts(ATTEMPTS))
+        let refused = self.inner.shared.take_refusal(&key);
+        Err(refused.unwrap_or(OpenError::Attempts(ATTEMPTS)))
     }
 
     /// Connections that exist, idle ones included.

@@ -32,6 +32,14 @@ impl Drop for PoolEntry {
     }
 }
 
+/// The TLS alert that ended a connection. `h2` keeps the text of an error of its transport and not the error; the words
+/// before the alert's name are rustls's (a test holds us to them).
+fn alert_of(error: &h2::Error) -> Option<String> {
+    let text = error.get_io()?.to_string();
+    text.strip_prefix("received fatal alert: ")
+        .map(str::to_owned)
+}
+
 impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
     pub(super) fn new(
         mut connection: Connection<Io, Bytes>,
@@ -59,6 +67,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Driver<Io> {
                 Poll::Ready(Ok(())) => return Poll::Ready(()),
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(%error, "client connection failed");
+                    if let Some(alert) = alert_of(&error) {
+                        self.entry.shared.refused(self.entry.id, alert);
+                    }
                     return Poll::Ready(());
                 }
                 Poll::Pending => {}

@@ -215,6 +215,11 @@ impl State {
         streams_max
     }
 
+    /// Whose connection it is.
+    pub fn key(&self, id: ConnId) -> Option<Arc<PoolKey>> {
+        self.conns.get(&id).map(|conn| conn.key.clone())
+    }
+
     /// Streams open on the connection.
     pub fn streams(&self, id: ConnId) -> usize {
         self.conns.get(&id).map_or(0, |conn| conn.streams)

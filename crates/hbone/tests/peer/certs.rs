@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -13,17 +13,36 @@ use rustls::{
 
 /// A client's and a server's configuration under one root, TLS 1.3, ALPN `h2`, both sides authenticated.
 pub(crate) fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+    let (issuer, root) = authority();
+    between(&issuer, &issuer, &root)
+}
+
+/// The same, but the client shows a certificate of a root that the server does not know.
+pub(crate) fn configs_with_a_client_of_another_root() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+    let ((issuer, root), (another, _)) = (authority(), authority());
+    between(&another, &issuer, &root)
+}
+
+fn authority() -> (Issuer<'static, KeyPair>, Certificate) {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let root = ca.self_signed(&ca_key).unwrap();
-    let issuer = Issuer::new(ca, ca_key);
+    (Issuer::new(ca, ca_key), root)
+}
+
+/// Both sides know `root`.
+fn between(
+    of_client: &Issuer<'_, KeyPair>,
+    of_server: &Issuer<'_, KeyPair>,
+    root: &Certificate,
+) -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let mut roots = RootCertStore::empty();
     roots.add(root.der().clone()).unwrap();
     let roots = Arc::new(roots);
     let provider = Arc::new(provider());
 
-    let (chain, key) = leaf(&issuer);
+    let (chain, key) = leaf(of_client);
     let mut client = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])
         .unwrap()
@@ -33,7 +52,7 @@ pub(crate) fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     client.enable_sni = false;
     client.alpn_protocols = vec![b"h2".to_vec()];
 
-    let (chain, key) = leaf(&issuer);
+    let (chain, key) = leaf(of_server);
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
         .build()
         .unwrap();

@@ -1,14 +1,21 @@
 //! The TLS handshake with peers that do not speak it, and bytes through it.
 
-use std::time::Duration;
+use std::{error::Error, sync::Arc, time::Duration};
 
 use karst_hbone::{
-    ConnectError, Flag,
-    tls::{peer_certificates, tls_accept, tls_connect},
+    Blame, Connect, ConnectError, Flag, Pool, PoolConfig, PoolKey, Retry,
+    tls::{TlsIo, peer_certificates, tls_accept, tls_connect},
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+use rustls::{ClientConfig, ServerConfig};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+    task::spawn_local,
+};
 
-use crate::certs;
+use crate::{
+    certs,
+    rig::{key, local, request},
+};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -87,4 +94,46 @@ async fn a_silent_peer_costs_the_timeout() {
         tls_connect(io, client, TIMEOUT).await.unwrap_err(),
         ConnectError::TlsTimeout(_)
     ));
+}
+
+/// Dials a server that takes nobody.
+struct Refused {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+impl Connect for Refused {
+    type Io = TlsIo<DuplexStream>;
+
+    async fn connect(&self, _key: &PoolKey) -> Result<Self::Io, ConnectError> {
+        let (near, far) = duplex(1 << 16);
+        let server = self.server.clone();
+        spawn_local(async move {
+            assert!(tls_accept(far, server, TIMEOUT).await.is_err());
+        });
+        tls_connect(near, self.client.clone(), TIMEOUT).await
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_refuses_our_certificate_is_named() {
+    local(async {
+        let (client, server) = certs::configs_with_a_client_of_another_root();
+        let pool = Pool::new(PoolConfig::default(), Refused { client, server });
+        for _ in 0..2 {
+            let error = pool.open(key(), request()).await.err().unwrap();
+            assert_eq!(error.flag(), Flag::TlsFailure);
+            assert_eq!((error.blame(), error.retry()), (Blame::Peer, Retry::No));
+            let mut cause: &dyn Error = &error;
+            while let Some(next) = cause.source() {
+                cause = next;
+            }
+            let text = cause.to_string();
+            assert!(
+                text.starts_with("the peer refused our certificate: "),
+                "{text}"
+            );
+        }
+    })
+    .await;
 }
