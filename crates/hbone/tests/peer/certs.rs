@@ -17,13 +17,8 @@ pub(crate) fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     between(&issuer, &issuer, &root)
 }
 
-/// The same, but the client shows a certificate of a root that the server does not know.
-pub(crate) fn configs_with_a_client_of_another_root() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
-    let ((issuer, root), (another, _)) = (authority(), authority());
-    between(&another, &issuer, &root)
-}
-
-fn authority() -> (Issuer<'static, KeyPair>, Certificate) {
+/// A root, and what signs under it.
+pub(crate) fn authority() -> (Issuer<'static, KeyPair>, Certificate) {
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -31,8 +26,8 @@ fn authority() -> (Issuer<'static, KeyPair>, Certificate) {
     (Issuer::new(ca, ca_key), root)
 }
 
-/// Both sides know `root`.
-fn between(
+/// Both sides know `root`, whoever signed their certificates.
+pub(crate) fn between(
     of_client: &Issuer<'_, KeyPair>,
     of_server: &Issuer<'_, KeyPair>,
     root: &Certificate,

@@ -118,10 +118,12 @@ impl Connect for Refused {
 #[tokio::test]
 async fn a_peer_that_refuses_our_certificate_is_named() {
     local(async {
-        let (client, server) = certs::configs_with_a_client_of_another_root();
+        let ((issuer, root), (another, _)) = (certs::authority(), certs::authority());
+        let (client, server) = certs::between(&another, &issuer, &root);
         let pool = Pool::new(PoolConfig::default(), Refused { client, server });
         for _ in 0..2 {
-            let error = pool.open(key(), request()).await.err().unwrap();
+            let opened = Box::pin(pool.open(key(), request())).await;
+            let error = opened.err().unwrap();
             assert_eq!(error.flag(), Flag::TlsFailure);
             assert_eq!((error.blame(), error.retry()), (Blame::Peer, Retry::No));
             let mut cause: &dyn Error = &error;
