@@ -4,13 +4,15 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use karst_model::cni::{Answer, KNOWN_NAMESPACES_FILE, KnownNamespaces, PROTOCOL_VERSION, Request};
 
 /// Longest that the agent may think: more than its own limit for a capture (10 s), less than the runtime's patience.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// How often an agent that is away is looked for.
+const LOOK_PERIOD: Duration = Duration::from_millis(50);
 /// Longest answer.
 const ANSWER_LIMIT: u64 = 64 << 10;
 /// Longest file of known namespaces.
@@ -19,6 +21,15 @@ const KNOWN_LIMIT: u64 = 4 << 20;
 /// The agent's socket.
 pub(crate) fn socket(run_dir: &Path) -> PathBuf {
     run_dir.join("cni.sock")
+}
+
+/// Waits until something listens on the agent's socket, at most so long: an agent that is being replaced is back within
+/// seconds, and the runtime would try again only after a quarter of a minute.
+pub(crate) fn wait_for(run_dir: &Path, patience: Duration) {
+    let end = Instant::now() + patience;
+    while is_there(run_dir).is_err() && Instant::now() < end {
+        std::thread::sleep(LOOK_PERIOD);
+    }
 }
 
 /// Asks the agent. An error means that it is not there, or gave no answer that can be read.

@@ -11,6 +11,8 @@ use crate::error::CniError;
 pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Where the agent's socket and files are, where the configuration does not say.
 const RUN_DIR: &str = "/run/karst";
+/// How long a pod's start waits for an agent that is away, where the configuration does not say.
+const AGENT_WAIT_SECONDS: u64 = 10;
 
 /// The environment of a call. Empty variables count as unset.
 #[derive(Clone, Debug, Default)]
@@ -71,6 +73,9 @@ pub(crate) struct Config {
     /// Namespaces whose pods are never enrolled and never wait.
     #[serde(default = "exclude_namespaces")]
     pub(crate) exclude_namespaces: Vec<String>,
+    /// Seconds that the start of a pod waits for an agent that is away.
+    #[serde(default = "agent_wait_seconds")]
+    pub(crate) agent_wait_seconds: u64,
     /// What the plugins before us made; ours to hand on as it is.
     #[serde(default)]
     pub(crate) prev_result: Option<Value>,
@@ -78,6 +83,10 @@ pub(crate) struct Config {
 
 fn run_dir() -> PathBuf {
     RUN_DIR.into()
+}
+
+fn agent_wait_seconds() -> u64 {
+    AGENT_WAIT_SECONDS
 }
 
 fn exclude_namespaces() -> Vec<String> {

@@ -1,5 +1,7 @@
 //! The commands of the CNI specification.
 
+use std::time::Duration;
+
 use karst_model::cni::{Answer, Command, PROTOCOL_VERSION, Request};
 use serde_json::json;
 
@@ -82,7 +84,20 @@ fn ask(env: &Environment, config: &Config, command: Command) -> Result<(), CniEr
     if config.exclude_namespaces.contains(&namespace) {
         return Ok(());
     }
-    match agent::ask(&config.run_dir, &request) {
+    let asked = match agent::ask(&config.run_dir, &request) {
+        Err(_away)
+            if command == Command::Add
+                && !agent::known_not_enrolled(&config.run_dir, &namespace) =>
+        {
+            agent::wait_for(
+                &config.run_dir,
+                Duration::from_secs(config.agent_wait_seconds),
+            );
+            agent::ask(&config.run_dir, &request)
+        }
+        asked => asked,
+    };
+    match asked {
         Ok(Answer { ok: true, .. }) => Ok(()),
         Ok(Answer { error, retry, .. }) => {
             let reason = error.unwrap_or_else(|| "no reason given".to_owned());

@@ -27,7 +27,7 @@ fn env(command: &str, namespace: &str) -> Environment {
 
 fn config(version: &str, run_dir: &Path) -> Value {
     json!({
-        "cniVersion": version, "name": "net", "type": "karst-cni", "runDir": run_dir, "later": {"unknown": [1]},
+        "cniVersion": version, "name": "net", "type": "karst-cni", "runDir": run_dir, "agentWaitSeconds": 0, "later": {"unknown": [1]},
         "prevResult": {
             "cniVersion": version,
             "interfaces": [{"name": "cni0"}, {"name": "veth1", "sandbox": ""}, {"name": "eth0", "sandbox": "/run/netns/x"}],
@@ -162,4 +162,38 @@ fn a_refusal_says_whether_to_try_again() {
         );
         asked.join().unwrap();
     }
+}
+
+#[test]
+fn a_pod_of_the_mesh_waits_for_an_agent_that_is_being_replaced_and_no_other_pod_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config("1.0.0", dir.path());
+    config["agentWaitSeconds"] = 60.into();
+    let known = KnownNamespaces {
+        version: PROTOCOL_VERSION,
+        not_enrolled: vec!["plain".to_owned()],
+    };
+    let file = dir.path().join(KNOWN_NAMESPACES_FILE);
+    std::fs::write(file, serde_json::to_vec(&known).unwrap()).unwrap();
+    call("ADD", "plain", &config).unwrap();
+    call("DEL", "shop", &config).unwrap();
+
+    let starting = {
+        let config = config.clone();
+        std::thread::spawn(move || call("ADD", "shop", &config))
+    };
+    let listener = UnixListener::bind(agent::socket(dir.path())).unwrap();
+    // The first connection may be the look whether somebody is there.
+    while !starting.is_finished() {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(stream.try_clone().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        if !line.is_empty() {
+            stream.write_all(b"{\"ok\":true}\n").unwrap();
+            break;
+        }
+    }
+    starting.join().unwrap().unwrap();
 }
