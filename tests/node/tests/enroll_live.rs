@@ -23,7 +23,7 @@ fn nobody_fails_while_a_namespace_enters_and_leaves_the_mesh() {
 }
 
 #[test]
-#[ignore = "twenty rounds take too long for the rung"]
+#[ignore = "soak: twenty rounds take too long for the rung"]
 fn soak_twenty_rounds_of_entering_and_leaving_fail_nobody() {
     let lab = Lab::up("tests/fixtures/pair");
     rounds(&lab, 20, &LOADS, "80", || {});
@@ -61,13 +61,23 @@ const LOADS_BY_IDENTITY: [(&str, &str, &str, &str); 3] = [
 
 #[test]
 fn nobody_with_an_identity_is_refused_while_policies_by_identity_take_hold_and_end() {
+    rounds_by_identity(5, "26");
+}
+
+#[test]
+#[ignore = "soak: twenty rounds take too long for the rung"]
+fn soak_twenty_rounds_of_policies_by_identity_refuse_nobody_who_has_one() {
+    rounds_by_identity(20, "90");
+}
+
+fn rounds_by_identity(count: u32, seconds: &str) {
     let lab = Lab::up("tests/fixtures/pair");
     lab.apply("by-identity.yaml", BY_IDENTITY);
     let server = lab.address("meshed", "server");
     let mut stranger = Script::start(&lab, "plain/client", PROBER, &[]);
     let question = format!("{server} 9000 hello");
     eventually("the policies hold", || stranger.ask(&question) != "ok");
-    rounds(&lab, 5, &LOADS_BY_IDENTITY, "26", || {
+    rounds(&lab, count, &LOADS_BY_IDENTITY, seconds, || {
         assert_ne!(stranger.ask(&question), "ok", "in the mesh, and open");
     });
 }

@@ -1,9 +1,9 @@
 //! Peers on 15008 of a pod of the mesh, from a pod outside of it: wrong certificates, broken bytes, wrong requests. Each
 //! is refused with its reason, and a client of another pod never notices.
 
-use std::fs;
+use std::{fs, time::Duration};
 
-use karst_test_node::{Lab, Script, eventually};
+use karst_test_node::{Lab, Script, eventually, script::now_us};
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType, date_time_ymd};
 
 const PEER: &str = include_str!("mtls_peers.py");
@@ -36,6 +36,8 @@ struct Wanted {
     uris: Vec<&'static str>,
     from: i32,
     until: i32,
+    /// Valid from and until, in minutes from now, in place of the years.
+    minutes: Option<(i64, i64)>,
 }
 
 impl Default for Wanted {
@@ -44,6 +46,7 @@ impl Default for Wanted {
             uris: vec![US],
             from: 2020,
             until: 2090,
+            minutes: None,
         }
     }
 }
@@ -59,6 +62,14 @@ fn mint(issuer: &Issuer<'_, KeyPair>, wanted: &Wanted) -> String {
         .collect();
     params.not_before = date_time_ymd(wanted.from, 1, 1);
     params.not_after = date_time_ymd(wanted.until, 1, 1);
+    if let Some((from, until)) = wanted.minutes {
+        let now = i64::try_from(now_us() / 1_000_000).expect("centuries fit");
+        let at = |minutes: i64| {
+            let since_1970 = u64::try_from(now + minutes * 60).expect("past 1970");
+            date_time_ymd(1970, 1, 1) + Duration::from_secs(since_1970)
+        };
+        (params.not_before, params.not_after) = (at(from), at(until));
+    }
     params.extended_key_usages = vec![
         rcgen::ExtendedKeyUsagePurpose::ClientAuth,
         rcgen::ExtendedKeyUsagePurpose::ServerAuth,
@@ -132,6 +143,7 @@ fn wrong_peers_are_refused_and_nobody_else_notices() {
         "control: a right peer is served"
     );
     certificates(&mut world, &right);
+    clocks(&mut world, &right);
     world.show_good();
     requests(&mut world);
     bytes(&mut world);
@@ -147,6 +159,37 @@ fn wrong_peers_are_refused_and_nobody_else_notices() {
         good.parse::<u32>().expect("a number") > 10 && bad == "0",
         "{seen}"
     );
+}
+
+/// A CA whose clock differs by five minutes dates its certificates ten minutes back: they serve at once, whichever way
+/// it differs. Dated by such a clock without that care, they are refused for what they are.
+fn clocks(world: &mut World, right: &str) {
+    for ahead in [-5, 0, 5] {
+        let pem = mint(
+            &world.issuer,
+            &Wanted {
+                minutes: Some((ahead - 10, ahead + 1440)),
+                ..Wanted::default()
+            },
+        );
+        world.show(&pem);
+        assert_eq!(
+            world.connect(right),
+            "status 200 hello",
+            "{ahead} minutes ahead"
+        );
+    }
+    for (minutes, reason) in [((4, 1440), "is valid only in"), ((-1440, -1), "expired")] {
+        let pem = mint(
+            &world.issuer,
+            &Wanted {
+                minutes: Some(minutes),
+                ..Wanted::default()
+            },
+        );
+        world.show(&pem);
+        refused(world, right, reason);
+    }
 }
 
 fn certificates(world: &mut World, right: &str) {
