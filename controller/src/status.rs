@@ -71,6 +71,13 @@ impl Statuses {
         }
     }
 
+    /// Complaints about an object that is read apart from the index.
+    pub fn complain(&self, key: &ObjectKey, uid: &str, complaints: &[Complaint]) {
+        if self.used {
+            self.lock().complain(key, uid, complaints);
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -15,6 +15,7 @@ mod feed;
 mod follow;
 mod health;
 mod last_resort;
+mod mesh_config;
 mod raw;
 mod read;
 mod trim;
@@ -22,18 +23,22 @@ mod trim;
 use std::{collections::BTreeSet, sync::Arc};
 
 use karst_index::Event;
-use karst_k8s_api::Kind;
+use karst_k8s_api::{Kind, ObjectKey};
 use karst_runtime::supervise::{Shutdown, spawn_essential};
 use kube::Client;
 use tokio::sync::mpsc;
 
 pub(crate) use self::backoff::Backoff;
 use self::{feed::Change, follow::Follow};
-pub use self::{health::WatchHealth, read::Complaint};
-use crate::{mesh::Command, problems::Problems};
+pub use self::{
+    health::WatchHealth,
+    mesh_config::{Expected, MeshConfigWatch},
+    read::Complaint,
+};
+use crate::{mesh::Command, problems::Problems, status::Statuses};
 
 /// The kinds that are watched in every namespace. Those of Istio may come later, or never.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 13] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
@@ -42,6 +47,12 @@ const KINDS: [Kind; 8] = [
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::ServiceEntry,
+    // Not honoured yet: their status says so.
+    Kind::RequestAuthentication,
+    Kind::WorkloadEntry,
+    Kind::DestinationRule,
+    Kind::VirtualService,
+    Kind::Telemetry,
 ];
 
 /// Batches of changes between the watches and the index's owner.
@@ -60,17 +71,27 @@ pub struct Watch {
     batches: mpsc::Receiver<Batch>,
     /// Kinds that have not been listed yet.
     missing: BTreeSet<Kind>,
-    problems: Arc<Problems>,
+    told: Told,
+}
+
+/// Who is told of objects that cannot be used as they are written.
+#[derive(Clone)]
+pub struct Told {
+    pub problems: Arc<Problems>,
+    pub statuses: Arc<Statuses>,
+}
+
+impl Told {
+    /// Without complaints the object can be used.
+    fn of(&self, key: &ObjectKey, complaints: Vec<Complaint>) {
+        self.statuses.unusable(key, &complaints);
+        self.problems.set_object(key, complaints);
+    }
 }
 
 impl Watch {
     /// Starts to watch every kind.
-    pub fn start(
-        client: &Client,
-        health: &WatchHealth,
-        problems: Arc<Problems>,
-        shutdown: &Shutdown,
-    ) -> Self {
+    pub fn start(client: &Client, health: &WatchHealth, told: Told, shutdown: &Shutdown) -> Self {
         let (tx, batches) = mpsc::channel(BATCHES_MAX);
         for kind in KINDS {
             let follow = Follow::new(client.clone(), kind, health.clone(), tx.clone());
@@ -82,7 +103,7 @@ impl Watch {
         Self {
             batches,
             missing: KINDS.into(),
-            problems,
+            told,
         }
     }
 
@@ -121,11 +142,11 @@ impl Watch {
         for change in changes {
             match change {
                 Change::Applied(object) => {
-                    self.problems.set_object(&object.key(), Vec::new());
+                    self.told.of(&object.key(), Vec::new());
                     events.push(Event::Apply(*object));
                 }
                 Change::Deleted(key) => {
-                    self.problems.set_object(&key, Vec::new());
+                    self.told.of(&key, Vec::new());
                     events.push(Event::Delete(key));
                 }
                 Change::Unusable {
@@ -133,7 +154,7 @@ impl Watch {
                     complaints,
                     instead,
                 } => {
-                    self.problems.set_object(&key, complaints);
+                    self.told.of(&key, complaints);
                     events.extend(instead.map(|object| Event::Apply(*object)));
                 }
             }

@@ -18,7 +18,7 @@ use crate::{
     lease,
     mesh::CapturedPods,
     serve::read::{self, Access, Reads},
-    watch::Watch,
+    watch::{Expected, MeshConfigWatch, Told, Watch},
 };
 
 pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
@@ -26,12 +26,24 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
     let client = connect().await?;
     serve_reads(base, client.clone()).await?;
     let health = base.health.clone().unwrap_or_default();
-    let mut watch = Watch::start(
-        &client,
-        &health,
-        base.outputs.problems.clone(),
-        &base.shutdown,
+    let told = Told {
+        problems: base.outputs.problems.clone(),
+        statuses: base.outputs.statuses.clone(),
+    };
+    let mesh_config = MeshConfigWatch::new(
+        client.clone(),
+        Expected {
+            root_namespace: cfg.root_namespace(),
+            trust_domain: cfg.trust_domain().to_string(),
+        },
+        told.clone(),
     );
+    spawn_essential(
+        "mesh configuration",
+        &base.shutdown,
+        mesh_config.run(base.shutdown.clone()),
+    );
+    let mut watch = Watch::start(&client, &health, told, &base.shutdown);
     let store = RootStore::new(
         client.clone(),
         &cfg.namespace,

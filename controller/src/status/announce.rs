@@ -53,8 +53,9 @@ impl Announcer {
         let gvk = GroupVersionKind::gvk("events.k8s.io", "v1", "Event");
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), namespace, &ApiResource::from_gvk(&gvk));
-        let event: DynamicObject = serde_json::from_value(event(announcement, namespace))
-            .map_err(kube::Error::SerdeError)?;
+        let event: DynamicObject =
+            serde_json::from_value(event(announcement, namespace, jiff::Timestamp::now()))
+                .map_err(kube::Error::SerdeError)?;
         match api.create(&PostParams::default(), &event).await {
             // A namespace that is going takes no Events; nobody would read them.
             Err(kube::Error::Api(refusal)) if matches!(refusal.code, 403 | 404) => Ok(()),
@@ -63,8 +64,10 @@ impl Announcer {
     }
 }
 
-fn event(announcement: &Announcement, namespace: &str) -> Value {
+fn event(announcement: &Announcement, namespace: &str, now: jiff::Timestamp) -> Value {
     let key = &announcement.key;
+    // As Kubernetes' own recorder names them; a generated name may not end in a dot.
+    let name = format!("{}.{:x}", key.name, now.as_nanosecond());
     let mut note = announcement.message.clone();
     if note.len() > NOTE_BYTES_MAX {
         note.truncate(note.floor_char_boundary(NOTE_BYTES_MAX));
@@ -72,8 +75,8 @@ fn event(announcement: &Announcement, namespace: &str) -> Value {
     json!({
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"generateName": format!("{}.", key.name), "namespace": namespace},
-        "eventTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+        "metadata": {"name": name, "namespace": namespace},
+        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
         "reportingController": FIELD_MANAGER,
         "reportingInstance": "karst-controller",
         "type": "Warning",
@@ -88,4 +91,26 @@ fn event(announcement: &Announcement, namespace: &str) -> Value {
             "uid": announcement.uid,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use karst_k8s_api::{Kind, ObjectKey};
+
+    use super::*;
+
+    #[test]
+    fn an_event_names_its_object_and_has_a_valid_name() {
+        let announcement = Announcement {
+            key: ObjectKey::new(Kind::Namespace, "", "shop"),
+            uid: "5".to_owned(),
+            reason: "NotHonoured".to_owned(),
+            message: "x".repeat(5_000),
+        };
+        let event = event(&announcement, "default", jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(event["metadata"]["name"], "shop.0");
+        assert_eq!(event["regarding"]["kind"], "Namespace");
+        assert_eq!(event["note"].as_str().unwrap().len(), NOTE_BYTES_MAX);
+        assert!(event["eventTime"].as_str().unwrap().ends_with("00.000000Z"));
+    }
 }

@@ -311,26 +311,45 @@ impl Ledger {
             .own
             .iter()
             .map(|one| (one.reason.clone(), one.message.clone()));
+        let mut new = Vec::new();
         for (reason, message) in from_index.chain(from_check) {
-            let announcement = Announcement {
+            new.push(Announcement {
                 key: key.clone(),
                 uid: entry.uid.clone(),
                 reason,
                 message,
-            };
-            if self.announced.contains(&announcement) {
-                continue;
-            }
-            if self.announcements.len() >= ANNOUNCEMENTS_MAX {
-                self.dropped += 1;
-                continue;
-            }
-            if self.announced.len() >= ANNOUNCED_MAX {
-                self.announced.clear();
-            }
-            self.announced.insert(announcement.clone());
-            self.announcements.push_back(announcement);
+            });
         }
+        new.into_iter()
+            .for_each(|announcement| self.push(announcement));
+    }
+
+    /// Complaints about an object that is read apart from the index, each an Event.
+    pub fn complain(&mut self, key: &ObjectKey, uid: &str, complaints: &[Complaint]) {
+        for complaint in complaints {
+            self.push(Announcement {
+                key: key.clone(),
+                uid: uid.to_owned(),
+                reason: "NotHonoured".to_owned(),
+                message: format!("{}: {}", complaint.field, complaint.message),
+            });
+        }
+    }
+
+    /// Once for each text.
+    fn push(&mut self, announcement: Announcement) {
+        if self.announced.contains(&announcement) {
+            return;
+        }
+        if self.announcements.len() >= ANNOUNCEMENTS_MAX {
+            self.dropped += 1;
+            return;
+        }
+        if self.announced.len() >= ANNOUNCED_MAX {
+            self.announced.clear();
+        }
+        self.announced.insert(announcement.clone());
+        self.announcements.push_back(announcement);
     }
 }
 
@@ -426,13 +445,13 @@ fn timed(statement: Statement, entry: &Entry, now: &str) -> Value {
     condition
 }
 
-/// What checking says about an object that the index says nothing of, or about its labels.
+/// What checking says about an object: fields that are not honoured, what could never match, labels without a meaning.
 fn own_statement(kind: Kind, json: &Value) -> Option<Statement> {
-    let checked_by_index = matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
-    if checked_by_index {
-        return None;
+    let mut found = karst_files::check(kind, json);
+    // Of these the index says by itself what is enforced without a part.
+    if matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication) {
+        found.retain(|one| one.severity == Severity::Error);
     }
-    let found = karst_files::check(kind, json);
     let wrong = found.iter().any(|one| one.severity == Severity::Error);
     let texts: Vec<String> = found
         .into_iter()

@@ -4,6 +4,7 @@
 pub mod authorization_policy;
 pub mod destination_rule;
 pub mod duration;
+pub mod mesh_config;
 pub mod peer_authentication;
 pub mod request_authentication;
 pub mod selector;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use authorization_policy::AuthorizationPolicySpec;
 pub use destination_rule::DestinationRuleSpec;
+pub use mesh_config::MeshConfig;
 pub use peer_authentication::PeerAuthenticationSpec;
 pub use request_authentication::RequestAuthenticationSpec;
 pub use selector::{PolicyTargetReference, WorkloadSelector};

@@ -96,12 +96,12 @@ pub const MESH_CONFIG: &[MeshRow] = &[
     (
         "trustDomain",
         Honoured,
-        "the trust domain of identities; a change needs a restart of the controller",
+        "must be the trust domain that the controller was told; another one is reported",
     ),
     (
         "trustDomainAliases",
-        Honoured,
-        "in policies, a principal of one of these trust domains also means those of the others",
+        NotYet,
+        "policies must name the trust domain itself",
     ),
     (
         "caCertificates",

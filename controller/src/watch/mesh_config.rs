@@ -1,0 +1,127 @@
+//! The mesh configuration of the root namespace: read now and then, and whatever in it does not hold is told.
+
+use std::time::Duration;
+
+use karst_k8s_api::{
+    Kind, ObjectKey,
+    istio::mesh_config::{CONFIG_MAP, KEY, MeshConfig},
+    k8s_openapi::api::core::v1::ConfigMap,
+};
+use karst_runtime::supervise::Shutdown;
+use karst_telemetry::error_chain::Chain;
+use kube::{Api, Client};
+
+use super::{Told, read::Complaint};
+
+/// Between looks; nothing in it changes what is served.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the controller was told by its flags, which decide.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub root_namespace: String,
+    pub trust_domain: String,
+}
+
+/// Looks at the ConfigMap.
+pub struct MeshConfigWatch {
+    api: Api<ConfigMap>,
+    key: ObjectKey,
+    expected: Expected,
+    told: Told,
+    /// Version that was looked at last; empty for none there.
+    seen: Option<String>,
+}
+
+impl MeshConfigWatch {
+    pub fn new(client: Client, expected: Expected, told: Told) -> Self {
+        Self {
+            api: Api::namespaced(client, &expected.root_namespace),
+            key: ObjectKey::new(Kind::ConfigMap, &expected.root_namespace, CONFIG_MAP),
+            expected,
+            told,
+            seen: None,
+        }
+    }
+
+    /// Until `shutdown`.
+    pub async fn run(mut self, shutdown: Shutdown) {
+        loop {
+            match self.api.get_opt(CONFIG_MAP).await {
+                Ok(map) => self.take(map.unwrap_or_default()),
+                Err(error) => {
+                    tracing::debug!(error = %Chain(&error), "the mesh configuration cannot be read now");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(INTERVAL) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    fn take(&mut self, map: ConfigMap) {
+        let version = map.metadata.resource_version.unwrap_or_default();
+        if self.seen.as_ref() == Some(&version) {
+            return;
+        }
+        self.seen = Some(version);
+        let text = map.data.unwrap_or_default().remove(KEY).unwrap_or_default();
+        let complaints = complaints(&MeshConfig::read(&text), &self.expected);
+        let uid = map.metadata.uid.unwrap_or_default();
+        self.told.statuses.complain(&self.key, &uid, &complaints);
+        self.told.problems.set_object(&self.key, complaints);
+    }
+}
+
+fn complaints(config: &MeshConfig, expected: &Expected) -> Vec<Complaint> {
+    let differs = |field: &str, asked: &Option<String>, runs: &str, flag: &str| {
+        let asked = asked.as_deref().filter(|asked| *asked != runs)?;
+        Some(Complaint {
+            field: field.to_owned(),
+            message: format!(
+                "{asked:?} is not what the controller runs with ({runs:?}): set {flag} and restart it"
+            ),
+        })
+    };
+    let read = config.problems.iter().map(|problem| Complaint {
+        field: problem.field.clone(),
+        message: problem.message.clone(),
+    });
+    let set = [
+        differs(
+            "trustDomain",
+            &config.trust_domain,
+            &expected.trust_domain,
+            "--trust-domain",
+        ),
+        differs(
+            "rootNamespace",
+            &config.root_namespace,
+            &expected.root_namespace,
+            "--root-namespace",
+        ),
+    ];
+    read.chain(set.into_iter().flatten()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_controller_runs_with_is_compared() {
+        let expected = Expected {
+            root_namespace: "karst-system".to_owned(),
+            trust_domain: "cluster.local".to_owned(),
+        };
+        let told = |yaml: &str| complaints(&MeshConfig::read(yaml), &expected);
+        assert_eq!(
+            told("trustDomain: cluster.local\nrootNamespace: karst-system"),
+            []
+        );
+        let all = told("trustDomain: example.org\ndiscoverySelectors: []");
+        assert_eq!(all.len(), 2, "{all:?}");
+        assert!(all[1].message.contains("--trust-domain"));
+    }
+}
