@@ -40,7 +40,7 @@ use tonic::transport::Server;
 
 use crate::{
     config::{Cli, Command, Config, TokenArgs},
-    mesh::{COMMANDS_MAX, CapturedPods, Command as MeshCommand, Mesh, Outputs, Reporter},
+    mesh::{COMMANDS_MAX, Command as MeshCommand, Memory, Mesh, Outputs, Reporter},
     problems::Problems,
     serve::{
         acks::Acks,
@@ -105,7 +105,7 @@ struct Parts {
     authenticator: Arc<dyn Authenticator>,
     /// Join tokens and node tokens; nodes of a cluster need none.
     tokens: Option<Arc<Tokens>>,
-    captured: CapturedPods,
+    memory: Memory,
     /// All objects that there are now.
     objects: Vec<Event>,
     /// Tells the index's owner what changes from here on.
@@ -184,7 +184,7 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     };
     let mut mesh = Mesh::new(
         base.cfg.index(),
-        parts.captured,
+        parts.memory,
         base.outputs.clone(),
         base.commands.clone(),
     );

@@ -2,6 +2,7 @@
 
 pub mod bundles;
 pub mod connect;
+pub mod records;
 pub mod reviewed;
 pub mod root;
 pub mod token_review;

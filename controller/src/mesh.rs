@@ -8,14 +8,18 @@
 //! ```
 
 mod captured;
+mod records;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use karst_index::{Delta, Event, Index, IndexConfig, Transition};
+use karst_index::{Delta, Event, Index, IndexConfig, NodeChange, Transition};
 use karst_runtime::supervise::spawn_connection;
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::captured::CapturedPods;
+pub use self::{
+    captured::CapturedPods,
+    records::{Published, RecordBook},
+};
 use crate::{
     pods::Pods,
     problems::Problems,
@@ -27,15 +31,24 @@ use crate::{
 pub const COMMANDS_MAX: usize = 1024;
 /// Longest wait for agents to acknowledge that a pod takes HBONE, or no more.
 const TRANSITION_PATIENCE: Duration = Duration::from_secs(5);
+/// Within which other replicas have published what we have, and their agents have taken it: added to the wait for the
+/// acknowledgements of our own agents.
+const SPREAD: Duration = Duration::from_secs(1);
 
 /// Something for the index's owner to do.
 pub enum Command {
     /// Objects have changed.
     Objects(Vec<Event>),
-    /// What an agent reports; answered when it is published.
+    /// What a node's agent reports; answered when it is published.
     Report {
+        node: Arc<str>,
         events: Vec<Event>,
         done: oneshot::Sender<()>,
+    },
+    /// Another replica serves this node, and has published these of its pods.
+    Elsewhere {
+        node: Arc<str>,
+        published: Published,
     },
     /// What was waited for is there, or the wait is over.
     Transitions(Vec<Event>),
@@ -52,12 +65,10 @@ pub struct Gone;
 
 impl Reporter {
     /// Returns when the events are applied and their effect is published.
-    pub async fn report(&self, events: Vec<Event>) -> Result<(), Gone> {
+    pub async fn report(&self, node: Arc<str>, events: Vec<Event>) -> Result<(), Gone> {
         let (done, published) = oneshot::channel();
-        self.0
-            .send(Command::Report { events, done })
-            .await
-            .map_err(|_closed| Gone)?;
+        let report = Command::Report { node, events, done };
+        self.0.send(report).await.map_err(|_closed| Gone)?;
         published.await.map_err(|_dropped| Gone)
     }
 }
@@ -73,10 +84,22 @@ pub struct Outputs {
     pub metrics: ServeMetrics,
 }
 
+/// Where it is remembered which pods are reached by HBONE: a restart must not publish them as plaintext.
+pub enum Memory {
+    /// On this machine's disk.
+    Disk(CapturedPods),
+    /// Where all replicas see it.
+    Shared(Arc<RecordBook>),
+}
+
 /// The index and its inputs.
 pub struct Mesh {
     index: Index,
-    captured: CapturedPods,
+    memory: Memory,
+    /// Nodes whose agents report to us.
+    here: BTreeSet<Arc<str>>,
+    /// Nodes that another replica serves, or served last.
+    elsewhere: BTreeSet<Arc<str>>,
     outputs: Outputs,
     commands: mpsc::Sender<Command>,
 }
@@ -85,13 +108,15 @@ impl Mesh {
     /// `commands`: the way back in, for what must wait.
     pub fn new(
         cfg: IndexConfig,
-        captured: CapturedPods,
+        memory: Memory,
         outputs: Outputs,
         commands: mpsc::Sender<Command>,
     ) -> Self {
         Self {
             index: Index::new(cfg),
-            captured,
+            memory,
+            here: BTreeSet::new(),
+            elsewhere: BTreeSet::new(),
             outputs,
             commands,
         }
@@ -100,7 +125,9 @@ impl Mesh {
     /// The first objects of all kinds, together with what was captured when the last controller ended, as one step, so
     /// that no captured pod is published as plaintext in between.
     pub fn start(&mut self, mut objects: Vec<Event>) {
-        objects.extend(self.captured.events());
+        if let Memory::Disk(captured) = &self.memory {
+            objects.extend(captured.events());
+        }
         self.apply(objects);
     }
 
@@ -109,14 +136,46 @@ impl Mesh {
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Objects(events) => self.apply(events),
-                Command::Report { events, done } => {
-                    self.captured.record(&events, &self.index);
-                    self.apply(events);
+                Command::Report { node, events, done } => {
+                    self.report(node, events);
                     // Nobody waits any more: then nobody is to be told.
                     let _ = done.send(());
                 }
+                Command::Elsewhere { node, published } => self.served_elsewhere(node, published),
                 Command::Transitions(events) => self.apply(events),
             }
+        }
+    }
+
+    fn report(&mut self, node: Arc<str>, mut events: Vec<Event>) {
+        match &mut self.memory {
+            Memory::Disk(captured) => captured.record(&events, &self.index),
+            Memory::Shared(_) if self.here.insert(node.clone()) => {
+                self.elsewhere.remove(&node);
+                events.insert(0, Event::NodeHere { node: node.clone() });
+            }
+            Memory::Shared(_) => {}
+        }
+        self.apply(events);
+        self.remember(&node);
+    }
+
+    fn served_elsewhere(&mut self, node: Arc<str>, published: Published) {
+        if let Memory::Shared(book) = &self.memory {
+            book.forget(&node);
+        }
+        self.here.remove(&node);
+        self.elsewhere.insert(node.clone());
+        let published = published.into_iter().collect();
+        self.apply(vec![Event::NodeElsewhere { node, published }]);
+    }
+
+    /// Lets other replicas know how the pods of a node stand, if it is ours.
+    fn remember(&self, node: &Arc<str>) {
+        if let Memory::Shared(book) = &self.memory
+            && self.here.contains(node)
+        {
+            book.set(node, self.index.published(node));
         }
     }
 
@@ -124,6 +183,7 @@ impl Mesh {
         if events.is_empty() {
             return;
         }
+        let mut touched = nodes_of(&events, &self.index);
         self.outputs.statuses.observe(&events);
         let delta = self.index.handle_all(events);
         if delta.is_empty() {
@@ -131,12 +191,18 @@ impl Mesh {
             return self.outputs.statuses.published(&[], revision);
         }
         // Before its node hears of it: what it says afterwards about the old enrolment is worth nothing.
-        self.captured.forget_released(&delta.node_workloads);
+        if let Memory::Disk(captured) = &mut self.memory {
+            captured.forget_released(&delta.node_workloads);
+        }
+        touched.extend(delta.node_workloads.iter().map(|change| match change {
+            NodeChange::Updated { node, .. } | NodeChange::Removed { node, .. } => node.clone(),
+        }));
         self.outputs.pods.apply(&delta.node_workloads);
         let revision = self.outputs.resources.publish(publications(&delta));
         self.outputs.problems.set_conditions(&delta.conditions);
         self.outputs.statuses.published(&delta.conditions, revision);
         log(&delta, revision);
+        touched.iter().for_each(|node| self.remember(node));
         if !delta.transitions.is_empty() {
             self.await_transitions(delta.transitions, revision);
         }
@@ -145,10 +211,18 @@ impl Mesh {
     /// Ends the steps of pods into and out of the mesh: when peers have acknowledged them, and at last in any case.
     fn await_transitions(&self, begun: Vec<Transition>, revision: u64) {
         let (outputs, commands) = (self.outputs.clone(), self.commands.clone());
-        let patience = tokio::time::sleep(TRANSITION_PATIENCE);
+        let spread = match self.elsewhere.is_empty() {
+            true => Duration::ZERO,
+            false => SPREAD,
+        };
+        let (patience, spread) = (
+            tokio::time::sleep(TRANSITION_PATIENCE),
+            tokio::time::sleep(spread),
+        );
         spawn_connection("transition", async move {
             let reached = outputs.acks.reached(revision, TRANSITION_PATIENCE).await;
             if reached {
+                spread.await;
                 let acknowledged = begun.iter().cloned().map(Event::Acknowledged).collect();
                 let _ = commands.send(Command::Transitions(acknowledged)).await;
             } else {
@@ -163,6 +237,18 @@ impl Mesh {
             let _ = commands.send(Command::Transitions(overdue)).await;
         });
     }
+}
+
+/// The nodes of the pods that events are about.
+fn nodes_of(events: &[Event], index: &Index) -> BTreeSet<Arc<str>> {
+    let pods = events.iter().filter_map(|event| match event {
+        Event::Captured { pod_uid, .. } => Some(pod_uid),
+        Event::Acknowledged(transition) | Event::Overdue(transition) => Some(&transition.pod_uid),
+        _ => None,
+    });
+    pods.filter_map(|uid| index.node_of(uid))
+        .map(Arc::from)
+        .collect()
 }
 
 fn log(delta: &Delta, revision: u64) {

@@ -272,6 +272,43 @@ impl Capture {
         }
     }
 
+    /// Where a pod stands whose node another controller serves: as that one has published it.
+    pub(crate) fn follow(
+        &mut self,
+        uid: &PodUid,
+        enrolled: bool,
+        published: Option<PodCapture>,
+    ) -> Standing {
+        self.forget(uid);
+        let (generation, plaintext) = match published {
+            None if !enrolled => return Standing::OFF,
+            None => (Generation(0), Plaintext::Entering),
+            Some(capture) if capture.plaintext_open => (capture.generation, Plaintext::Entering),
+            Some(capture) => (capture.generation, Plaintext::Enforced),
+        };
+        Standing {
+            mode: EnrollMode::Ambient,
+            generation,
+            plaintext,
+            hbone: published.is_some(),
+            begins: None,
+        }
+    }
+
+    /// How a pod that is reached by HBONE is held, for other controllers to follow and to go on from.
+    pub(crate) fn published(&self, uid: &PodUid) -> Option<PodCapture> {
+        let pod = self.pods.get(uid)?;
+        let plaintext_open = match pod.stage {
+            Stage::Entering { .. } | Stage::Opening => true,
+            Stage::Enforced => false,
+            Stage::Told | Stage::Withdrawing => return None,
+        };
+        Some(PodCapture {
+            generation: pod.generation,
+            plaintext_open,
+        })
+    }
+
     /// A pod that is not in the mesh so far.
     fn begin(&mut self, uid: &PodUid, enrolled: bool) {
         match self.resumed.remove(uid) {

@@ -1,5 +1,7 @@
 //! What can happen to the index.
 
+use std::sync::Arc;
+
 use karst_k8s_api::{Object, ObjectKey};
 use karst_model::{enrollment::PodCapture, name::PodUid};
 
@@ -24,6 +26,15 @@ pub enum Event {
         pod_uid: PodUid,
         capture: PodCapture,
     },
+    /// Another controller serves this node's agent: the node's pods stand as that one has published them, and no report
+    /// is waited for.
+    NodeElsewhere {
+        node: Arc<str>,
+        /// The pods that are reached by HBONE.
+        published: Vec<(PodUid, PodCapture)>,
+    },
+    /// We serve this node's agent, which is about to report. What another controller had published is gone on from.
+    NodeHere { node: Arc<str> },
     /// Every peer has acknowledged what a transition published.
     Acknowledged(Transition),
     /// A transition has taken too long: nobody is waited for.

@@ -60,6 +60,8 @@ pub struct Index {
     hosts: HashMap<Arc<str>, BTreeSet<Claim>>,
     vips: Vips,
     capture: Capture,
+    /// Nodes that another controller serves, with the pods that it has published as reached by HBONE.
+    elsewhere: HashMap<Arc<str>, HashMap<PodUid, PodCapture>>,
     dirty: Dirty,
     out: Output,
 }
@@ -146,6 +148,7 @@ impl Index {
             hosts: HashMap::new(),
             vips: Vips::default(),
             capture,
+            elsewhere: HashMap::new(),
             dirty: Dirty::default(),
             out: Output::default(),
         }
@@ -172,6 +175,8 @@ impl Index {
                     self.mark_pod(&pod_uid);
                     self.capture.resume(pod_uid, capture);
                 }
+                Event::NodeElsewhere { node, published } => self.elsewhere(node, published),
+                Event::NodeHere { node } => self.here(&node),
                 Event::Acknowledged(transition) => {
                     self.capture.acknowledged(&transition);
                     self.mark_pod(&transition.pod_uid);
@@ -197,6 +202,14 @@ impl Index {
     /// Whether a report about this pod counts: it is about the enrolment that the pod is in.
     pub fn is_current(&self, pod_uid: &PodUid, generation: Generation) -> bool {
         self.capture.is_current(pod_uid, generation)
+    }
+
+    /// The pods of a node that are reached by HBONE, for [`Event::NodeElsewhere`] of other controllers.
+    pub fn published(&self, node: &str) -> BTreeMap<PodUid, PodCapture> {
+        let names = self.pods_by_node.get(node).into_iter().flatten();
+        let pods = names.filter_map(|name| self.pods.get(name));
+        pods.filter_map(|pod| Some((pod.uid.clone(), self.capture.published(&pod.uid)?)))
+            .collect()
     }
 
     /// Everything that holds now, as a delta from nothing.
@@ -252,6 +265,23 @@ impl Index {
         self.mark_pod(&pod_uid);
         let known = self.pods_by_uid.contains_key(&pod_uid);
         self.capture.report(pod_uid, capture, known);
+    }
+
+    fn elsewhere(&mut self, node: Arc<str>, published: Vec<(PodUid, PodCapture)>) {
+        self.mark_node(&node);
+        self.elsewhere.insert(node, published.into_iter().collect());
+    }
+
+    fn here(&mut self, node: &str) {
+        self.mark_node(node);
+        for (uid, capture) in self.elsewhere.remove(node).into_iter().flatten() {
+            self.capture.resume(uid, capture);
+        }
+    }
+
+    fn mark_node(&mut self, node: &str) {
+        let pods = self.pods_by_node.get(node).into_iter().flatten();
+        self.dirty.pods.extend(pods.cloned());
     }
 
     fn mark_pod(&mut self, pod_uid: &PodUid) {

@@ -9,7 +9,10 @@ use karst_ca::{
 use karst_identity::clock::Clock;
 
 use super::{Base, Parts};
-use crate::{files::FileSource, mesh::CapturedPods};
+use crate::{
+    files::FileSource,
+    mesh::{CapturedPods, Memory},
+};
 
 pub(super) async fn parts(base: &Base, path: PathBuf) -> anyhow::Result<Parts> {
     let (cfg, clock) = (&base.cfg, Clock::system());
@@ -33,7 +36,7 @@ pub(super) async fn parts(base: &Base, path: PathBuf) -> anyhow::Result<Parts> {
         authority: Arc::new(authority),
         authenticator: Arc::new(KeySetAuthenticator::new(keys, clock)),
         tokens: Some(tokens),
-        captured,
+        memory: Memory::Disk(captured),
         objects,
         follow: Box::pin(follow),
         cluster: None,

@@ -12,11 +12,12 @@ use crate::{
     cluster::{
         bundles::{BundleKeeper, BundleMetrics},
         connect::connect,
+        records::NodeRecords,
         root::{RootFollower, RootStore},
         token_review::TokenReviewer,
     },
     lease,
-    mesh::CapturedPods,
+    mesh::{Memory, RecordBook},
     serve::read::{self, Access, Reads},
     watch::{Expected, MeshConfigWatch, Told, Watch},
 };
@@ -51,20 +52,26 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
         health.clone(),
     );
     let authority = Arc::new(store.load_or_create().await);
-    let captured = CapturedPods::load(&cfg.state.state_dir)
-        .context("cannot read the list of captured pods")?;
+    let book = Arc::new(RecordBook::default());
+    let instance = format!("{}_{:08x}", cfg.replica, rand::random::<u32>());
+    let mut records = NodeRecords::new(&client, &cfg.namespace, instance, book.clone());
     let cluster = lead(base, &client, store, &authority);
     let authenticator = TokenReviewer::new(
         client,
         karst_runtime::clock::Clock::system(),
         &base.registry,
     );
-    let objects = watch.first().await;
+    let mut objects = watch.first().await;
+    objects.extend(records.first().await);
+    let (commands, shutdown) = (base.commands.clone(), base.shutdown.clone());
+    spawn_essential("node records", &base.shutdown, async move {
+        shutdown.run_until_cancelled(records.keep(commands)).await;
+    });
     Ok(Parts {
         authority,
         authenticator: Arc::new(authenticator),
         tokens: None,
-        captured,
+        memory: Memory::Shared(book),
         objects,
         follow: Box::pin(watch.forward(base.commands.clone())),
         cluster: Some(cluster),

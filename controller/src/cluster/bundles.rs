@@ -189,14 +189,10 @@ where
     })
 }
 
-fn take_namespace(
-    bundles: &mut Bundles,
-    event: watcher::Event<PartialObjectMeta<Namespace>>,
-) {
+fn take_namespace(bundles: &mut Bundles, event: watcher::Event<PartialObjectMeta<Namespace>>) {
     use watcher::Event as E;
-    let name = |object: &PartialObjectMeta<Namespace>| {
-        object.metadata.name.clone().unwrap_or_default()
-    };
+    let name =
+        |object: &PartialObjectMeta<Namespace>| object.metadata.name.clone().unwrap_or_default();
     match event {
         E::Init => bundles.begin_namespaces(),
         E::InitDone => bundles.end_namespaces(),

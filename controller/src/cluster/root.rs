@@ -53,9 +53,7 @@ pub enum RootError {
     },
     #[error("Secret {place}: the API server gave no answer within {PATIENCE:?}")]
     Slow { place: String },
-    #[error(
-        "Secret {place} has no text under {key:?}: complete it, or delete it to do without it"
-    )]
+    #[error("Secret {place} has no text under {key:?}: complete it, or delete it to do without it")]
     Missing { place: String, key: &'static str },
     #[error("Secret {place} cannot be used")]
     Unusable {
@@ -81,12 +79,7 @@ struct Kept {
 }
 
 impl RootStore {
-    pub fn new(
-        client: Client,
-        namespace: &str,
-        cfg: AuthorityConfig,
-        health: WatchHealth,
-    ) -> Self {
+    pub fn new(client: Client, namespace: &str, cfg: AuthorityConfig, health: WatchHealth) -> Self {
         Self {
             secrets: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
@@ -129,9 +122,7 @@ impl RootStore {
 
     async fn read(&self) -> Result<Kept, RootError> {
         Ok(Kept {
-            plugged: self
-                .within(PLUGGED, self.secrets.get_opt(PLUGGED))
-                .await?,
+            plugged: self.within(PLUGGED, self.secrets.get_opt(PLUGGED)).await?,
             own: self.within(OWN, self.secrets.get_opt(OWN)).await?,
         })
     }
@@ -150,7 +141,7 @@ impl RootStore {
         };
         let secret = Secret {
             metadata,
-            type_: Some("karst.io/ca".to_owned()),
+            type_: Some("karst.dev/ca".to_owned()),
             data: Some(BTreeMap::from([(
                 STATE.to_owned(),
                 ByteString(state.to_vec()),

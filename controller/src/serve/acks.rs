@@ -38,11 +38,14 @@ impl Acks {
     /// Registers a stream that has acknowledged nothing yet.
     pub fn register(&self, node: Arc<str>) -> Ack<'_> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.streams().insert(id, Stream {
+        self.streams().insert(
+            id,
+            Stream {
                 node,
                 acked: 0,
                 held: 0,
-            });
+            },
+        );
         Ack { acks: self, id }
     }
 

@@ -102,7 +102,7 @@ impl Node {
 
     async fn report(&self, events: Vec<Event>) -> Result<(), Status> {
         self.reporter
-            .report(events)
+            .report(self.name.as_str().into(), events)
             .await
             .map_err(|_gone| going_down())
     }

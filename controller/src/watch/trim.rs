@@ -85,7 +85,7 @@ fn trim_pod(pod: &mut Pod) {
 fn keep_ours(annotations: &mut BTreeMap<String, String>) {
     let ours = |name: &str| {
         let domain = name.split('/').next().unwrap_or_default();
-        domain.ends_with("istio.io") || domain.ends_with("karst.io")
+        domain.ends_with("istio.io") || domain.ends_with("karst.dev")
     };
     annotations.retain(|name, _| ours(name));
 }

@@ -366,7 +366,13 @@ impl Index {
             .space(&name.namespace)
             .and_then(|space| space.labels.as_ref());
         let enrolled = workloads::is_enrolled(&self.config, name, pod, of_namespace);
-        let standing = self.capture.settle(&pod.uid, enrolled);
+        let standing = match self.elsewhere.get(&pod.node) {
+            Some(published) => {
+                let published = published.get(&pod.uid).copied();
+                self.capture.follow(&pod.uid, enrolled, published)
+            }
+            None => self.capture.settle(&pod.uid, enrolled),
+        };
         delta.transitions.extend(standing.begins.clone());
         let around = Surroundings {
             services: self.services_of_pod(name, pod),

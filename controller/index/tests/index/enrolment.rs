@@ -385,7 +385,8 @@ fn names_for_telemetry() {
 
 /// Two controllers over the same objects; the second serves no node yet.
 fn pair() -> (World, World) {
-    let objects = namespace("shop", "ambient") + &pod("a", "10.0.0.1", "") + &pod("b", "10.0.0.2", "");
+    let objects =
+        namespace("shop", "ambient") + &pod("a", "10.0.0.1", "") + &pod("b", "10.0.0.2", "");
     (World::of(&objects), World::of(&objects))
 }
 
@@ -434,7 +435,11 @@ fn a_node_that_comes_over_keeps_its_tunnels() {
     serves.reported("uid-a", Some((under, false)));
     assert_eq!(serves.pod("a").tunnel, TunnelProtocol::Hbone);
     serves.captured("uid-b", true);
-    assert_eq!(serves.pod("b").tunnel, TunnelProtocol::Hbone, "and goes on from there");
+    assert_eq!(
+        serves.pod("b").tunnel,
+        TunnelProtocol::Hbone,
+        "and goes on from there"
+    );
     served.take(vec![record(&serves)]);
     assert_eq!(served.pod("b").tunnel, TunnelProtocol::Hbone);
     serves.reported("uid-a", None);

@@ -120,9 +120,15 @@ fn there_are_never_two_leaders_and_rarely_none() {
                 .zip(&offsets)
                 .filter(|(replica, offset)| replica.leads(real - **offset));
             let leaders = leaders.count();
-            assert!(leaders <= 1, "seed {seed}: {leaders} leaders at step {step}");
+            assert!(
+                leaders <= 1,
+                "seed {seed}: {leaders} leaders at step {step}"
+            );
             leaderless += usize::from(leaders == 0);
         }
-        assert!(leaderless < 800, "seed {seed}: without a leader for {leaderless} of 2000 s");
+        assert!(
+            leaderless < 800,
+            "seed {seed}: without a leader for {leaderless} of 2000 s"
+        );
     }
 }
