@@ -298,6 +298,7 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
         authorizer: Authorizer::new(state.clone()),
         live: Arc::new(LiveConnections::default()),
         balancer: Balancer::default(),
+        peers: Peers::bounded(config.connections_per_peer),
         shutdown: shutdown.clone(),
         stopped: stopped.clone(),
         config,
@@ -306,7 +307,6 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
         identities,
         datapath,
         metrics,
-        peers: Peers::default(),
     });
     let (workers, threads) = Workers::start(mesh.config.workers(), &mesh)?;
     let (enroller, captured) = Enroller::new(mesh.clone(), workers, watch);

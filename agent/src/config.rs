@@ -110,6 +110,9 @@ pub(crate) struct Config {
     /// Data-path threads; 0 means a quarter of the processors, at least two.
     #[arg(long, env = "KARST_WORKER_THREADS", default_value_t = 0)]
     pub(crate) worker_threads: usize,
+    /// HBONE connections from one peer address that are served at once; karst_peer_connections_refused counts further ones.
+    #[arg(long, env = "KARST_CONNECTIONS_PER_PEER", default_value_t = karst_hbone::server::peers::CONNECTIONS_MAX)]
+    pub(crate) connections_per_peer: usize,
     /// Seconds that connections get to finish after SIGTERM.
     #[arg(long, env = "KARST_DRAIN_SECONDS", default_value_t = 25)]
     pub(crate) drain_seconds: u64,

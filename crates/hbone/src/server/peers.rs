@@ -1,5 +1,7 @@
 //! How much one peer address may make a server hold: connections are counted per address, and the later ones get smaller
-//! windows, so that all windows of one address together stay below 64 MiB.
+//! windows, so that all windows of one address together stay below 64 MiB with the default bound, and 64 KiB more for
+//! each connection that a higher one allows. The address is that of the peer's pod, which has a connection for each of
+//! its agent's data-path threads and each of our pods that it talks to.
 //!
 //! The listener asks [`Peers::admit`] after accepting, before TLS, and keeps the [`PeerSlot`] as long as the connection.
 
@@ -14,21 +16,23 @@ use std::{
 
 use super::ServerConfig;
 
-/// Connections from one address that are served at once.
-pub const CONNECTIONS_MAX: usize = 256;
+/// Connections from one address that are served at once, where nothing else is asked for.
+pub const CONNECTIONS_MAX: usize = 384;
 
 /// (connections with these windows, connection window, stream window), first come first served. Sizes in bytes; the last
-/// row is what HTTP/2 gives without asking. Together 2 * 16 MiB + 16 * 1 MiB + 238 * 64 KiB < 64 MiB.
+/// row, for all further connections, is what HTTP/2 gives without asking. With the default bound together
+/// 2 * 16 MiB + 8 * 1 MiB + 374 * 64 KiB < 64 MiB.
 const TIERS: [(usize, u32, u32); 3] = [
     (2, crate::CONNECTION_WINDOW, crate::STREAM_WINDOW),
-    (16, 1 << 20, 256 << 10),
-    (CONNECTIONS_MAX - 18, 65_535, 65_535),
+    (8, 1 << 20, 256 << 10),
+    (usize::MAX, 65_535, 65_535),
 ];
 
 /// Open connections by peer address. Clones share it; entries exist only while connections do.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Peers {
     shared: Arc<Shared>,
+    connections_max: usize,
 }
 
 #[derive(Default)]
@@ -46,13 +50,33 @@ impl Shared {
     }
 }
 
+impl Default for Peers {
+    fn default() -> Self {
+        Self::bounded(CONNECTIONS_MAX)
+    }
+}
+
 impl Peers {
+    /// At most this many connections from one address at once.
+    pub fn bounded(connections_max: usize) -> Self {
+        Self {
+            shared: Arc::default(),
+            connections_max,
+        }
+    }
+
     /// A place for one more connection from `peer`; `None` when it has too many: close the connection.
     pub fn admit(&self, peer: IpAddr) -> Option<PeerSlot> {
         let peer = peer.to_canonical();
         let mut open = self.shared.lock();
         let used = open.entry(peer).or_default();
-        let Some(tier) = (0..TIERS.len()).find(|tier| used[*tier] < TIERS[*tier].0) else {
+        let room = used.iter().sum::<usize>() < self.connections_max;
+        let mut tiers = 0..TIERS.len();
+        let tier = tiers.find(|tier| room && used[*tier] < TIERS[*tier].0);
+        let Some(tier) = tier else {
+            if used.iter().all(|used| *used == 0) {
+                open.remove(&peer);
+            }
             self.shared.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         };
@@ -135,5 +159,10 @@ mod tests {
             peers.admit(peer).unwrap().limit(&base).stream_window,
             crate::STREAM_WINDOW
         );
+        let few = Peers::bounded(1);
+        let one = few.admit(peer).unwrap();
+        assert!(few.admit(peer).is_none());
+        drop(one);
+        assert!(few.admit(peer).is_some());
     }
 }
