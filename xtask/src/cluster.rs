@@ -180,7 +180,7 @@ pub(crate) fn kubectl(plan: &Plan) -> Command {
 }
 
 /// What must be there before a cluster starts: packages and programs.
-pub(crate) fn programs() -> Result<()> {
+fn programs() -> Result<()> {
     setup::ensure(&[Group::Build, Group::Cluster])?;
     build::cluster()
 }

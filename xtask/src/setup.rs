@@ -228,7 +228,9 @@ const NEEDS: &[Need] = &[
         what: "the standard CNI plugins",
         why: "connect the cluster's pods",
         source: Source::Apt(&["containernetworking-plugins"]),
-        present: || Path::new("/usr/lib/cni/ptp").exists() || Path::new("/opt/cni/bin/ptp").exists(),
+        present: || {
+            Path::new("/usr/lib/cni/ptp").exists() || Path::new("/opt/cni/bin/ptp").exists()
+        },
     },
     Need {
         group: Group::Cluster,

@@ -85,6 +85,13 @@ impl Cluster {
         feed(&mut apply, yaml);
     }
 
+    /// Applies YAML, to this namespace where it names none.
+    pub fn apply_in(&self, namespace: &str, yaml: &str) {
+        let mut apply = self.kubectl();
+        apply.args([CALL, "-n", namespace, "apply", "-f", "-"]);
+        feed(&mut apply, yaml);
+    }
+
     /// Applies a file of the repository.
     pub fn apply_file(&self, path: &str) {
         let file = root().join(path);

@@ -38,6 +38,11 @@ impl Namespace {
         &self.name
     }
 
+    /// Applies YAML whose objects name no namespace.
+    pub fn apply(&self, yaml: &str) {
+        Cluster::get().apply_in(&self.name, yaml);
+    }
+
     /// Sets the label; the mesh's answer is awaited by [`Self::wait_enrolled`].
     pub fn label(&self) {
         self.set(&format!("{MODE}=ambient"));

@@ -53,22 +53,51 @@ fn is_readable(cluster: &Cluster, shop: &Shop, word: &str) -> bool {
 
 #[test]
 fn policy_by_service_account_holds() {
-    let cluster = Cluster::get();
     let shop = Shop::open("policy-shop");
-    let reach = |port: &str| {
-        let target = format!("{port}.{}", shop.namespace.name());
-        let customer = format!("{}/customer", shop.namespace.name());
-        let said = cluster.exec(&customer, &["karst-echo", "tcp", &target]);
-        String::from_utf8_lossy(&said.stdout).into_owned()
-    };
+    assert!(
+        answer_of_redis(&shop) > 0,
+        "without the mesh anybody reaches Redis"
+    );
     shop.namespace.label();
     shop.namespace.wait_enrolled();
     // The order service may use the databases, and the front end the order service.
     shop.expect_page("allowed");
-    // The customer may use neither.
-    let denied = reach("redis:6379");
-    assert!(
-        denied.contains("reset"),
-        "the customer reached Redis: {denied}"
+    assert_eq!(answer_of_redis(&shop), 0, "the customer reached Redis");
+}
+
+/// How many bytes Redis answers the customer.
+fn answer_of_redis(shop: &Shop) -> u64 {
+    let name = shop.namespace.name();
+    let target = format!("redis.{name}:6379");
+    let command = ["karst-echo", "tcp", &target, "--text", "PING\r\n"];
+    let said = Cluster::get().exec(&format!("{name}/customer"), &command);
+    let report: serde_json::Value = serde_json::from_slice(&said.stdout).expect("a report");
+    report["received"].as_u64().expect("a number of bytes")
+}
+
+#[test]
+fn a_node_that_loses_power_brings_its_pods_back_into_the_mesh() {
+    let cluster = Cluster::get();
+    let shop = Shop::open("reboot-shop");
+    let name = shop.namespace.name();
+    shop.namespace.label();
+    shop.namespace.wait_enrolled();
+    let captures = ["n1", "n2"].map(|node| Capture::start(cluster, node, "tcp or udp"));
+    // On the node that stays: calls the other one's order service all the time, whatever comes of it.
+    let calls = format!(
+        "while :; do wget -q -O /dev/null http://orders.{name}:8080/marker-reboot; sleep 0.1; done"
     );
+    let mut caller = cluster.spawn(&format!("{name}/deploy/front"), &["sh", "-c", &calls]);
+    cluster.reboot("n2");
+    cluster.wait_ready("karst-system");
+    cluster.wait_ready(name);
+    shop.namespace.wait_enrolled();
+    shop.expect_page("marker-reboot");
+    caller.kill().expect("the calls go on until here");
+    let _ = caller.wait();
+    let readable = captures
+        .map(Capture::stop)
+        .iter()
+        .any(|packets| capture::contains(packets, "marker-reboot"));
+    assert!(!readable, "a call was read between the nodes");
 }

@@ -42,6 +42,8 @@ impl Layer {
         for (folder, mode) in FOLDERS {
             layer.folder(folder, mode)?;
         }
+        // Runtimes name paths by the older name.
+        layer.link("/var/run", "../run")?;
         Ok(layer)
     }
 
