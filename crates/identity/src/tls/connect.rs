@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -19,6 +20,8 @@ use tower_service::Service;
 
 /// Longest time for TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time for one address while others are left: on a node that has just started one family may not be routed yet.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(1);
 const HTTPS_PORT: u16 = 443;
 
 /// Connects to the host and port of a URI, always by TLS, and verifies the server by `config`.
@@ -107,7 +110,7 @@ async fn dial(
         address: address.to_owned(),
         source,
     };
-    let tcp = TcpStream::connect(address).await.map_err(tcp_error)?;
+    let tcp = connect_any(address).await.map_err(tcp_error)?;
     tcp.set_nodelay(true).map_err(tcp_error)?;
     tls.connect(name, tcp)
         .await
@@ -115,6 +118,24 @@ async fn dial(
             address: address.to_owned(),
             source,
         })
+}
+
+/// Connects to the first of the name's addresses that answers.
+async fn connect_any(address: &str) -> io::Result<TcpStream> {
+    let mut addrs: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
+    let Some(last) = addrs.pop() else {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name has no address",
+        ));
+    };
+    for addr in addrs {
+        let attempt = tokio::time::timeout(ADDRESS_PATIENCE, TcpStream::connect(addr)).await;
+        if let Ok(Ok(connected)) = attempt {
+            return Ok(connected);
+        }
+    }
+    TcpStream::connect(last).await
 }
 
 impl Service<Uri> for Connector {
