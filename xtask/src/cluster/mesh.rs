@@ -13,9 +13,6 @@ const NAMESPACE: &str = "karst-system";
 /// How long the controller and every agent may take until they are ready, in seconds.
 const READY_SECONDS: &str = "180";
 
-/// Replicas do not yet tell each other what agents have captured.
-const ONE_CONTROLLER: &str = "controller.replicas=1";
-
 /// Makes all images, loads them, and installs Karst; one that is installed is started anew from the new images.
 pub(super) fn install(cluster: &Cluster, no_build: bool) -> Result<()> {
     image::load_all(cluster, no_build)?;
