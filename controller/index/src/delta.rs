@@ -23,8 +23,6 @@ pub struct Delta {
     pub services: Changes<ServiceKey, Service>,
     pub policies: Changes<PolicyKey, Authorization>,
     pub node_workloads: Vec<NodeChange>,
-    /// ExternalName services: not services of the mesh, but names that DNS must follow.
-    pub external_names: Changes<ServiceKey, ExternalName>,
     pub conditions: Vec<ObjectConditions>,
     /// Steps of pods into and out of the mesh that have just begun and that others must end. Publish this delta first.
     pub transitions: Vec<Transition>,
@@ -71,14 +69,6 @@ pub enum NodeChange {
     },
 }
 
-/// A service that is only an alias of another name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExternalName {
-    pub key: ServiceKey,
-    /// `spec.externalName`, without a trailing dot.
-    pub target: Arc<str>,
-}
-
 impl<K, V> Default for Changes<K, V> {
     fn default() -> Self {
         Self {
@@ -100,7 +90,6 @@ impl Delta {
             && self.services.is_empty()
             && self.policies.is_empty()
             && self.node_workloads.is_empty()
-            && self.external_names.is_empty()
             && self.conditions.is_empty()
             && self.transitions.is_empty()
     }

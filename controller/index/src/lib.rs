@@ -27,6 +27,6 @@ mod workloads;
 
 pub use conditions::{Condition, ConditionType, ObjectConditions};
 pub use config::IndexConfig;
-pub use delta::{Awaited, Changes, Delta, ExternalName, NodeChange, Transition};
+pub use delta::{Awaited, Changes, Delta, NodeChange, Transition};
 pub use event::Event;
 pub use index::{Index, Stats};

@@ -175,7 +175,7 @@ pub(crate) fn conditions(name: &Name, facts: &ServiceFacts) -> Vec<Condition> {
             format!("traffic distribution {wish:?} is not known: endpoints are chosen without it"),
         );
     }
-    if facts.external_name.is_none() && !facts.headless && facts.vips.is_empty() {
+    if !facts.is_external_name && !facts.headless && facts.vips.is_empty() {
         no("NoAddress", "the service has no clusterIP yet: it is reached by the addresses of its endpoints only".to_owned());
     }
     conditions

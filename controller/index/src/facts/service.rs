@@ -1,6 +1,6 @@
 //! What the index keeps of a Service.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use karst_k8s_api::{
     k8s_openapi::{
@@ -32,7 +32,8 @@ pub(crate) struct ServiceFacts {
     pub(crate) other_ports: Vec<i32>,
     pub(crate) vips: Vec<IpAddr>,
     pub(crate) headless: bool,
-    pub(crate) external_name: Option<Arc<str>>,
+    /// Only an alias of another name, which the cluster's resolver follows.
+    pub(crate) is_external_name: bool,
     pub(crate) publish_not_ready: bool,
     pub(crate) node_local: bool,
     /// From the field, else from the annotation.
@@ -83,13 +84,7 @@ impl ServiceFacts {
                 .collect(),
             vips: vips(&spec),
             headless: spec.cluster_ip.as_deref() == Some("None"),
-            external_name: external.then(|| {
-                spec.external_name
-                    .as_deref()
-                    .unwrap_or_default()
-                    .trim_end_matches('.')
-                    .into()
-            }),
+            is_external_name: external,
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             traffic_distribution: spec
@@ -113,7 +108,7 @@ impl ServiceFacts {
     pub(crate) fn same_endpoints(&self, other: &Self) -> bool {
         self.selector == other.selector
             && self.ports == other.ports
-            && self.external_name.is_some() == other.external_name.is_some()
+            && self.is_external_name == other.is_external_name
             && self.export_to == other.export_to
     }
 }

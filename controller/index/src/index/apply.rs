@@ -224,8 +224,7 @@ impl Index {
         }
         match after {
             Some(after) => {
-                if after.external_name.is_none() && services::visibility(&after.export_to).is_some()
-                {
+                if !after.is_external_name && services::visibility(&after.export_to).is_some() {
                     self.claim(
                         services::hostname(&self.config, name),
                         claim(name, after.created, false),

@@ -12,7 +12,7 @@ use karst_model::{
 use super::{Claim, Index, apply, key};
 use crate::{
     conditions::{Condition, ConditionType, ObjectConditions},
-    delta::{Delta, ExternalName, NodeChange},
+    delta::{Delta, NodeChange},
     facts::{EntryFacts, Name, pod::PodFacts, service::ServiceFacts},
     peer_authentication,
     selector::matches,
@@ -146,20 +146,11 @@ impl Index {
 
     fn flush_service(&mut self, name: &Name, delta: &mut Delta) {
         let facts = self.services.get(name);
-        let service_key = self.service_key(name);
-        let external = facts.and_then(|facts| facts.external_name.clone());
-        let external = external.map(|target| ExternalName {
-            key: service_key.clone(),
-            target,
-        });
         let mut conditions = facts
             .map(|facts| services::conditions(name, facts))
             .unwrap_or_default();
         let wanted = facts.and_then(|facts| facts.labels.get(labels::USE_WAYPOINT));
         conditions.extend(unbound_waypoint(wanted.map(String::as_str)));
-        self.out
-            .external_names
-            .set(service_key, external, &mut delta.external_names);
         self.set_conditions(key(Kind::Service, name), conditions, delta);
     }
 
@@ -592,7 +583,7 @@ impl Index {
 
 /// Whether a service has endpoints that anybody may see.
 fn is_in_mesh(facts: &ServiceFacts) -> bool {
-    facts.external_name.is_none() && services::visibility(&facts.export_to).is_some()
+    !facts.is_external_name && services::visibility(&facts.export_to).is_some()
 }
 
 /// A label that names a waypoint binds nothing while there are none.

@@ -180,7 +180,7 @@ metadata: {name: shop, annotations: {networking.istio.io/traffic-distribution: P
 }
 
 #[test]
-fn external_names_are_names_only() {
+fn an_external_name_is_no_service_of_the_mesh() {
     let text = "
 ---
 apiVersion: v1
@@ -192,15 +192,7 @@ spec: {type: ExternalName, externalName: example.com., selector: {app: web}}
     world.apply(text);
     assert!(world.model.services.is_empty());
     assert_eq!(ports(world.pod("a"), "web"), None);
-    let targets: Vec<&str> = world
-        .model
-        .external_names
-        .values()
-        .map(|name| &*name.target)
-        .collect();
-    assert_eq!(targets, ["example.com"]);
     world.apply(WEB);
-    assert!(world.model.external_names.is_empty());
     assert!(ports(world.pod("a"), "web").is_some());
 }
 

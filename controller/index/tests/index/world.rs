@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use karst_index::{
-    Changes, Condition, Delta, Event, ExternalName, Index, IndexConfig, NodeChange, Transition,
-};
+use karst_index::{Changes, Condition, Delta, Event, Index, IndexConfig, NodeChange, Transition};
 use karst_k8s_api::{Kind, Object, ObjectKey};
 use karst_model::{
     enrollment::{Generation, NodeWorkload, PodCapture},
@@ -31,7 +29,6 @@ pub(crate) struct Model {
     pub(crate) workloads: BTreeMap<WorkloadUid, Arc<Workload>>,
     pub(crate) services: BTreeMap<ServiceKey, Arc<Service>>,
     pub(crate) policies: BTreeMap<PolicyKey, Arc<Authorization>>,
-    pub(crate) external_names: BTreeMap<ServiceKey, Arc<ExternalName>>,
     pub(crate) nodes: BTreeMap<(Arc<str>, PodUid), Arc<NodeWorkload>>,
     pub(crate) conditions: BTreeMap<ObjectKey, Vec<Condition>>,
 }
@@ -191,7 +188,6 @@ impl Model {
         put(&mut self.workloads, &delta.workloads);
         put(&mut self.services, &delta.services);
         put(&mut self.policies, &delta.policies);
-        put(&mut self.external_names, &delta.external_names);
         for change in &delta.node_workloads {
             match change.clone() {
                 NodeChange::Updated { node, workload } => {
