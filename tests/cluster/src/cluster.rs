@@ -64,9 +64,7 @@ impl Cluster {
 
     /// The user's command.
     pub fn karst(&self) -> Command {
-        let folder = std::env::var(BINARIES_VARIABLE).map(PathBuf::from);
-        let folder = folder.unwrap_or_else(|_| root().join("target/debug"));
-        let mut command = Command::new(folder.join("karst"));
+        let mut command = Command::new(binary("karst"));
         command.env("KUBECONFIG", self.kubeconfig());
         command
     }
@@ -133,11 +131,10 @@ impl Cluster {
         run(self.xtask().args(["reboot", node]));
     }
 
+    /// The tool itself rather than through cargo, which would wait for any build that goes on.
     fn xtask(&self) -> Command {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command
-            .current_dir(root())
-            .args(["xtask", "cluster", "--id", &self.id]);
+        let mut command = Command::new(binary("xtask"));
+        command.args(["cluster", "--id", &self.id]);
         command
     }
 
@@ -175,6 +172,14 @@ impl Cluster {
             })
             .collect()
     }
+}
+
+/// A program that cargo has built.
+fn binary(name: &str) -> PathBuf {
+    let folder = std::env::var(BINARIES_VARIABLE).map(PathBuf::from);
+    folder
+        .unwrap_or_else(|_| root().join("target/debug"))
+        .join(name)
 }
 
 fn is_ready(pod: &Value) -> bool {
