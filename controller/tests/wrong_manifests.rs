@@ -4,6 +4,8 @@
 //! `tests/fixtures/wrong/NN-*.yaml`: `# denied: text` or `# warning: text`, then maybe `# meant to refuse: <caller>`.
 //! The cluster rung runs the same files through a real API server.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
@@ -68,7 +70,7 @@ impl Manifest {
         let (group, version) = self
             .text("apiVersion")
             .rsplit_once('/')
-            .unwrap_or(("", self.text("apiVersion")));
+            .unwrap_or_else(|| ("", self.text("apiVersion")));
         let surroundings = Surroundings {
             root_namespace: ROOT_NAMESPACE.into(),
         };
