@@ -71,7 +71,8 @@ async fn one(
     let mut waiting;
     loop {
         let pods = pods_of(cluster, namespace).await?;
-        let workloads = reads.any("workloads", Some(namespace)).await?;
+        // Of every replica: agents follow one each, and all must know.
+        let workloads = reads.all("workloads", Some(namespace)).await?;
         waiting = unfinished(&pods, &workloads, direction);
         if waiting.is_empty() || Instant::now() > deadline {
             break;
@@ -84,6 +85,7 @@ async fn one(
         pods: after
             .iter()
             .filter(|pod| can_be_captured(pod, direction))
+            .filter(|pod| !waiting.iter().any(|waits| waits == name(pod)))
             .count(),
         left_out: left_out(&after),
         restarts: restarts(&after, &before),
@@ -209,10 +211,11 @@ fn unfinished(pods: &[DynamicObject], workloads: &[Value], direction: Direction)
         Direction::Unenroll => "TCP",
     };
     let is_done = |pod: &DynamicObject| {
-        let found = workloads
+        let mut said = workloads
             .iter()
-            .find(|workload| workload["name"] == name(pod));
-        found.is_some_and(|workload| workload["protocol"] == wanted)
+            .filter(|workload| workload["name"] == name(pod))
+            .peekable();
+        said.peek().is_some() && said.all(|workload| workload["protocol"] == wanted)
     };
     let concerned = pods.iter().filter(|pod| can_be_captured(pod, direction));
     concerned
@@ -260,6 +263,16 @@ mod tests {
         ];
         let workloads = [json!({"name": "a", "protocol": "TCP"})];
         assert_eq!(unfinished(&pods, &workloads, Direction::Enroll), ["a"]);
+        let two = [
+            json!({"name": "a", "protocol": "HBONE"}),
+            json!({"name": "a", "protocol": "TCP"}),
+        ];
+        assert_eq!(
+            unfinished(&pods, &two, Direction::Enroll),
+            ["a"],
+            "one replica does not know yet"
+        );
+        assert!(unfinished(&pods, &two[..1], Direction::Enroll).is_empty());
         assert!(unfinished(&pods, &workloads, Direction::Unenroll).is_empty());
         assert_eq!(unfinished(&pods, &[], Direction::Enroll), ["a"]);
         assert_eq!(left_out(&pods), ["b (uses the host's network)"]);

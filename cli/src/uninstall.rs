@@ -33,6 +33,8 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(300);
 /// Longest wait until no pod is captured.
 const RELEASE_MAX: Duration = Duration::from_secs(60);
+/// What the controllers' ConfigMaps of single nodes begin with.
+const NODE_RECORD: &str = "karst-node-";
 /// What removal pods are called, and their label.
 const REMOVAL: &str = "karst-remove";
 
@@ -383,6 +385,19 @@ async fn delete_made_at_run_time(cluster: &Cluster) -> anyhow::Result<usize> {
             let name = object.metadata.name.unwrap_or_default();
             let namespace = object.metadata.namespace;
             let reference = Reference::new(kind, namespace.as_deref(), &name);
+            deleted += usize::from(cluster.delete(&reference).await? == Deleted::Yes);
+        }
+    }
+    // What replicas tell each other of each node.
+    let everything = ListParams::default();
+    let namespace = Some(cluster.namespace.as_str());
+    for object in cluster
+        .list(Kind::CONFIG_MAP, namespace, &everything)
+        .await?
+    {
+        let name = object.metadata.name.unwrap_or_default();
+        if name.starts_with(NODE_RECORD) {
+            let reference = Reference::new(Kind::CONFIG_MAP, namespace, &name);
             deleted += usize::from(cluster.delete(&reference).await? == Deleted::Yes);
         }
     }
