@@ -250,7 +250,7 @@ fn filter(cluster: &Cluster, rule: &str) {
         &format!(
             "nft add table inet checktest && \
              nft 'add chain inet checktest f {{ type filter hook forward priority -10; }}' && \
-             nft add rule inet checktest f {rule}"
+             nft 'add rule inet checktest f {rule}'"
         ),
     );
 }

@@ -87,12 +87,12 @@ fn snapshot(cluster: &Cluster) -> Snapshot {
             ("CNI files", "ls -A /etc/cni/net.d"),
             ("CNI executables", "ls -A /opt/cni/bin | grep karst || true"),
             ("pins", "ls -AR /sys/fs/bpf"),
-            ("run directory", "ls -AR /run/karst 2>/dev/null || true"),
+            ("run directory", "ls -A /run/karst 2>/dev/null || true"),
             ("mounts", "grep karst /proc/1/mountinfo || true"),
             ("nft", "nft list ruleset | grep -i karst || true"),
             (
                 "qdiscs",
-                "for d in $(ls /sys/class/net); do tc filter show dev $d ingress; tc filter show dev $d egress; done | grep karst || true",
+                "for d in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do tc filter show dev $d ingress; tc filter show dev $d egress; done | grep karst || true",
             ),
         ] {
             let said = run(cluster.node(node).args(["sh", "-c", script]));
