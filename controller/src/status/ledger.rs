@@ -100,6 +100,7 @@ impl Ledger {
         let json = as_json(object);
         let present = json
             .pointer("/status/conditions")
+            .filter(|_| has_status(key.kind))
             .and_then(Value::as_array)
             .cloned()
             .unwrap_or_default();
