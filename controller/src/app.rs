@@ -35,6 +35,7 @@ use karst_telemetry::{
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
+    task::JoinHandle,
 };
 use tonic::transport::Server;
 
@@ -80,7 +81,7 @@ pub async fn main(cli: Cli) -> anyhow::Result<()> {
     tls::install_provider();
     let shutdown = Shutdown::new();
     signal::cancel_on_signal(&shutdown)?;
-    serve(cli.config, shutdown).await
+    Box::pin(serve(cli.config, shutdown)).await
 }
 
 fn print_token(args: &TokenArgs) -> anyhow::Result<()> {
@@ -112,6 +113,8 @@ struct Parts {
     follow: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// The API server to answer to, and to write to.
     cluster: Option<Cluster>,
+    /// Lets go of the lease when the program ends.
+    election: Option<JoinHandle<()>>,
 }
 
 /// A cluster as the parts see it that answer or write to its API server.
@@ -123,6 +126,9 @@ struct Cluster {
     /// Counts changes of the root of trust.
     root_changes: watch::Receiver<u64>,
 }
+
+/// Longest time that the end of the program waits for the lease to be let go.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What every part may use.
 struct Base {
@@ -177,7 +183,10 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     };
     let parts = match base.cfg.files.clone() {
         Some(path) => files::parts(&base, path).await?,
-        None => match shutdown.run_until_cancelled(kubernetes::parts(&base)).await {
+        None => match shutdown
+            .run_until_cancelled(Box::pin(kubernetes::parts(&base)))
+            .await
+        {
             Some(parts) => parts?,
             None => return Ok(()),
         },
@@ -208,7 +217,12 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         tokens: parts.tokens,
         cluster: parts.cluster,
     };
-    serve_grpc(base, callers, listener).await
+    let served = serve_grpc(base, callers, listener).await;
+    if let Some(election) = parts.election {
+        shutdown.cancel();
+        let _ = tokio::time::timeout(RELEASE_PATIENCE, election).await;
+    }
+    served
 }
 
 /// How callers are known, and what signs for them.

@@ -40,5 +40,6 @@ pub(super) async fn parts(base: &Base, path: PathBuf) -> anyhow::Result<Parts> {
         objects,
         follow: Box::pin(follow),
         cluster: None,
+        election: None,
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use karst_ca::{Authority, AuthorityConfig};
 use karst_runtime::{admin, supervise::spawn_essential};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use super::{Base, Cluster, Parts};
 use crate::{
@@ -55,7 +55,7 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
     let book = Arc::new(RecordBook::default());
     let instance = format!("{}_{:08x}", cfg.replica, rand::random::<u32>());
     let mut records = NodeRecords::new(&client, &cfg.namespace, instance, book.clone());
-    let cluster = lead(base, &client, store, &authority);
+    let (cluster, election) = lead(base, &client, store, &authority);
     let authenticator = TokenReviewer::new(
         client,
         karst_runtime::clock::Clock::system(),
@@ -75,6 +75,7 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
         objects,
         follow: Box::pin(watch.forward(base.commands.clone())),
         cluster: Some(cluster),
+        election: Some(election),
     })
 }
 
@@ -84,7 +85,7 @@ fn lead(
     client: &kube::Client,
     store: RootStore,
     authority: &Arc<Authority>,
-) -> Cluster {
+) -> (Cluster, JoinHandle<()>) {
     let (cfg, shutdown) = (&base.cfg, &base.shutdown);
     let (leadership, election) = lease::keep(
         client.clone(),
@@ -107,14 +108,15 @@ fn lead(
         changes: root_changes.clone(),
         metrics: BundleMetrics::register(&base.registry),
     };
-    spawn_essential("lease", shutdown, election);
+    let election = spawn_essential("lease", shutdown, election);
     spawn_essential("root of trust", shutdown, follower.run(shutdown.clone()));
     spawn_essential("trust bundles", shutdown, bundles.run(shutdown.clone()));
-    Cluster {
+    let cluster = Cluster {
         client: client.clone(),
         leads: leadership.receiver(),
         root_changes,
-    }
+    };
+    (cluster, election)
 }
 
 /// Opens the read API, for people who look.
