@@ -105,7 +105,10 @@ fn mounts(config: &Config) {
             "boot the node with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 at /sys/fs/cgroup/unified",
         ),
     }
-    let bpf = config.pin_dir.parent().unwrap_or(Path::new("/sys/fs/bpf"));
+    let bpf = config
+        .pin_dir
+        .parent()
+        .unwrap_or_else(|| Path::new("/sys/fs/bpf"));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     match is_bpffs(&mounts, bpf) {
         true => say(
@@ -129,11 +132,11 @@ fn mounts(config: &Config) {
 /// Whether the last mount at `path` is of type bpf. In `mountinfo` the mount point is the fifth field, the type follows
 /// a lone dash.
 fn is_bpffs(mountinfo: &str, path: &Path) -> bool {
-    let here = mountinfo
+    let mut here = mountinfo
         .lines()
         .filter(|line| line.split(' ').nth(4).map(Path::new) == Some(path));
     let kind = |line: &str| Some(line.split_once(" - ")?.1.split(' ').next()? == "bpf");
-    here.last().and_then(kind).unwrap_or(false)
+    here.next_back().and_then(kind).unwrap_or(false)
 }
 
 /// The CNI chain: found, writable, ours in it once installed.
@@ -155,7 +158,7 @@ fn chain(config: &Config) {
         }
     };
     let dirs = [
-        layout.conf_file.parent().unwrap_or(Path::new("/")),
+        layout.conf_file.parent().unwrap_or_else(|| Path::new("/")),
         &layout.bin_dir,
     ];
     for dir in dirs {

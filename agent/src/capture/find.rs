@@ -36,17 +36,17 @@ pub(crate) struct Finder {
     pub(crate) netns_dir: PathBuf,
 }
 
-/// Why a pod's namespace was not found (yet).
+/// What was not found (yet) of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum FindError {
     #[error("the pod has no address yet")]
-    NoAddress,
+    Address,
     #[error("no cgroup on this node is named for the pod: it has not started yet, or it has ended")]
-    NoCgroup,
+    Cgroup,
     #[error(
         "no process of the pod is in a network namespace of its own that has the pod's address"
     )]
-    NoNamespace,
+    Namespace,
 }
 
 impl Finder {
@@ -67,13 +67,13 @@ impl Finder {
         cgroups: &BTreeMap<String, Vec<PathBuf>>,
     ) -> Result<KnownNamespace, FindError> {
         if pod.addresses.is_empty() {
-            return Err(FindError::NoAddress);
+            return Err(FindError::Address);
         }
-        let dirs = cgroups.get(&*pod.pod_uid.0).ok_or(FindError::NoCgroup)?;
+        let dirs = cgroups.get(&*pod.pod_uid.0).ok_or(FindError::Cgroup)?;
         let mut processes = dirs.iter().flat_map(|dir| processes(dir));
         processes
             .find_map(|pid| self.try_process(pod, pid))
-            .ok_or(FindError::NoNamespace)
+            .ok_or(FindError::Namespace)
     }
 
     fn try_process(&self, pod: &NodeWorkload, pid: u32) -> Option<KnownNamespace> {
