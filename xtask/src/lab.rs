@@ -214,7 +214,8 @@ impl Lab {
         serde_json::from_str(&status).context("reading the status of the lab")
     }
 
-    /// Waits until every agent knows every pod of a namespace as reachable by HBONE, or none.
+    /// Waits until every agent knows every pod of a namespace as reachable by HBONE, or none, and no pod is on its way in
+    /// or out, so that policy decides every plain connection.
     pub(crate) fn wait_enrolled(&self, namespace: &str, wanted: bool) -> Result<()> {
         let what = if wanted { "enrolled" } else { "released" };
         shell::wait_for(&format!("pods of {namespace} are {what}"), SETTLE, || {
@@ -226,23 +227,17 @@ impl Lab {
                 .count();
             let expected = if wanted { pods } else { 0 };
             let nodes = status["nodes"].as_array()?;
-            let settled = |node: &Value| self.tunnelled(node, namespace) == Some(expected);
-            nodes.iter().all(settled).then_some(())
+            let settled = |node: &Value| {
+                let dump = agent_state(node)?;
+                let open = dump["capturedPods"].as_array()?.iter();
+                let moving = open.filter(|pod| pod["plaintextOpen"] == true).count();
+                Some(tunnelled(&dump, namespace)? == expected && moving == 0)
+            };
+            nodes
+                .iter()
+                .all(|node| settled(node).unwrap_or(false))
+                .then_some(())
         })
-    }
-
-    /// How many workloads of a namespace the agent of a node reaches by HBONE.
-    fn tunnelled(&self, node: &Value, namespace: &str) -> Option<usize> {
-        let mut asked = Command::new("nsenter");
-        asked.arg(format!("--net={}", netns_path(node).display()));
-        asked.args(["curl", "-sf", "http://127.0.0.1:15000/config_dump"]);
-        let dump: Value = serde_json::from_str(&shell::capture(&mut asked).ok()?).ok()?;
-        let workloads = dump["workloads"].as_array()?.iter();
-        Some(
-            workloads
-                .filter(|one| one["namespace"] == namespace && one["tunnel"] == "Hbone")
-                .count(),
-        )
     }
 
     /// Runs a command in a pod and gives what it prints; an exit status other than 0 is an error.
@@ -434,6 +429,24 @@ fn start_time(pid: u64) -> Option<u64> {
     let mut fields = after.split_whitespace();
     let running = fields.next()? != "Z";
     fields.nth(18)?.parse().ok().filter(|_| running)
+}
+
+/// What the agent of a node holds.
+fn agent_state(node: &Value) -> Option<Value> {
+    let mut asked = Command::new("nsenter");
+    asked.arg(format!("--net={}", netns_path(node).display()));
+    asked.args(["curl", "-sf", "http://127.0.0.1:15000/config_dump"]);
+    serde_json::from_str(&shell::capture(&mut asked).ok()?).ok()
+}
+
+/// How many workloads of a namespace the agent reaches by HBONE.
+fn tunnelled(dump: &Value, namespace: &str) -> Option<usize> {
+    let workloads = dump["workloads"].as_array()?.iter();
+    Some(
+        workloads
+            .filter(|one| one["namespace"] == namespace && one["tunnel"] == "Hbone")
+            .count(),
+    )
 }
 
 /// The namespace that the status names, as a path.
