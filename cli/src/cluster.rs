@@ -3,6 +3,8 @@
 //! Objects are untyped here: they come from the chart as text, and go to the API server by server-side apply under one
 //! field manager, so that an upgrade changes what we set and leaves what others set.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, bail};
 use kube::{
     Client, Config,
@@ -12,6 +14,8 @@ use kube::{
 };
 use serde_json::Value;
 
+/// Between looks at what is waited for.
+const LOOK: Duration = Duration::from_millis(300);
 /// Who we are to server-side apply.
 const FIELD_MANAGER: &str = "karst";
 
@@ -146,6 +150,30 @@ impl Cluster {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(Deleted::WasNotThere),
             Err(error) => Err(told(error)).with_context(|| format!("cannot delete {reference}")),
         }
+    }
+}
+
+impl Cluster {
+    /// Waits until a deleted object is no longer there.
+    pub(crate) async fn wait_gone(
+        &self,
+        reference: &Reference,
+        deadline: Instant,
+    ) -> anyhow::Result<()> {
+        while reference
+            .api(self)
+            .get_opt(&reference.name)
+            .await?
+            .is_some()
+        {
+            if Instant::now() > deadline {
+                bail!(
+                    "{reference} is being deleted and does not go; what holds it stands in its status and finalizers"
+                );
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
     }
 }
 

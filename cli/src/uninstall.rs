@@ -97,12 +97,12 @@ pub(crate) async fn run(cluster: &Cluster, args: &UninstallArgs) -> anyhow::Resu
     if made_namespace {
         let namespace = Reference::new(Kind::NAMESPACE, None, &cluster.namespace);
         deleted += usize::from(cluster.delete(&namespace).await? == Deleted::Yes);
-        wait_gone(
-            cluster,
-            &namespace,
-            deadline.max(Instant::now() + Duration::from_secs(60)),
-        )
-        .await?;
+        cluster
+            .wait_gone(
+                &namespace,
+                deadline.max(Instant::now() + Duration::from_secs(60)),
+            )
+            .await?;
     }
     output::line(format!(
         "Karst is gone: {deleted} objects deleted ({:.1} s).",
@@ -223,7 +223,7 @@ async fn clean_nodes(
     for node in &nodes {
         let pod = removal_pod(&template, namespace, node);
         cluster.delete(&Reference::of(&pod)?).await?;
-        wait_gone(cluster, &Reference::of(&pod)?, deadline).await?;
+        cluster.wait_gone(&Reference::of(&pod)?, deadline).await?;
         cluster.apply(&pod, Apply::Really).await?;
     }
     let unclean = wait_removed(cluster, &nodes, deadline).await?;
@@ -475,27 +475,6 @@ async fn wait_no_pods(cluster: &Cluster, labels: &str, deadline: Instant) -> any
         }
         tokio::time::sleep(LOOK).await;
     }
-}
-
-async fn wait_gone(
-    cluster: &Cluster,
-    reference: &Reference,
-    deadline: Instant,
-) -> anyhow::Result<()> {
-    while reference
-        .api(cluster)
-        .get_opt(&reference.name)
-        .await?
-        .is_some()
-    {
-        if Instant::now() > deadline {
-            bail!(
-                "{reference} is being deleted and does not go; what holds it stands in its status and finalizers"
-            );
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

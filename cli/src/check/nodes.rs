@@ -25,6 +25,8 @@ use crate::{
 pub(super) const NAME: &str = "karst-check";
 /// Between looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(300);
+/// Longest wait until pods and namespace of a check are gone.
+const GONE_MAX: Duration = Duration::from_secs(60);
 /// A node's last finding.
 const LAST: &str = "done";
 
@@ -75,20 +77,26 @@ fn own_namespace() -> Value {
 }
 
 async fn clean_up(place: &Cluster, with_namespace: bool) -> anyhow::Result<()> {
+    let mut gone = Vec::new();
     let params = ListParams::default().labels(&format!("app.kubernetes.io/name={NAME}"));
     for pod in place
         .list(Kind::POD, Some(&place.namespace), &params)
         .await?
     {
         let name = pod.metadata.name.unwrap_or_default();
-        place
-            .delete(&Reference::new(Kind::POD, Some(&place.namespace), &name))
-            .await?;
+        let pod = Reference::new(Kind::POD, Some(&place.namespace), &name);
+        place.delete(&pod).await?;
+        gone.push(pod);
     }
     if with_namespace {
-        place
-            .delete(&Reference::new(Kind::NAMESPACE, None, NAME))
-            .await?;
+        let namespace = Reference::new(Kind::NAMESPACE, None, NAME);
+        place.delete(&namespace).await?;
+        gone.push(namespace);
+    }
+    // The next check uses the same names.
+    let deadline = Instant::now() + GONE_MAX;
+    for reference in gone {
+        place.wait_gone(&reference, deadline).await?;
     }
     Ok(())
 }
