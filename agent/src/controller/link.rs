@@ -15,6 +15,7 @@ use karst_identity::{
 };
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::error_chain::Chain;
+use tokio::sync::watch;
 use tonic::{
     Request,
     metadata::{Ascii, MetadataValue},
@@ -40,6 +41,8 @@ struct Shared {
     controller_name: Option<String>,
     credential: Credential,
     way: RwLock<Way>,
+    /// The connection that discovery uses, once there is one.
+    followed: watch::Sender<Option<Channel>>,
 }
 
 enum Credential {
@@ -77,16 +80,26 @@ impl Link {
             controller_name: config.controller_name.clone(),
             credential,
             way: RwLock::new(way),
+            followed: watch::Sender::new(None),
         };
         Ok(Self {
             shared: Arc::new(shared),
         })
     }
 
-    /// A connection of its own, for a long-lived stream.
+    /// A new connection, for discovery.
     pub(crate) async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
         let connector = self.way().connector;
-        self.shared.endpoint.connect_with_connector(connector).await
+        let endpoint = &self.shared.endpoint;
+        let channel = endpoint.connect_with_connector(connector).await?;
+        self.shared.followed.send_replace(Some(channel.clone()));
+        Ok(channel)
+    }
+
+    /// The connection that discovery uses: of several controllers, the one that tells us what to capture is the one that
+    /// must hear what is captured.
+    pub(crate) fn followed(&self) -> watch::Receiver<Option<Channel>> {
+        self.shared.followed.subscribe()
     }
 
     /// A connection that is made when it is used, and shared.

@@ -52,13 +52,23 @@ async fn stream(link: &Link, captured: &mut CapturedWatch) -> Result<(), tonic::
             ..first
         })
         .map_err(|_full| tonic::Status::internal("report queue"))?;
-    let mut client = ReportsClient::new(link.channel());
+    let mut followed = link.followed();
+    let channel = followed
+        .wait_for(Option::is_some)
+        .await
+        .map(|channel| channel.clone());
+    let Ok(Some(channel)) = channel else {
+        return Ok(());
+    };
+    let mut client = ReportsClient::new(channel);
     let mut responses = client
         .report(link.authorized(ReceiverStream::new(outgoing)))
         .await?
         .into_inner();
     loop {
         tokio::select! {
+            // Discovery has come to another controller, or to the same one again: so do reports.
+            _ = followed.changed() => return Ok(()),
             changed = captured.changed() => {
                 if changed.is_err() {
                     return Ok(());
