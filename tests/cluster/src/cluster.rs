@@ -1,6 +1,7 @@
 //! The cluster that the rung brought up: kubectl, karst, its nodes and what runs in its pods.
 
 use std::{
+    collections::BTreeMap,
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -126,9 +127,22 @@ impl Cluster {
         command
     }
 
-    /// Ends all of a node's processes, starts it again, and returns when Kubernetes calls it ready.
+    /// Ends all of a node's processes, starts it again, and returns when each of its pods runs again and is ready.
     pub fn reboot(&self, node: &str) {
+        let pods = format!("--field-selector=spec.nodeName={node}");
+        let of_the_node = ["pods", "-A", &pods];
+        let before = restarts(&self.object(&of_the_node));
         run(self.xtask().args(["reboot", node]));
+        // What the API server says of them was true before the node's end: only a restart is news.
+        until(&format!("the pods of {node} run again"), || {
+            let pods = self.object(&of_the_node);
+            let again = restarts(&pods);
+            let restarted = before
+                .iter()
+                .all(|(pod, count)| again.get(pod).is_none_or(|now| now > count));
+            let ready = pods["items"].as_array()?.iter().all(is_ready);
+            (restarted && ready).then_some(())
+        });
     }
 
     /// The tool itself rather than through cargo, which would wait for any build that goes on.
@@ -138,10 +152,12 @@ impl Cluster {
         command
     }
 
-    /// What `karst workloads` says of a namespace.
-    pub fn workloads(&self, namespace: &str) -> Vec<Value> {
-        let said = run(self.karst().args(["workloads", namespace, "-o", "json"]));
-        serde_json::from_slice(&said.stdout).expect("karst prints JSON")
+    /// What `karst workloads` says of a namespace; nothing while no controller answers.
+    pub fn workloads(&self, namespace: &str) -> Option<Vec<Value>> {
+        let mut ask = self.karst();
+        ask.args(["workloads", namespace, "-o", "json"]);
+        let said = ask.output().expect("karst starts");
+        serde_json::from_slice(&said.stdout).ok()
     }
 
     /// Waits until every pod of a namespace is ready.
@@ -157,21 +173,26 @@ impl Cluster {
     /// replaced and none began anew.
     pub fn lives(&self, namespace: &str) -> Vec<(String, String, u64)> {
         let pods = self.object(&["pods", "-n", namespace]);
-        let pods = pods["items"].as_array().cloned().unwrap_or_default();
-        pods.iter()
-            .map(|pod| {
-                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                let containers = pod["status"]["containerStatuses"].as_array();
-                let restarts = containers.into_iter().flatten();
-                let restarts = restarts.filter_map(|one| one["restartCount"].as_u64());
-                (
-                    text(&pod["metadata"]["name"]),
-                    text(&pod["metadata"]["uid"]),
-                    restarts.sum(),
-                )
-            })
+        let restarts = restarts(&pods);
+        restarts
+            .into_iter()
+            .map(|((name, uid), restarts)| (name, uid, restarts))
             .collect()
     }
+}
+
+/// Restarts of each pod of a list, by name and UID.
+fn restarts(pods: &Value) -> BTreeMap<(String, String), u64> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let pods = pods["items"].as_array().into_iter().flatten();
+    pods.map(|pod| {
+        let containers = pod["status"]["containerStatuses"].as_array();
+        let restarts = containers.into_iter().flatten();
+        let restarts = restarts.filter_map(|one| one["restartCount"].as_u64());
+        let name = text(&pod["metadata"]["name"]);
+        ((name, text(&pod["metadata"]["uid"])), restarts.sum())
+    })
+    .collect()
 }
 
 /// A program that cargo has built.

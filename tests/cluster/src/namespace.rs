@@ -72,7 +72,7 @@ impl Namespace {
         eventually(
             &format!("all pods of {} speak {protocol}", self.name),
             || {
-                let workloads = Cluster::get().workloads(&self.name);
+                let workloads = Cluster::get().workloads(&self.name).unwrap_or_default();
                 !workloads.is_empty() && workloads.iter().all(|one| one["protocol"] == protocol)
             },
         );

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Output};
 
-use crate::{Cluster, Namespace};
+use crate::{Cluster, Namespace, wait::eventually};
 
 /// nginx, an order service, Redis, PostgreSQL and a customer in one namespace; a passer-by in another.
 pub struct Shop {
@@ -39,13 +39,18 @@ impl Shop {
     /// Loads a page and expects it.
     pub fn expect_page(&self, word: &str) {
         let page = self.page(word);
-        let said = String::from_utf8_lossy(&page.stdout);
-        assert!(
-            said.contains("StatusCode=200") && said.contains("shop: visit"),
-            "no page: {said}{}",
-            String::from_utf8_lossy(&page.stderr)
-        );
+        assert!(is_page(&page), "no page: {page:?}");
     }
+
+    /// Loads pages until one comes.
+    pub fn wait_for_page(&self, word: &str) {
+        eventually("a page is served", || is_page(&self.page(word)));
+    }
+}
+
+fn is_page(page: &Output) -> bool {
+    let said = String::from_utf8_lossy(&page.stdout);
+    said.contains("StatusCode=200") && said.contains("shop: visit")
 }
 
 /// The example's files with our names; the nodes and namespaces are there already.

@@ -89,10 +89,8 @@ fn a_node_that_loses_power_brings_its_pods_back_into_the_mesh() {
     );
     let mut caller = cluster.spawn(&format!("{name}/deploy/front"), &["sh", "-c", &calls]);
     cluster.reboot("n2");
-    cluster.wait_ready("karst-system");
-    cluster.wait_ready(name);
     shop.namespace.wait_enrolled();
-    shop.expect_page("marker-reboot");
+    shop.wait_for_page("marker-reboot");
     caller.kill().expect("the calls go on until here");
     let _ = caller.wait();
     let readable = captures
