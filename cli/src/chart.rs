@@ -6,7 +6,7 @@
 //! --set a.b=c ─┘
 //! ```
 //!
-//! Helm renders the same files; see `docs/design/0007-the-chart-is-the-source.md`.
+//! Helm renders the same files; see `docs/design/0011-the-chart-is-the-source.md`.
 
 use std::{fs, path::Path};
 
