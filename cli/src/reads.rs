@@ -107,6 +107,11 @@ impl<'a> Reads<'a> {
         Ok(items)
     }
 
+    /// Agents, one item for each node: what it told one replica, and what it acknowledged at another.
+    pub(crate) async fn agents(&self) -> anyhow::Result<Vec<Value>> {
+        Ok(by_node(self.all("agents", None).await?))
+    }
+
     async fn ask(
         &self,
         replica: &str,
@@ -156,6 +161,31 @@ impl<'a> Reads<'a> {
     }
 }
 
+/// Puts items of the same node together; what an item knows fills what another does not.
+fn by_node(items: Vec<Value>) -> Vec<Value> {
+    let mut nodes: Vec<Value> = Vec::new();
+    for item in items {
+        let known = nodes.iter_mut().find(|node| node["node"] == item["node"]);
+        let Some(known) = known.and_then(Value::as_object_mut) else {
+            nodes.push(item);
+            continue;
+        };
+        for (key, value) in item.as_object().into_iter().flatten() {
+            let present = known.entry(key.clone()).or_insert(Value::Null);
+            if present.is_null() {
+                *present = value.clone();
+            }
+        }
+    }
+    // Only acknowledgements: its agent is connected and cannot be asked.
+    for node in &mut nodes {
+        if node["version"].is_null() && node["error"].is_null() {
+            node["error"] = Value::from("the agent is connected and cannot be asked now");
+        }
+    }
+    nodes
+}
+
 /// The JSON of a 200; else what the controller said.
 fn read_answer(answer: &str) -> anyhow::Result<Value> {
     let (head, body) = answer
@@ -200,6 +230,22 @@ async fn replicas(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_s_streams_to_two_replicas_are_one_agent() {
+        use serde_json::json;
+        let items = vec![
+            json!({"node": "n1", "version": "1", "changesBehind": null}),
+            json!({"node": "n1", "changesBehind": 0}),
+            json!({"node": "n2", "changesBehind": 3}),
+        ];
+        let nodes = by_node(items);
+        assert_eq!(
+            nodes[0],
+            json!({"node": "n1", "version": "1", "changesBehind": 0})
+        );
+        assert!(nodes[1]["error"].is_string());
+    }
 
     #[test]
     fn refusals_are_told_in_the_controller_s_words() {

@@ -141,7 +141,7 @@ fn table(items: &[Value], columns: &[Column]) {
 /// Shows every node: its agent, or that it has none.
 pub(crate) async fn status(cluster: &Cluster, args: &StatusArgs) -> anyhow::Result<()> {
     let reads = Reads::open(cluster, &args.reader).await?;
-    let mut agents = reads.all("agents", None).await?;
+    let mut agents = reads.agents().await?;
     let nodes = cluster
         .list(Kind::NODE, None, &kube::api::ListParams::default())
         .await?;

@@ -176,7 +176,7 @@ async fn captured(cluster: &Cluster) -> anyhow::Result<u64> {
     }
     let agents = Reads::open(cluster, &ReaderArgs::default())
         .await?
-        .all("agents", None)
+        .agents()
         .await?;
     let daemons = ListParams::default().labels("app.kubernetes.io/name=karst-agent");
     let daemons = cluster

@@ -92,16 +92,27 @@ impl Reads {
         let revision = self.resources.read().revision();
         let acked = self.acks.by_node();
         let answers = self.nodes.ask(Subject::Status).await;
-        let agents = answers.into_iter().map(|(node, answer)| {
-            let behind = acked
-                .get(node.as_str())
-                .map(|acked| revision.saturating_sub(*acked));
-            match answer {
-                Ok(answer) => view::agent(&node, &answer.status.unwrap_or_default(), behind),
+        let behind = |node: &str| {
+            let acked = acked.get(node)?;
+            Some(revision.saturating_sub(*acked))
+        };
+        let mut agents: Vec<Value> = answers
+            .iter()
+            .map(|(node, answer)| match answer {
+                Ok(answer) => {
+                    let status = answer.status.clone().unwrap_or_default();
+                    view::agent(node, &status, behind(node))
+                }
                 Err(error) => json!({"node": node, "error": error.to_string()}),
-            }
-        });
-        agents.collect()
+            })
+            .collect();
+        // An agent's streams may go to different replicas: what it acknowledges here, it may be asked elsewhere.
+        let elsewhere = acked
+            .keys()
+            .filter(|node| !answers.iter().any(|(asked, _)| **asked == ***node));
+        agents
+            .extend(elsewhere.map(|node| json!({"node": &**node, "changesBehind": behind(node)})));
+        agents
     }
 
     async fn certificates(&self, namespace: Option<&str>) -> Vec<Value> {
