@@ -13,9 +13,6 @@ const NAMESPACE: &str = "karst-system";
 /// How long the controller and every agent may take until they are ready, in seconds.
 const READY_SECONDS: &str = "180";
 
-/// Two replicas do not yet agree on what is captured when an agent's streams end at different ones.
-const ONE_CONTROLLER: &str = "controller.replicas=1";
-
 /// Makes all images, loads them, and installs Karst; one that is installed is started anew from the new images.
 pub(super) fn install(cluster: &Cluster, no_build: bool) -> Result<()> {
     image::load_all(cluster, no_build)?;
@@ -29,8 +26,6 @@ pub(super) fn install(cluster: &Cluster, no_build: bool) -> Result<()> {
         "install",
         "--timeout-seconds",
         READY_SECONDS,
-        "--set",
-        ONE_CONTROLLER,
     ]);
     shell::run(&mut install).context("Karst could not be installed")
 }
