@@ -1,7 +1,7 @@
 //! `soak`: what takes longer than two minutes. Its last result is committed as `docs/dev/soak.md`.
 //!
 //! A soak test is an ignored test whose name begins with `soak_`, beside the code that it strains. This verb runs
-//! them, optimised, and writes down when, at which commit and how each ended.
+//! them against the optimised programs, and writes down when, at which commit and how each ended.
 
 use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 
@@ -11,6 +11,7 @@ use crate::{
     release,
     setup::{self, Group},
     shell,
+    tidy::{Package, Workspace},
 };
 
 /// Where the last result is kept.
@@ -38,15 +39,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     release::run()?;
     let mut results = BTreeMap::new();
     let mut test = shell::cargo();
-    test.args([
-        "test",
-        "--profile",
-        "quick-release",
-        "--workspace",
-        "--no-fail-fast",
-        "--",
-    ]);
-    test.args(["--ignored", "--test-threads=1", &args.filter]);
+    test.args(["test", "--no-fail-fast"]);
+    for package in packages()? {
+        test.args(["--package", &package]);
+    }
+    test.args(["--", "--ignored", "--test-threads=1", &args.filter]);
     test.env("KARST_BIN_DIR", shell::root().join("target/release"));
     let watched = shell::watch(&mut test, LIMIT, |line| {
         let result = line
@@ -64,6 +61,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("soak tests failed; {RESULT} names them");
     }
     Ok(())
+}
+
+/// The packages that have a soak test: nothing else needs to be compiled for it.
+fn packages() -> Result<Vec<String>> {
+    let workspace = Workspace::load()?;
+    let soaks = |package: &Package| {
+        package
+            .sources
+            .values()
+            .any(|text| text.contains("fn soak_"))
+    };
+    // This file names them too.
+    let others = workspace
+        .packages
+        .into_iter()
+        .filter(|one| one.name != "xtask");
+    Ok(others.filter(soaks).map(|one| one.name).collect())
 }
 
 fn write(results: &BTreeMap<String, String>) -> Result<()> {
