@@ -232,12 +232,18 @@ impl Ladder {
                     CLUSTER,
                 ],
             ),
-            Rung::Simulation => self.cargo_test(deadline, &["-p", SIMULATION]),
+            Rung::Simulation => self.simulation(deadline),
             Rung::Peer => self.peer(deadline),
             Rung::Node => self.node(deadline),
             Rung::Cluster => self.cluster(deadline),
             Rung::Fuzz => fuzz::saved_corpus(),
         }
+    }
+
+    fn simulation(&mut self, deadline: Instant) -> Result<()> {
+        let workspace = Workspace::load()?;
+        let tests = workspace.integration_tests(|package, _| package.name == SIMULATION);
+        self.integration_tests(deadline, &workspace, &tests, &[])
     }
 
     /// The `tests/` folders of the product's packages, but for what needs root.
@@ -246,7 +252,8 @@ impl Ladder {
         let wanted = |package: &Package, test: &str| {
             !is_rung_of_its_own(package) && !NEEDS_ROOT.contains(&test)
         };
-        self.integration_tests(deadline, &workspace.integration_tests(wanted), &[])
+        let tests = workspace.integration_tests(wanted);
+        self.integration_tests(deadline, &workspace, &tests, &[])
     }
 
     fn node(&mut self, deadline: Instant) -> Result<()> {
@@ -263,7 +270,7 @@ impl Ladder {
         let wanted =
             |package: &Package, test: &str| package.name == NODE || NEEDS_ROOT.contains(&test);
         let tests = workspace.integration_tests(wanted);
-        let tested = self.integration_tests(deadline, &tests, &["--test-threads=1"]);
+        let tested = self.integration_tests(deadline, &workspace, &tests, &["--test-threads=1"]);
         self.demo(deadline).and(tested)
     }
 
@@ -281,7 +288,7 @@ impl Ladder {
         let workspace = Workspace::load()?;
         let tests = workspace.integration_tests(|package, _| package.name == CLUSTER);
         let standing = StandingCluster::up(deadline)?;
-        let tested = self.integration_tests(deadline, &tests, &["--test-threads=1"]);
+        let tested = self.integration_tests(deadline, &workspace, &tests, &["--test-threads=1"]);
         standing.down().and(tested)
     }
 
@@ -300,9 +307,12 @@ impl Ladder {
         Ok(())
     }
 
+    /// Runs tests by name. The whole workspace is named where that selects no others: named alone, a package would get its
+    /// dependencies compiled anew, with fewer features than the build gave them.
     fn integration_tests(
         &mut self,
         deadline: Instant,
+        workspace: &Workspace,
         tests: &[(&str, &str)],
         options: &[&str],
     ) -> Result<()> {
@@ -311,8 +321,13 @@ impl Ladder {
         }
         let packages: BTreeSet<&str> = tests.iter().map(|(package, _)| *package).collect();
         let names: BTreeSet<&str> = tests.iter().map(|(_, name)| *name).collect();
+        let namesakes = workspace.integration_tests(|_, name| names.contains(name));
         let mut args = Vec::new();
-        args.extend(packages.into_iter().flat_map(|package| ["-p", package]));
+        if namesakes.len() == tests.len() {
+            args.push("--workspace");
+        } else {
+            args.extend(packages.into_iter().flat_map(|package| ["-p", package]));
+        }
         args.extend(names.into_iter().flat_map(|name| ["--test", name]));
         args.push("--");
         args.extend(options);
