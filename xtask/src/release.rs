@@ -49,6 +49,8 @@ pub(crate) fn run() -> Result<()> {
         "xtask",
         "--exclude",
         "karst-fuzz",
+        "--exclude",
+        "karst-benches",
     ]);
     stamp(&mut build);
     shell::run(&mut build)
@@ -62,6 +64,20 @@ pub(crate) fn stamp(build: &mut Command) {
     {
         build.env("KARST_REVISION", revision);
     }
+}
+
+/// Builds one program of our tools, optimised as the product is.
+pub(crate) fn tool(package: &str) -> Result<()> {
+    let mut build = shell::cargo();
+    build.args([
+        "build",
+        "--profile",
+        &profile(),
+        "--package",
+        package,
+        "--bins",
+    ]);
+    shell::run(&mut build)
 }
 
 /// The commit that is built, marked when the tree has changes of its own.

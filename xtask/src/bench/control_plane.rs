@@ -19,6 +19,7 @@ const RUNS: [(u32, u32); 5] = [
 pub(super) fn run(args: &Args) -> Result<()> {
     if !args.no_build {
         release::run()?;
+        release::tool("karst-benches")?;
     }
     let mut rows = measured(&["fill"])?;
     let controller = release::folder().join("karst-controller");
