@@ -25,6 +25,7 @@ use serde_json::Value;
 
 use self::{cpu::CpuTime, report::Row};
 use crate::{
+    cluster::ID_VARIABLE,
     lab::{Lab, Pod},
     load, release,
     setup::{self, Group},
@@ -49,9 +50,12 @@ pub(crate) struct Args {
     /// `table` updates docs/performance.md; `json` prints one object per row and changes nothing.
     #[arg(long, value_enum, default_value = "table")]
     output: Output,
-    /// Use target/release as it is.
+    /// Use target/release as it is; `cluster` measures what is installed there, and never builds.
     #[arg(long)]
     no_build: bool,
+    /// The cluster that `cluster` measures on.
+    #[arg(long, default_value_t = 0, env = ID_VARIABLE)]
+    id: u8,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

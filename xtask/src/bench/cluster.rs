@@ -38,7 +38,7 @@ const HTTP: Comparison = Comparison {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     setup::ensure(&[Group::Build, Group::Load, Group::Cluster])?;
-    let cluster = Cluster::find(0)?;
+    let cluster = Cluster::find(args.id)?;
     let pods = Pods::start(&cluster)?;
     let mut rows = changes::rows(&cluster, &pods, args.rounds)?;
     rows.extend(between(&pods, args)?);

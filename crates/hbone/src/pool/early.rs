@@ -1,4 +1,4 @@
-//! Bytes that ride along with a CONNECT request, before its answer: they save a round trip and two wake-ups.
+//! Bytes that ride along with a CONNECT request, before its answer: they save a round trip.
 //!
 //! A tunnel whose connection ends before the answer is opened again elsewhere; with bytes already sent that is allowed
 //! only where the peer says that it did nothing with them. So they ride only on a connection that answered a moment
