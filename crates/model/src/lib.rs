@@ -16,5 +16,7 @@ pub mod locality;
 pub mod name;
 pub mod policy;
 pub mod protocol;
+pub mod route;
 pub mod service;
+pub mod waypoint_policy;
 pub mod workload;
