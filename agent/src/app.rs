@@ -17,7 +17,7 @@ use karst_ebpf_loader::{Kernel, KernelConfig, probe};
 use karst_hbone::server::peers::Peers;
 use karst_identity::{PeerTrust, Store, StoreConfig};
 use karst_model::identity::TrustDomain;
-use karst_netns::{cgroup_id, own_cgroup_id, raise_nofile_limit};
+use karst_netns::{cgroup_exists, cgroup_id, own_cgroup_id, raise_nofile_limit};
 use karst_runtime::{
     admin, drain,
     readiness::Readiness,
@@ -232,10 +232,18 @@ fn kubelets(config: &Config, node: &Node) -> anyhow::Result<Option<Kubelets>> {
 }
 
 fn load_kernel(config: &Config, node: &Node, kubelets: Vec<u64>) -> anyhow::Result<Kernel> {
+    let own = own_cgroup_id()
+        .context("cannot tell the agent's own cgroup: it must run in a cgroup of its own")?;
+    let mut earlier = Kernel::known_agents(&config.pin_dir);
+    earlier.retain(|id| *id != own && cgroup_exists(&node.cgroup_root, *id));
+    let earlier_agent_cgroup_id = earlier.first().copied();
+    if earlier_agent_cgroup_id.is_some() {
+        tracing::info!("another agent runs on this node: this one takes its pods over");
+    }
     let kernel = KernelConfig {
         pin_dir: config.pin_dir.clone(),
-        agent_cgroup_id: own_cgroup_id()
-            .context("cannot tell the agent's own cgroup: it must run in a cgroup of its own")?,
+        agent_cgroup_id: own,
+        earlier_agent_cgroup_id,
         host_netns_cookie: node.cookie.0,
         kubelet_cgroup_ids: kubelets,
         cgroup_root: node.cgroup_root.clone(),

@@ -22,7 +22,7 @@ const NAMES: [&str; 5] = ["kubelet", "k3s-server", "k3s-agent", "k3s", "kubelite
 /// How often the kubelet is looked at.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// As many as the kernel programs have room for.
-const MAX_KUBELETS: usize = 4;
+const MAX_KUBELETS: usize = 3;
 
 /// Looks for kubelets on this node.
 pub(crate) struct Kubelets {

@@ -62,6 +62,16 @@ pub fn cgroup_id(path: impl AsRef<Path>) -> io::Result<u64> {
     Ok(fs::metadata(path)?.ino())
 }
 
+/// Whether a cgroup of this id is anywhere below `root`. Ids are not used again while the machine runs.
+pub fn cgroup_exists(root: &Path, id: u64) -> bool {
+    if cgroup_id(root).is_ok_and(|own| own == id) {
+        return true;
+    }
+    let folders = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut folders = folders.filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()));
+    folders.any(|folder| cgroup_exists(&folder.path(), id))
+}
+
 /// The id of the cgroup v2 that this process is in.
 pub fn own_cgroup_id() -> io::Result<u64> {
     let own = fs::read_to_string("/proc/self/cgroup")?;

@@ -19,7 +19,9 @@ mod link;
 mod namespace;
 mod socket;
 
-pub use cgroup::{cgroup_id, cgroup2_path, cgroup2_root, enter_cgroup_namespace, own_cgroup_id};
+pub use cgroup::{
+    cgroup_exists, cgroup_id, cgroup2_path, cgroup2_root, enter_cgroup_namespace, own_cgroup_id,
+};
 pub use limit::raise_nofile_limit;
 pub use namespace::{Netns, NetnsCookie, netns_cookie, socket_cookie};
 pub use socket::{Family, connect_socket, steered_listener, tcp_listener, udp_socket};

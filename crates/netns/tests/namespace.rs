@@ -11,8 +11,8 @@ use std::path::Path;
 use std::thread;
 
 use karst_netns::{
-    Family, Netns, cgroup_id, cgroup2_root, connect_socket, netns_cookie, raise_nofile_limit,
-    socket_cookie, steered_listener, tcp_listener, udp_socket,
+    Family, Netns, cgroup_exists, cgroup_id, cgroup2_root, connect_socket, netns_cookie,
+    own_cgroup_id, raise_nofile_limit, socket_cookie, steered_listener, tcp_listener, udp_socket,
 };
 
 /// A fresh namespace, made on a thread of its own; `None` when the variable allows the skip.
@@ -120,6 +120,8 @@ fn cgroup_ids_and_limits_are_read() {
         cgroup_id(&root).unwrap(),
         cgroup_id(root.join(Path::new("."))).unwrap()
     );
+    let own = own_cgroup_id().unwrap();
+    assert!(cgroup_exists(&root, own) && !cgroup_exists(&root, u64::MAX));
     let (before, after) = raise_nofile_limit(1 << 16).unwrap();
     assert!(after >= before);
 }

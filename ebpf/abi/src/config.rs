@@ -5,7 +5,7 @@ use crate::plain;
 /// Changes whenever a map's layout does; pinned maps of another version are refused.
 pub const ABI_VERSION: u32 = 1;
 /// How many cgroups can count as the kubelet's.
-pub const KUBELET_CGROUPS: usize = 4;
+pub const KUBELET_CGROUPS: usize = 3;
 
 /// Element 0 of the map `CONFIG`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -17,6 +17,10 @@ pub struct Config {
     pub host_cookie: u64,
     /// Cgroups whose probes are exempt; 0 is an empty place.
     pub kubelet_cgroups: [u64; KUBELET_CGROUPS],
+    /// Cgroup of the agent that this one takes over from, while both run; 0 without one. What it still dials for its
+    /// connections is the agent's as well. Programs of before this field took its place for a kubelet's, which it never
+    /// is: so the layout stays.
+    pub earlier_agent_cgroup: u64,
     /// [`ABI_VERSION`] of the writer.
     pub version: u32,
     pub reserved: u32,

@@ -35,9 +35,12 @@ pub struct KernelConfig {
     pub cgroup_root: PathBuf,
     /// Cgroup of the agent, in which nothing else may run (`karst_netns::own_cgroup_id`).
     pub agent_cgroup_id: u64,
+    /// Cgroup of the agent that this one takes over from, while that still runs ([`Kernel::known_agents`]): its sockets
+    /// count as the agent's as well.
+    pub earlier_agent_cgroup_id: Option<u64>,
     /// Cookie of the node's own namespace.
     pub host_netns_cookie: u64,
-    /// Cgroups whose processes may probe; at most four. Resolve again when the kubelet restarts.
+    /// Cgroups whose processes may probe; at most three. Resolve again when the kubelet restarts.
     pub kubelet_cgroup_ids: Vec<u64>,
 }
 
@@ -84,6 +87,15 @@ impl Kernel {
         };
         kernel.renew_pods()?;
         Ok(kernel)
+    }
+
+    /// Cgroups of the agents that earlier runs under `pin_dir` named, the latest first; they may be gone. Empty without
+    /// an earlier run.
+    pub fn known_agents(pin_dir: &Path) -> Vec<u64> {
+        let config = Maps::open(pin_dir).and_then(|maps| maps.config());
+        let known = config.map(|config| [config.agent_cgroup, config.earlier_agent_cgroup]);
+        let known = known.into_iter().flatten();
+        known.filter(|id| *id != 0).collect()
     }
 
     /// Detaches and unpins everything under `pin_dir`; absent is fine.
@@ -416,6 +428,7 @@ fn configure(maps: &Maps, cfg: &KernelConfig) -> Result<(), LoadError> {
         agent_cgroup: cfg.agent_cgroup_id,
         host_cookie: cfg.host_netns_cookie,
         kubelet_cgroups: kubelets(&cfg.kubelet_cgroup_ids)?,
+        earlier_agent_cgroup: cfg.earlier_agent_cgroup_id.unwrap_or(0),
         version: ABI_VERSION,
         reserved: 0,
     })?)

@@ -99,6 +99,7 @@ impl Bench {
             pin_dir: pin_dir.clone(),
             cgroup_root: karst_netns::cgroup2_root().map_err(said)?,
             agent_cgroup_id: NOBODY,
+            earlier_agent_cgroup_id: None,
             host_netns_cookie: netns.cookie().map_err(said)?.0,
             kubelet_cgroup_ids: Vec::new(),
         };

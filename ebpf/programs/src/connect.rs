@@ -16,7 +16,8 @@ use karst_ebpf_abi::{
 
 use crate::dns;
 use crate::maps::{
-    CONFIG, DIAL_INTENT, PROBE_PORTS, count, fact_of, is_destination, is_excluded, pod_of, remember,
+    CONFIG, DIAL_INTENT, PROBE_PORTS, count, fact_of, is_agent, is_destination, is_excluded,
+    pod_of, remember,
 };
 use crate::parse::{dialled, field, is_listener, is_loopback, is_own, mapped, own_like};
 
@@ -156,20 +157,11 @@ fn probe(sa: &bpf_sock_addr, cookie: u64, dst: &Dialled) -> Verdict {
 }
 
 #[inline(always)]
-fn is_agent() -> bool {
-    // SAFETY: no arguments.
-    let group = unsafe { bpf_get_current_cgroup_id() };
-    CONFIG
-        .get(0)
-        .is_some_and(|config| config.agent_cgroup == group)
-}
-
-#[inline(always)]
 fn is_kubelet(config: &Config) -> bool {
     // SAFETY: no arguments.
     let group = unsafe { bpf_get_current_cgroup_id() };
-    let [a, b, c, d] = config.kubelet_cgroups;
-    group != 0 && (group == a || group == b || group == c || group == d)
+    let [a, b, c] = config.kubelet_cgroups;
+    group != 0 && (group == a || group == b || group == c)
 }
 
 /// Leaves a connect alone, and forgets what an earlier connect of the same socket left.

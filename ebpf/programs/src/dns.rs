@@ -4,15 +4,13 @@
 //! that the pod asked, so that names outside the mesh resolve while the agent is away.
 
 use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_addr, bpf_sock_tuple};
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
-};
+use aya_ebpf::helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use karst_ebpf_abi::{Address, Counter, Dialled, FactKind, Pod, pod_flag};
 
 use crate::connect::{Verdict, cookie_of, fact, pass, port_of, set_user_ip6, socket, user_ip6};
-use crate::maps::{CONFIG, count, fact_of, pod_of, remember};
+use crate::maps::{count, fact_of, is_agent, pod_of, remember};
 use crate::parse::{dialled, field, is_loopback, is_own, is_v4, mapped, own_like, same};
 
 /// The port of every resolver.
@@ -127,15 +125,6 @@ fn steer(
         }
         None => Verdict::Allow,
     }
-}
-
-#[inline(always)]
-fn is_agent() -> bool {
-    // SAFETY: no arguments.
-    let group = unsafe { bpf_get_current_cgroup_id() };
-    CONFIG
-        .get(0)
-        .is_some_and(|config| config.agent_cgroup == group)
 }
 
 /// Whether the agent's DNS socket is there, in the namespace of the caller.

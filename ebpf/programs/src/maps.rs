@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE};
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap, lpm_trie};
 use karst_ebpf_abi::{
@@ -53,6 +53,16 @@ pub fn count(counter: Counter) {
         // SAFETY: the kernel gave this CPU's own element, alive while the program runs.
         unsafe { *value += 1 };
     }
+}
+
+/// Whether the caller is the agent, or the one that it takes over from.
+#[inline(always)]
+pub fn is_agent() -> bool {
+    // SAFETY: no arguments.
+    let group = unsafe { bpf_get_current_cgroup_id() };
+    CONFIG.get(0).is_some_and(|config| {
+        group != 0 && (group == config.agent_cgroup || group == config.earlier_agent_cgroup)
+    })
 }
 
 /// The enrolled pod of a namespace, with its slot.

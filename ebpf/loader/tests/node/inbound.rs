@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
-use karst_ebpf_loader::Capture;
+use karst_ebpf_loader::{Capture, Kernel};
 use karst_netns::{Family, connect_socket, own_cgroup_id, socket_cookie};
 use socket2::SockAddr;
 
@@ -137,6 +137,31 @@ fn a_forged_claim_is_not_shown() {
     // This process is not in the agent's cgroup: the announcement is not for it.
     socket.connect(&SockAddr::from(target)).unwrap();
     assert_eq!(app.accept().unwrap().1.ip().to_canonical(), pod.v4);
+}
+
+#[test]
+fn an_agent_that_is_taken_over_still_dials_until_its_end() {
+    let Some(mut world) = World::enrolled() else {
+        return;
+    };
+    let app = world.pods[0].app("[::]:8080");
+    let shown: SocketAddr = "203.0.113.9:1".parse().unwrap();
+    let dial = |world: &World| {
+        let pod = &world.pods[0];
+        let socket = connect_socket(&pod.netns, Family::V4).unwrap();
+        let cookie = socket_cookie(socket.as_fd()).unwrap();
+        world.kernel().announce_dial(cookie, shown).unwrap();
+        socket.set_nonblocking(false).unwrap();
+        let target = SocketAddr::new(pod.v4, 8080);
+        socket.connect(&SockAddr::from(target)).unwrap();
+        app.accept().unwrap().1.ip().to_canonical()
+    };
+    let own = own_cgroup_id().unwrap();
+    world.load_after(own);
+    assert_eq!(dial(&world), shown.ip());
+    assert_eq!(Kernel::known_agents(&world.pin_dir)[1], own);
+    world.load();
+    assert_eq!(dial(&world), world.pods[0].v4, "it has ended");
 }
 
 #[test]

@@ -177,6 +177,7 @@ fn a_directory_outside_bpffs_is_refused_by_name() {
         pin_dir: world.pin_dir.clone(),
         cgroup_root: karst_netns::cgroup2_root().unwrap(),
         agent_cgroup_id: 1,
+        earlier_agent_cgroup_id: None,
         host_netns_cookie: 1,
         kubelet_cgroup_ids: Vec::new(),
     };

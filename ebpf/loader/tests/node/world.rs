@@ -104,15 +104,21 @@ impl World {
 
     /// Starts the agent, or starts it again: this process's own sockets are pods' or strangers'.
     pub(crate) fn load(&mut self) {
-        self.load_as(NOBODY);
+        self.load_as(NOBODY, None);
     }
 
-    fn load_as(&mut self, agent_cgroup_id: u64) {
+    /// Starts an agent that takes over from another, which still runs.
+    pub(crate) fn load_after(&mut self, earlier: u64) {
+        self.load_as(NOBODY, Some(earlier));
+    }
+
+    fn load_as(&mut self, agent_cgroup_id: u64, earlier_agent_cgroup_id: Option<u64>) {
         self.kernel = None;
         let cfg = KernelConfig {
             pin_dir: self.pin_dir.clone(),
             cgroup_root: cgroup2_root().unwrap(),
             agent_cgroup_id,
+            earlier_agent_cgroup_id,
             host_netns_cookie: self.node.cookie().unwrap().0,
             kubelet_cgroup_ids: Vec::new(),
         };
@@ -122,7 +128,7 @@ impl World {
 
     /// Runs `f` while this process counts as the agent.
     pub(crate) fn as_agent<T>(&mut self, f: impl FnOnce(&Self) -> T) -> T {
-        self.load_as(own_cgroup_id().unwrap());
+        self.load_as(own_cgroup_id().unwrap(), None);
         let result = f(self);
         self.load();
         result
