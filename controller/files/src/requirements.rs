@@ -30,7 +30,9 @@ pub(crate) fn check(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
         | Kind::Node
         | Kind::ServiceAccount
         | Kind::ConfigMap
-        | Kind::Deployment => {}
+        | Kind::Deployment
+        | Kind::GatewayClass
+        | Kind::Gateway => {}
         Kind::AuthorizationPolicy => authorization_policy::check(&mut root),
         Kind::PeerAuthentication => peer_authentication::check(&mut root),
         Kind::RequestAuthentication

@@ -509,6 +509,8 @@ fn as_json(object: &Object) -> Value {
         Object::DestinationRule(it) => serde_json::to_value(it),
         Object::VirtualService(it) => serde_json::to_value(it),
         Object::Telemetry(it) => serde_json::to_value(it),
+        Object::GatewayClass(it) => serde_json::to_value(it),
+        Object::Gateway(it) => serde_json::to_value(it),
         Object::Node(_)
         | Object::ServiceAccount(_)
         | Object::EndpointSlice(_)

@@ -119,7 +119,7 @@ impl Follow {
         let failure = Failure::of(error);
         self.health.fails(self.kind, &failure);
         let chance = rand::rng().random();
-        if self.kind.is_istio() && matches!(failure, Failure::Absent) {
+        if self.kind.is_defined_apart() && matches!(failure, Failure::Absent) {
             self.hand_on(true).await?;
             tokio::time::sleep(ABSENT.mul_f64(1.0 + chance / 4.0)).await;
         } else {

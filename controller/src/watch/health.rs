@@ -205,7 +205,7 @@ impl WatchHealth {
         self.failures.get_or_create(&KindLabel::of(kind)).inc();
         let mut kinds = self.lock();
         let state = kinds.entry(kind).or_default();
-        let absent = *failure == Failure::Absent && kind.is_istio();
+        let absent = *failure == Failure::Absent && kind.is_defined_apart();
         if state.failure.as_ref() != Some(failure) {
             let reason = failure.text();
             let kind = kind.name();

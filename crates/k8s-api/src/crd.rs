@@ -40,7 +40,9 @@ pub fn of(kind: Kind) -> Option<Value> {
             | Kind::Service
             | Kind::EndpointSlice
             | Kind::ConfigMap
-            | Kind::Deployment => return None,
+            | Kind::Deployment
+            | Kind::GatewayClass
+            | Kind::Gateway => return None,
         };
     Some(shape.definition(kind))
 }

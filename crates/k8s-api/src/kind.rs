@@ -21,6 +21,8 @@ pub enum Kind {
     DestinationRule,
     VirtualService,
     Telemetry,
+    GatewayClass,
+    Gateway,
 }
 
 /// Why an `apiVersion` and `kind` name nothing that Karst reads.
@@ -46,7 +48,10 @@ struct Row {
     versions: &'static [&'static str],
 }
 
-const ROWS: [Row; 16] = [
+/// API group of the Gateway API, with the slash.
+const GATEWAY_API: &str = "gateway.networking.k8s.io/";
+
+const ROWS: [Row; 18] = [
     row(Kind::Namespace, "Namespace", "namespaces", "", &["v1"]),
     row(Kind::Node, "Node", "nodes", "", &["v1"]),
     row(
@@ -128,6 +133,20 @@ const ROWS: [Row; 16] = [
         "telemetries",
         "telemetry.istio.io/",
         &["v1", "v1alpha1"],
+    ),
+    row(
+        Kind::GatewayClass,
+        "GatewayClass",
+        "gatewayclasses",
+        GATEWAY_API,
+        &["v1", "v1beta1"],
+    ),
+    row(
+        Kind::Gateway,
+        "Gateway",
+        "gateways",
+        GATEWAY_API,
+        &["v1", "v1beta1"],
     ),
 ];
 
@@ -218,12 +237,22 @@ impl Kind {
 
     /// Whether objects of this kind live in the cluster rather than in a namespace.
     pub fn is_cluster_scoped(self) -> bool {
-        matches!(self, Self::Namespace | Self::Node)
+        matches!(self, Self::Namespace | Self::Node | Self::GatewayClass)
     }
 
     /// Whether the kind is one of Istio's own resource definitions.
     pub fn is_istio(self) -> bool {
         self.row().group.ends_with("istio.io/")
+    }
+
+    /// Whether the kind is one of the Gateway API.
+    pub fn is_gateway_api(self) -> bool {
+        self.row().group == GATEWAY_API
+    }
+
+    /// Whether the kind comes from a resource definition, which may be missing in a cluster.
+    pub fn is_defined_apart(self) -> bool {
+        self.is_istio() || self.is_gateway_api()
     }
 }
 

@@ -6,10 +6,12 @@
 //!   API server ──watch──┘
 //! ```
 //!
-//! Core kinds come from `k8s-openapi`; Istio's CRDs are written by hand in [`istio`], one file per kind.
+//! Core kinds come from `k8s-openapi`; Istio's CRDs are written by hand in [`istio`], those of the Gateway API in
+//! [`gateway`], one file per kind.
 //! Every label and annotation that Karst honours is a constant in [`labels`], so that nobody spells one differently.
 
 pub mod crd;
+pub mod gateway;
 pub mod honoured;
 pub mod istio;
 pub mod kind;

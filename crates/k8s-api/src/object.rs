@@ -13,6 +13,7 @@ use k8s_openapi::{
 use serde::{Deserialize, Deserializer};
 
 use crate::{
+    gateway::{Gateway, GatewayClass},
     istio::{
         AuthorizationPolicy, DestinationRule, PeerAuthentication, RequestAuthentication,
         ServiceEntry, Telemetry, VirtualService, WorkloadEntry,
@@ -42,6 +43,8 @@ pub enum Object {
     DestinationRule(Box<DestinationRule>),
     VirtualService(Box<VirtualService>),
     Telemetry(Box<Telemetry>),
+    GatewayClass(Box<GatewayClass>),
+    Gateway(Box<Gateway>),
 }
 
 /// What names an object in a cluster. The namespace is empty for kinds of cluster scope.
@@ -99,6 +102,8 @@ macro_rules! each_kind {
             Object::DestinationRule($inner) => $body,
             Object::VirtualService($inner) => $body,
             Object::Telemetry($inner) => $body,
+            Object::GatewayClass($inner) => $body,
+            Object::Gateway($inner) => $body,
         }
     };
 }
@@ -126,6 +131,8 @@ impl Object {
             Kind::DestinationRule => Self::DestinationRule(Box::deserialize(input)?),
             Kind::VirtualService => Self::VirtualService(Box::deserialize(input)?),
             Kind::Telemetry => Self::Telemetry(Box::deserialize(input)?),
+            Kind::GatewayClass => Self::GatewayClass(Box::deserialize(input)?),
+            Kind::Gateway => Self::Gateway(Box::deserialize(input)?),
         })
     }
 
@@ -147,6 +154,8 @@ impl Object {
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::VirtualService(_) => Kind::VirtualService,
             Self::Telemetry(_) => Kind::Telemetry,
+            Self::GatewayClass(_) => Kind::GatewayClass,
+            Self::Gateway(_) => Kind::Gateway,
         }
     }
 

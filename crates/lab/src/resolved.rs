@@ -93,6 +93,8 @@ pub(crate) fn to_json(object: &Object) -> Value {
         Object::DestinationRule(object) => serde_json::to_value(object),
         Object::VirtualService(object) => serde_json::to_value(object),
         Object::Telemetry(object) => serde_json::to_value(object),
+        Object::GatewayClass(object) => serde_json::to_value(object),
+        Object::Gateway(object) => serde_json::to_value(object),
     };
     let mut value = value.unwrap_or_default();
     value["apiVersion"] = json!(object.kind().api_version());

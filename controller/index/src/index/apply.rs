@@ -62,6 +62,7 @@ impl Index {
             | Object::DestinationRule(_)
             | Object::VirtualService(_)
             | Object::Telemetry(_) => {}
+            Object::GatewayClass(_) | Object::Gateway(_) => {}
         }
     }
 
@@ -83,6 +84,7 @@ impl Index {
             | Kind::DestinationRule
             | Kind::VirtualService
             | Kind::Telemetry => {}
+            Kind::GatewayClass | Kind::Gateway => {}
         }
     }
 

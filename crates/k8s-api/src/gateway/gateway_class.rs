@@ -1,0 +1,30 @@
+//! `gateway.networking.k8s.io/v1 GatewayClass`: who implements Gateways of a class.
+
+use serde::{Deserialize, Serialize};
+
+/// The class of waypoints.
+pub const WAYPOINT_CLASS: &str = "istio-waypoint";
+/// `spec.controllerName` of [`WAYPOINT_CLASS`], Istio's: its tools find their classes by it.
+pub const WAYPOINT_CONTROLLER: &str = "istio.io/mesh-controller";
+
+/// Who implements Gateways of a class.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GatewayClassSpec {
+    pub controller_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameters_ref: Option<ParametersReference>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// An object with settings for the implementation.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ParametersReference {
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+}
