@@ -120,6 +120,18 @@ pub(crate) struct Up {
     no_build: bool,
 }
 
+impl Up {
+    /// What `up` does without options.
+    pub(crate) fn usual() -> Self {
+        Self {
+            nodes: 2,
+            single_stack: false,
+            karst: false,
+            no_build: false,
+        }
+    }
+}
+
 /// A cluster of this machine.
 pub(crate) struct Cluster {
     plan: Plan,
@@ -266,6 +278,13 @@ impl Cluster {
     pub(crate) fn kubectl(&self) -> impl Fn() -> Command + use<> {
         let plan = self.plan.clone();
         move || kubectl(&plan)
+    }
+
+    /// The cluster of this number with Karst installed: what is missing is made.
+    pub(crate) fn with_mesh(id: u8, asked: &Up) -> Result<Self> {
+        let cluster = Self::up(id, asked)?;
+        mesh::install(&cluster, asked.no_build)?;
+        Ok(cluster)
     }
 
     /// A command that runs inside a node: its words are appended.

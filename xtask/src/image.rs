@@ -149,6 +149,25 @@ pub(crate) fn load_all(cluster: &Cluster, no_build: bool) -> Result<()> {
     cluster.load(&archives(names, env!("CARGO_PKG_VERSION"))?)
 }
 
+/// Loads karst-echo into a cluster under names of other images, called as `/bin/server` and `/bin/client`, as the
+/// Gateway API's conformance suite calls them.
+pub(crate) fn load_for_suite(cluster: &Cluster, names: &[String]) -> Result<()> {
+    let mut layer = Layer::new()?;
+    add_binary(&mut layer, "karst-echo")?;
+    add_busybox(&mut layer)?;
+    for name in ["server", "client"] {
+        layer.link(&format!("/usr/bin/{name}"), "/karst-echo")?;
+    }
+    let archive = archive_of("conformance-echo");
+    let image = Image {
+        names: names.to_vec(),
+        layer,
+        entrypoint: vec!["/bin/server".to_owned()],
+    };
+    oci::write_archive(image, &archive)?;
+    cluster.load(&[archive])
+}
+
 /// Makes images, and loads or writes them.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let names = match args.names.as_slice() {

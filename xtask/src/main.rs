@@ -16,6 +16,7 @@
 mod bench;
 mod check;
 mod cluster;
+mod conformance;
 mod demo;
 mod ebpf;
 mod fuzz;
@@ -65,6 +66,8 @@ enum Verb {
     Load(load::Args),
     /// A real Kubernetes on this machine.
     Cluster(cluster::Args),
+    /// The Gateway API's own suite against Karst on a real cluster.
+    Conformance(conformance::Args),
     /// Small container images of the binaries.
     Image(image::Args),
     /// Build the kernel programs.
@@ -96,6 +99,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Load(args) => load::run(&args),
         Verb::Cluster(args) => cluster::run(&args),
+        Verb::Conformance(args) => conformance::run(&args),
         Verb::Image(args) => image::run(&args),
         Verb::Ebpf => release::ebpf(),
         Verb::Release => release::run(),

@@ -112,6 +112,9 @@ const HELM: Tools = Tools {
     is_static: true,
 };
 
+/// The Gateway API's conformance suite.
+const SUITE: &str = "sigs.k8s.io/gateway-api/conformance";
+
 /// Where the programs are.
 pub(crate) fn folder() -> PathBuf {
     shell::root().join("target/cluster/bin")
@@ -141,21 +144,50 @@ pub(super) fn helm() -> Result<PathBuf> {
 
 /// The folder of the Gateway API's resource definitions in Go's module cache.
 pub(super) fn gateway_api() -> Result<PathBuf> {
+    let folder = downloaded("crds", "sigs.k8s.io/gateway-api")?;
+    Ok(folder.join("config/crd/experimental"))
+}
+
+/// The Gateway API's conformance suite, one program, built unless it is there.
+pub(crate) fn conformance() -> Result<PathBuf> {
+    let built = program("conformance.test");
+    if built.is_file() {
+        return Ok(built);
+    }
+    println!("cluster: building the conformance suite (once; minutes on a cold machine)");
+    let fresh = folder().join("fresh-conformance.test");
+    fs::create_dir_all(folder())?;
+    let mut build = go()?;
+    build
+        .env("CGO_ENABLED", "0")
+        .current_dir(sources().join("conformance"))
+        .args(["test", "-c", "-vet=off", "-o"])
+        .arg(&fresh)
+        .arg(SUITE);
+    retried("building the conformance suite", || shell::run(&mut build))?;
+    fs::rename(&fresh, &built).with_context(|| format!("moving {} into place", fresh.display()))?;
+    Ok(built)
+}
+
+/// The folder of the suite's sources, with the manifests that it applies.
+pub(crate) fn conformance_sources() -> Result<PathBuf> {
+    downloaded("conformance", SUITE)
+}
+
+/// The folder of a module that one of ours requires, in Go's module cache.
+fn downloaded(ours: &str, module: &str) -> Result<PathBuf> {
     let mut download = go()?;
-    download.current_dir(sources().join("crds")).args([
-        "mod",
-        "download",
-        "-json",
-        "sigs.k8s.io/gateway-api",
-    ]);
-    let said = retried("downloading the Gateway API", || {
+    download
+        .current_dir(sources().join(ours))
+        .args(["mod", "download", "-json", module]);
+    let said = retried(&format!("downloading {module}"), || {
         shell::capture(&mut download)
     })?;
-    let module: serde_json::Value = serde_json::from_str(&said)?;
-    let folder = module["Dir"]
+    let said: serde_json::Value = serde_json::from_str(&said)?;
+    let folder = said["Dir"]
         .as_str()
-        .context("go mod download names no folder for the Gateway API")?;
-    Ok(Path::new(folder).join("config/crd/experimental"))
+        .with_context(|| format!("go mod download names no folder for {module}"))?;
+    Ok(PathBuf::from(folder))
 }
 
 fn build(tools: &Tools) -> Result<()> {
