@@ -30,6 +30,13 @@ pub struct PolicyKey {
     pub name: Arc<str>,
 }
 
+/// Key of a Gateway, and so of a waypoint: `<namespace>/<name>` on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GatewayKey {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
 /// A `<namespace>/<rest>` name without its slash.
 #[derive(Debug, thiserror::Error)]
 #[error("name {0:?} is not of the form <namespace>/<name>")]
@@ -56,6 +63,20 @@ impl FromStr for PolicyKey {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
         split(text).map(|(namespace, name)| Self { namespace, name })
+    }
+}
+
+impl FromStr for GatewayKey {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        split(text).map(|(namespace, name)| Self { namespace, name })
+    }
+}
+
+impl fmt::Display for GatewayKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 

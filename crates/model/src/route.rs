@@ -8,11 +8,11 @@
 //! Source of the semantics: Gateway API v1.6, `HTTPRouteSpec`, `GRPCRouteSpec`, `TLSRouteSpec`, `TCPRouteSpec`, GEP-1426
 //! (routes whose parent is a Service).
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::ServiceKey;
+use crate::name::{NameError, ServiceKey};
 
 /// Key of a route: `<kind>/<namespace>/<name>` on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,6 +53,29 @@ impl RouteKind {
 impl fmt::Display for RouteKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.kind.as_str(), self.namespace, self.name)
+    }
+}
+
+impl FromStr for RouteKey {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let wrong = || NameError(text.to_owned());
+        let mut parts = text.split('/');
+        let (Some(kind), Some(namespace), Some(name), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(wrong());
+        };
+        let known = RouteKind::ALL.into_iter().find(|k| k.as_str() == kind);
+        if namespace.is_empty() || name.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Self {
+            kind: known.ok_or_else(wrong)?,
+            namespace: namespace.into(),
+            name: name.into(),
+        })
     }
 }
 

@@ -9,9 +9,13 @@ mod error;
 mod intern;
 mod node;
 mod policy;
+mod route;
 mod service;
+mod waypoint_policy;
 mod workload;
 
+#[cfg(test)]
+mod route_tests;
 #[cfg(test)]
 mod tests;
 
@@ -20,5 +24,7 @@ pub use error::{ConvertError, Problem};
 pub use intern::Interner;
 pub use node::{decode_node_workload, encode_node_workload, node_workload_from, node_workload_to};
 pub use policy::{authorization_to, decode_authorization};
+pub use route::{decode_route, route_to};
 pub use service::{service_aliases, service_to};
+pub use waypoint_policy::{decode_waypoint_policy, waypoint_policy_to};
 pub use workload::{workload_aliases, workload_to};

@@ -8,5 +8,9 @@ pub const WORKLOAD: &str = "type.googleapis.com/istio.workload.Workload";
 pub const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
 /// Pods of the node that asks.
 pub const NODE_WORKLOAD: &str = "type.googleapis.com/karst.v1.NodeWorkload";
+/// Routes of the services that are bound to the waypoint that asks.
+pub const ROUTE: &str = "type.googleapis.com/karst.v1.Route";
+/// Request policies of those services and of the waypoint itself.
+pub const WAYPOINT_POLICY: &str = "type.googleapis.com/karst.v1.WaypointPolicy";
 /// What Karst adds to a service, inside its extensions.
 pub const SERVICE_EXTENSION: &str = "type.googleapis.com/karst.v1.ServiceExtension";

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use tonic_prost_build::{Builder, Config};
 
-const PROTOS: [&str; 8] = [
+const PROTOS: [&str; 9] = [
     "google/rpc/status.proto",
     "envoy/config/core/v3/base.proto",
     "envoy/service/discovery/v3/discovery.proto",
@@ -14,6 +14,7 @@ const PROTOS: [&str; 8] = [
     "istio/security/authorization.proto",
     "istio/v1/auth/ca.proto",
     "karst/v1/karst.proto",
+    "karst/v1/waypoint.proto",
     "karst/reads/v1/reads.proto",
 ];
 

@@ -36,6 +36,12 @@ pub enum Problem {
     Range(String),
     #[error("{0} is not supported")]
     Unsupported(&'static str),
+    #[error("holds a field that this version does not know")]
+    UnknownField,
+    #[error("a duration below zero or beyond all bounds")]
+    Duration,
+    #[error("{0} is not a status of HTTP")]
+    Status(u32),
 }
 
 impl Problem {

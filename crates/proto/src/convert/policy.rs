@@ -77,7 +77,7 @@ pub fn decode_authorization(
 }
 
 /// A part holds a field that we do not know, or a value that we cannot read.
-struct Unreadable;
+pub(super) struct Unreadable;
 
 fn rule_from(bytes: &[u8], interner: &mut Interner) -> Rule {
     if knows_only(bytes, |n| n == number::RULE_CLAUSES).is_err() {
@@ -107,7 +107,7 @@ fn match_from(bytes: &[u8], interner: &mut Interner) -> Match {
     try_match_from(bytes, interner).unwrap_or_else(|Unreadable| unreadable_match())
 }
 
-fn try_match_from(bytes: &[u8], interner: &mut Interner) -> Result<Match, Unreadable> {
+pub(super) fn try_match_from(bytes: &[u8], interner: &mut Interner) -> Result<Match, Unreadable> {
     knows_only(bytes, |n| n <= number::MATCH_KNOWN_MAX)?;
     // Groups 1 to 4 are string matches, 5 to 8 addresses; their own unknown fields count too.
     for field in fields(bytes).flatten() {
@@ -137,14 +137,14 @@ fn try_match_from(bytes: &[u8], interner: &mut Interner) -> Result<Match, Unread
 }
 
 /// The contents of every field `number` of `message`, which has been decoded before and so is well formed.
-fn bodies(message: &[u8], number: u64) -> impl Iterator<Item = &[u8]> {
+pub(super) fn bodies(message: &[u8], number: u64) -> impl Iterator<Item = &[u8]> {
     fields(message)
         .flatten()
         .filter(move |f| f.number == number)
         .filter_map(|f| f.bytes)
 }
 
-fn knows_only(message: &[u8], known: impl Fn(u64) -> bool) -> Result<(), Unreadable> {
+pub(super) fn knows_only(message: &[u8], known: impl Fn(u64) -> bool) -> Result<(), Unreadable> {
     let fine = |field: Result<Field<'_>, _>| field.is_ok_and(|f| known(f.number));
     if fields(message).all(fine) {
         Ok(())
@@ -153,14 +153,17 @@ fn knows_only(message: &[u8], known: impl Fn(u64) -> bool) -> Result<(), Unreada
     }
 }
 
-fn all<T, U>(
+pub(super) fn all<T, U>(
     items: Vec<T>,
     convert: impl FnMut(T) -> Result<U, Unreadable>,
 ) -> Result<Vec<U>, Unreadable> {
     items.into_iter().map(convert).collect()
 }
 
-fn string_from(s: wire::StringMatch, interner: &mut Interner) -> Result<StringMatch, Unreadable> {
+pub(super) fn string_from(
+    s: wire::StringMatch,
+    interner: &mut Interner,
+) -> Result<StringMatch, Unreadable> {
     use wire::string_match::MatchType;
     match s.match_type.ok_or(Unreadable)? {
         MatchType::Exact(text) => Ok(StringMatch::Exact(interner.get(&text))),
@@ -171,7 +174,7 @@ fn string_from(s: wire::StringMatch, interner: &mut Interner) -> Result<StringMa
 }
 
 /// A mapped IPv4 range (`::ffff:10.0.0.0/104`) becomes an IPv4 range, as addresses do everywhere.
-fn block_from(block: wire::Address) -> Result<IpBlock, Unreadable> {
+pub(super) fn block_from(block: wire::Address) -> Result<IpBlock, Unreadable> {
     let ip = ip_from(&block.address).map_err(|_cause| Unreadable)?;
     let mapped = block.address.len() == 16 && ip.is_ipv4();
     let length = if mapped {
@@ -200,7 +203,7 @@ fn account_from(
     }
 }
 
-fn unreadable_match() -> Match {
+pub(super) fn unreadable_match() -> Match {
     Match {
         unreadable: true,
         ..Match::default()
@@ -250,7 +253,7 @@ fn rule_to(rule: &Rule, action: Action) -> wire::Rule {
     }
 }
 
-fn match_to(m: &Match, action: Action) -> wire::Match {
+pub(super) fn match_to(m: &Match, action: Action) -> wire::Match {
     let strings = |list: &[StringMatch]| list.iter().map(string_to).collect();
     let blocks = |list: &[IpBlock]| list.iter().map(|block| block_to(*block)).collect();
     let ports = |list: &[u16]| list.iter().map(|port| u32::from(*port)).collect();
@@ -290,7 +293,7 @@ fn unreadable_to(action: Action) -> wire::Match {
     m
 }
 
-fn string_to(s: &StringMatch) -> wire::StringMatch {
+pub(super) fn string_to(s: &StringMatch) -> wire::StringMatch {
     use wire::string_match::MatchType;
     let match_type = match s {
         StringMatch::Exact(text) => MatchType::Exact(text.to_string()),
@@ -303,7 +306,7 @@ fn string_to(s: &StringMatch) -> wire::StringMatch {
     }
 }
 
-fn block_to(block: IpBlock) -> wire::Address {
+pub(super) fn block_to(block: IpBlock) -> wire::Address {
     wire::Address {
         address: ip_to(block.ip),
         length: block.prefix_len.into(),

@@ -113,7 +113,7 @@ pub struct ReportResponse {
 /// One record of an agent's last known state on disk.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SavedRecord {
-    #[prost(oneof = "saved_record::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "saved_record::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<saved_record::Kind>,
 }
 /// Nested message and enum types in `SavedRecord`.
@@ -128,6 +128,12 @@ pub mod saved_record {
         Authorization(::prost::alloc::vec::Vec<u8>),
         #[prost(message, tag = "3")]
         NodeWorkload(super::NodeWorkload),
+        /// Encoded Route.
+        #[prost(bytes, tag = "4")]
+        Route(::prost::alloc::vec::Vec<u8>),
+        /// Encoded WaypointPolicy.
+        #[prost(bytes, tag = "5")]
+        WaypointPolicy(::prost::alloc::vec::Vec<u8>),
     }
 }
 /// What happens to plain connections that reach a captured pod.
@@ -852,5 +858,522 @@ pub mod reports_server {
     pub const SERVICE_NAME: &str = "karst.v1.Reports";
     impl<T> tonic::server::NamedService for ReportsServer<T> {
         const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Discovery resource, named `<kind>/<namespace>/<name>`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Route {
+    #[prost(enumeration = "RouteKind", tag = "1")]
+    pub kind: i32,
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// Seconds since the epoch.
+    #[prost(int64, tag = "4")]
+    pub created: i64,
+    #[prost(message, repeated, tag = "5")]
+    pub attachments: ::prost::alloc::vec::Vec<Attachment>,
+    #[prost(oneof = "route::Rules", tags = "6, 7, 8")]
+    pub rules: ::core::option::Option<route::Rules>,
+}
+/// Nested message and enum types in `Route`.
+pub mod route {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Rules {
+        #[prost(message, tag = "6")]
+        Http(super::HttpRules),
+        #[prost(message, tag = "7")]
+        Tls(super::TlsRules),
+        #[prost(message, tag = "8")]
+        Tcp(super::TcpRules),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Attachment {
+    /// `<namespace>/<hostname>`.
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    /// The service's own port; 0: every port.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// Clients of this namespace only; empty: all.
+    #[prost(string, tag = "3")]
+    pub client_namespace: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpRules {
+    #[prost(message, repeated, tag = "1")]
+    pub rules: ::prost::alloc::vec::Vec<HttpRule>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpRule {
+    #[prost(string, optional, tag = "1")]
+    pub name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "2")]
+    pub matches: ::prost::alloc::vec::Vec<HttpMatch>,
+    #[prost(message, repeated, tag = "3")]
+    pub filters: ::prost::alloc::vec::Vec<HttpFilter>,
+    #[prost(message, repeated, tag = "4")]
+    pub backends: ::prost::alloc::vec::Vec<WeightedBackend>,
+    #[prost(message, optional, tag = "5")]
+    pub request_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "6")]
+    pub backend_request_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "7")]
+    pub retry: ::core::option::Option<RetryPolicy>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpMatch {
+    #[prost(message, repeated, tag = "1")]
+    pub hosts: ::prost::alloc::vec::Vec<HostMatch>,
+    #[prost(message, optional, tag = "2")]
+    pub path: ::core::option::Option<PathMatch>,
+    #[prost(string, optional, tag = "3")]
+    pub method: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "4")]
+    pub headers: ::prost::alloc::vec::Vec<NamedMatch>,
+    #[prost(message, repeated, tag = "5")]
+    pub query: ::prost::alloc::vec::Vec<NamedMatch>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostMatch {
+    #[prost(oneof = "host_match::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<host_match::Kind>,
+}
+/// Nested message and enum types in `HostMatch`.
+pub mod host_match {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Exact(::prost::alloc::string::String),
+        /// With its leading dot.
+        #[prost(string, tag = "2")]
+        Suffix(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathMatch {
+    #[prost(oneof = "path_match::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<path_match::Kind>,
+}
+/// Nested message and enum types in `PathMatch`.
+pub mod path_match {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Exact(::prost::alloc::string::String),
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Regex(::prost::alloc::string::String),
+    }
+}
+/// A header or a query parameter.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NamedMatch {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(oneof = "named_match::Value", tags = "2, 3, 4, 5, 6")]
+    pub value: ::core::option::Option<named_match::Value>,
+}
+/// Nested message and enum types in `NamedMatch`.
+pub mod named_match {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Value {
+        #[prost(string, tag = "2")]
+        Exact(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Regex(::prost::alloc::string::String),
+        #[prost(string, tag = "4")]
+        Prefix(::prost::alloc::string::String),
+        #[prost(message, tag = "5")]
+        Present(()),
+        #[prost(message, tag = "6")]
+        Absent(()),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpFilter {
+    #[prost(oneof = "http_filter::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub kind: ::core::option::Option<http_filter::Kind>,
+}
+/// Nested message and enum types in `HttpFilter`.
+pub mod http_filter {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        RequestHeaders(super::HeaderChanges),
+        #[prost(message, tag = "2")]
+        ResponseHeaders(super::HeaderChanges),
+        #[prost(message, tag = "3")]
+        Redirect(super::Redirect),
+        #[prost(message, tag = "4")]
+        Rewrite(super::Rewrite),
+        #[prost(message, tag = "5")]
+        Mirror(super::Mirror),
+        #[prost(message, tag = "6")]
+        Cors(super::Cors),
+        #[prost(message, tag = "7")]
+        Direct(super::DirectResponse),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Header {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeaderChanges {
+    #[prost(message, repeated, tag = "1")]
+    pub set: ::prost::alloc::vec::Vec<Header>,
+    #[prost(message, repeated, tag = "2")]
+    pub add: ::prost::alloc::vec::Vec<Header>,
+    #[prost(string, repeated, tag = "3")]
+    pub remove: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathChange {
+    #[prost(oneof = "path_change::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<path_change::Kind>,
+}
+/// Nested message and enum types in `PathChange`.
+pub mod path_change {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Full(::prost::alloc::string::String),
+        #[prost(string, tag = "2")]
+        Prefix(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Redirect {
+    #[prost(string, optional, tag = "1")]
+    pub scheme: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "2")]
+    pub host: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "3")]
+    pub port: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "4")]
+    pub path: ::core::option::Option<PathChange>,
+    #[prost(uint32, tag = "5")]
+    pub status: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Rewrite {
+    #[prost(string, optional, tag = "1")]
+    pub host: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "2")]
+    pub path: ::core::option::Option<PathChange>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Mirror {
+    #[prost(message, optional, tag = "1")]
+    pub backend: ::core::option::Option<Backend>,
+    #[prost(uint32, tag = "2")]
+    pub numerator: u32,
+    #[prost(uint32, tag = "3")]
+    pub denominator: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Cors {
+    #[prost(message, repeated, tag = "1")]
+    pub allow_origins: ::prost::alloc::vec::Vec<OriginMatch>,
+    #[prost(bool, tag = "2")]
+    pub allow_credentials: bool,
+    #[prost(string, repeated, tag = "3")]
+    pub allow_methods: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub allow_headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "5")]
+    pub expose_headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "6")]
+    pub max_age_seconds: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OriginMatch {
+    #[prost(oneof = "origin_match::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<origin_match::Kind>,
+}
+/// Nested message and enum types in `OriginMatch`.
+pub mod origin_match {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Any(()),
+        #[prost(string, tag = "2")]
+        Exact(::prost::alloc::string::String),
+        #[prost(message, tag = "3")]
+        Wildcard(super::WildcardOrigin),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WildcardOrigin {
+    /// With `://`.
+    #[prost(string, tag = "1")]
+    pub scheme: ::prost::alloc::string::String,
+    /// What follows the star.
+    #[prost(string, tag = "2")]
+    pub suffix: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DirectResponse {
+    #[prost(uint32, tag = "1")]
+    pub status: u32,
+    #[prost(string, tag = "2")]
+    pub body: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WeightedBackend {
+    #[prost(message, optional, tag = "1")]
+    pub backend: ::core::option::Option<Backend>,
+    #[prost(uint32, tag = "2")]
+    pub weight: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub filters: ::prost::alloc::vec::Vec<HttpFilter>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Backend {
+    #[prost(oneof = "backend::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<backend::Kind>,
+}
+/// Nested message and enum types in `Backend`.
+pub mod backend {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Service(super::ServiceBackend),
+        /// Why there is none.
+        #[prost(string, tag = "2")]
+        Invalid(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServiceBackend {
+    /// `<namespace>/<hostname>`.
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetryPolicy {
+    #[prost(uint32, tag = "1")]
+    pub attempts: u32,
+    #[prost(uint32, repeated, tag = "2")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, optional, tag = "3")]
+    pub backoff: ::core::option::Option<::prost_types::Duration>,
+    #[prost(bool, tag = "4")]
+    pub on_connection_failure: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TlsRules {
+    #[prost(message, repeated, tag = "1")]
+    pub rules: ::prost::alloc::vec::Vec<TlsRule>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TlsRule {
+    #[prost(string, optional, tag = "1")]
+    pub name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "2")]
+    pub hosts: ::prost::alloc::vec::Vec<HostMatch>,
+    #[prost(message, repeated, tag = "3")]
+    pub backends: ::prost::alloc::vec::Vec<WeightedBackend>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TcpRules {
+    #[prost(message, repeated, tag = "1")]
+    pub rules: ::prost::alloc::vec::Vec<TcpRule>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TcpRule {
+    #[prost(string, optional, tag = "1")]
+    pub name: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "2")]
+    pub backends: ::prost::alloc::vec::Vec<WeightedBackend>,
+}
+/// Discovery resource, named `<namespace>/<name>`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WaypointPolicy {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub targets: ::prost::alloc::vec::Vec<PolicyTarget>,
+    #[prost(enumeration = "RequestAction", tag = "4")]
+    pub action: i32,
+    #[prost(bool, tag = "5")]
+    pub dry_run: bool,
+    #[prost(message, repeated, tag = "6")]
+    pub rules: ::prost::alloc::vec::Vec<RequestRule>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PolicyTarget {
+    #[prost(oneof = "policy_target::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<policy_target::Kind>,
+}
+/// Nested message and enum types in `PolicyTarget`.
+pub mod policy_target {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// `<namespace>/<hostname>`.
+        #[prost(string, tag = "1")]
+        Service(::prost::alloc::string::String),
+        #[prost(message, tag = "2")]
+        Gateway(super::GatewayTarget),
+        #[prost(string, tag = "3")]
+        GatewayClass(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GatewayTarget {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RequestRule {
+    #[prost(message, repeated, tag = "1")]
+    pub clauses: ::prost::alloc::vec::Vec<RequestClause>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RequestClause {
+    #[prost(message, repeated, tag = "1")]
+    pub matches: ::prost::alloc::vec::Vec<RequestMatch>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RequestMatch {
+    #[prost(message, optional, tag = "1")]
+    pub connection: ::core::option::Option<super::super::istio::security::Match>,
+    #[prost(message, repeated, tag = "2")]
+    pub methods: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+    #[prost(message, repeated, tag = "3")]
+    pub not_methods: ::prost::alloc::vec::Vec<
+        super::super::istio::security::StringMatch,
+    >,
+    #[prost(message, repeated, tag = "4")]
+    pub paths: ::prost::alloc::vec::Vec<PathPattern>,
+    #[prost(message, repeated, tag = "5")]
+    pub not_paths: ::prost::alloc::vec::Vec<PathPattern>,
+    #[prost(message, repeated, tag = "6")]
+    pub hosts: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+    #[prost(message, repeated, tag = "7")]
+    pub not_hosts: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+    #[prost(message, repeated, tag = "8")]
+    pub headers: ::prost::alloc::vec::Vec<HeaderValues>,
+    #[prost(message, repeated, tag = "9")]
+    pub remote_ips: ::prost::alloc::vec::Vec<super::super::istio::security::Address>,
+    #[prost(message, repeated, tag = "10")]
+    pub not_remote_ips: ::prost::alloc::vec::Vec<super::super::istio::security::Address>,
+    #[prost(message, repeated, tag = "11")]
+    pub sni: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+    #[prost(message, repeated, tag = "12")]
+    pub not_sni: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+    #[prost(message, repeated, tag = "13")]
+    pub request_principals: ::prost::alloc::vec::Vec<
+        super::super::istio::security::StringMatch,
+    >,
+    #[prost(message, repeated, tag = "14")]
+    pub not_request_principals: ::prost::alloc::vec::Vec<
+        super::super::istio::security::StringMatch,
+    >,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeaderValues {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub values: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+    #[prost(message, repeated, tag = "3")]
+    pub not_values: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PathPattern {
+    #[prost(oneof = "path_pattern::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<path_pattern::Kind>,
+}
+/// Nested message and enum types in `PathPattern`.
+pub mod path_pattern {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Text(super::super::super::istio::security::StringMatch),
+        #[prost(string, tag = "2")]
+        Template(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RouteKind {
+    Unspecified = 0,
+    GrpcRoute = 1,
+    HttpRoute = 2,
+    TlsRoute = 3,
+    TcpRoute = 4,
+}
+impl RouteKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ROUTE_KIND_UNSPECIFIED",
+            Self::GrpcRoute => "GRPC_ROUTE",
+            Self::HttpRoute => "HTTP_ROUTE",
+            Self::TlsRoute => "TLS_ROUTE",
+            Self::TcpRoute => "TCP_ROUTE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ROUTE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "GRPC_ROUTE" => Some(Self::GrpcRoute),
+            "HTTP_ROUTE" => Some(Self::HttpRoute),
+            "TLS_ROUTE" => Some(Self::TlsRoute),
+            "TCP_ROUTE" => Some(Self::TcpRoute),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RequestAction {
+    Unspecified = 0,
+    RequestAllow = 1,
+    RequestDeny = 2,
+    RequestAudit = 3,
+}
+impl RequestAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REQUEST_ACTION_UNSPECIFIED",
+            Self::RequestAllow => "REQUEST_ALLOW",
+            Self::RequestDeny => "REQUEST_DENY",
+            Self::RequestAudit => "REQUEST_AUDIT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REQUEST_ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "REQUEST_ALLOW" => Some(Self::RequestAllow),
+            "REQUEST_DENY" => Some(Self::RequestDeny),
+            "REQUEST_AUDIT" => Some(Self::RequestAudit),
+            _ => None,
+        }
     }
 }
