@@ -50,6 +50,9 @@ pub(crate) struct Args {
     id: u8,
 }
 
+/// Memory that two nodes, the control plane and the tests' pods take.
+const MEMORY_KIB: u64 = 3 * 1024 * 1024;
+
 /// Chooses the cluster where no option does.
 pub(crate) const ID_VARIABLE: &str = "KARST_CLUSTER_ID";
 
@@ -184,6 +187,37 @@ fn finish(command: &mut Command) -> Result<()> {
     std::process::exit(status.code().unwrap_or(1));
 }
 
+/// Whether a cluster can be made here, found out before minutes go into building one: root, control groups, namespaces
+/// with mounts of their own, memory.
+pub(crate) fn preflight() -> Result<()> {
+    let root = shell::capture(Command::new("id").arg("-u"))?;
+    ensure!(
+        root.trim() == "0",
+        "a cluster makes namespaces, links and control groups: run this as root"
+    );
+    setup::ensure(&[Group::Build, Group::Cluster])?;
+    cgroup::preflight()?;
+    shell::capture(
+        Command::new("unshare")
+            .args(["--net", "--mount", "--uts", "--pid", "--fork"])
+            .args(["--propagation", "private", "sh", "-c"])
+            .arg("mount -t proc proc /proc && mount -t tmpfs run /run && mount -t bpf bpf /sys/fs/bpf"),
+    )
+    .context("a cluster's nodes are namespaces with mounts of their own, which this machine does not allow")?;
+    let memory = fs::read_to_string("/proc/meminfo")?;
+    let line = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    ensure!(
+        kib.is_none_or(|kib| kib >= MEMORY_KIB),
+        "a cluster with Karst takes {} MiB of memory; {} MiB are free",
+        MEMORY_KIB / 1024,
+        kib.unwrap_or(0) / 1024
+    );
+    Ok(())
+}
+
 /// kubectl as the cluster's administrator.
 pub(crate) fn kubectl(plan: &Plan) -> Command {
     let mut kubectl = Command::new(build::program("kubectl"));
@@ -192,7 +226,7 @@ pub(crate) fn kubectl(plan: &Plan) -> Command {
 }
 
 /// What must be there before a cluster starts: packages and programs.
-fn programs() -> Result<()> {
+pub(crate) fn programs() -> Result<()> {
     setup::ensure(&[Group::Build, Group::Cluster])?;
     build::cluster()
 }

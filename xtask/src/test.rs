@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
     check, cluster, fuzz, release,
-    setup::{self, Group},
+    setup::{self, Group, SKIP_CLUSTER_VARIABLE, skips_cluster},
     shell,
     tidy::{Package, Workspace},
 };
@@ -24,9 +24,6 @@ const SCALE_VARIABLE: &str = "KARST_TEST_BUDGET_SCALE";
 
 /// Set to 1 where Envoy cannot be had: its tests then say that they are skipped.
 const SKIP_ENVOY_VARIABLE: &str = "KARST_SKIP_ENVOY";
-
-/// Set to 1 where Go or the memory for a Kubernetes cluster cannot be had: its rung then says that it is skipped.
-const SKIP_CLUSTER_VARIABLE: &str = "KARST_SKIP_CLUSTER";
 
 /// The rung's cluster: not the one that a developer has running.
 const CLUSTER_ID: &str = "9";
@@ -64,15 +61,15 @@ enum Rung {
     Peer,
     /// Network namespaces and the kernel programs; needs root.
     Node,
-    /// Karst on a real Kubernetes; needs root and Go.
-    Cluster,
     /// Hostile input for every parser of peer bytes.
     Fuzz,
+    /// Karst on a real Kubernetes; needs root and Go.
+    Cluster,
 }
 
 impl Rung {
-    /// What runs without a name. The cluster's rung is asked for by name while it is young.
-    const ALL: [Self; 7] = [
+    /// What runs without a name.
+    const ALL: [Self; 8] = [
         Self::Check,
         Self::Build,
         Self::Unit,
@@ -80,6 +77,7 @@ impl Rung {
         Self::Peer,
         Self::Node,
         Self::Fuzz,
+        Self::Cluster,
     ];
 
     /// How long the rung may take, from a cold start on two cores.
@@ -281,7 +279,9 @@ impl Ladder {
             self.count.skipped += 1;
             return Ok(());
         }
-        setup::ensure(&[Group::Cluster, Group::Demo])?;
+        ready_for_cluster().with_context(|| {
+            format!("no cluster can be made here; where that must be so, {SKIP_CLUSTER_VARIABLE}=1 leaves this rung out")
+        })?;
         // What the images hold, and `karst`; asked for alone, no other rung has built them.
         release::ebpf()?;
         shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
@@ -381,9 +381,12 @@ impl Ladder {
     }
 }
 
-/// Whether the cluster rung is left out.
-fn skips_cluster() -> bool {
-    std::env::var_os(SKIP_CLUSTER_VARIABLE).is_some_and(|skip| skip == "1")
+/// What the machine must have and be allowed to do, then Kubernetes itself and Helm, built once.
+fn ready_for_cluster() -> Result<()> {
+    cluster::preflight()?;
+    setup::ensure(&[Group::Demo])?;
+    cluster::programs()?;
+    cluster::build::helm().map(drop)
 }
 
 /// The rung's cluster, ended when dropped.

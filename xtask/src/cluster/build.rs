@@ -11,9 +11,12 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::shell;
+use crate::{
+    setup::{self, Group},
+    shell,
+};
 
 /// The oldest Go that the modules accept.
 const GO: (u32, u32) = (1, 26);
@@ -137,7 +140,7 @@ pub(super) fn cluster() -> Result<()> {
 }
 
 /// Builds Helm unless it is there.
-pub(super) fn helm() -> Result<PathBuf> {
+pub(crate) fn helm() -> Result<PathBuf> {
     build(&HELM)?;
     Ok(program("helm"))
 }
@@ -260,7 +263,14 @@ fn command(tools: &Tools, fresh: &Path) -> Result<Command> {
 
 /// Go, politely: other work on the machine comes first.
 fn go() -> Result<Command> {
-    let program = find_go()?;
+    setup::ensure(&[Group::Go]).with_context(|| {
+        format!(
+            "Go {}.{} or newer, which the cluster's programs are built with, is not on this machine and could not be \
+             installed: install it from go.dev/dl so that `go version` works",
+            GO.0, GO.1
+        )
+    })?;
+    let program = find_go().context("Go is gone")?;
     let mut command = Command::new("nice");
     command
         .arg(program)
@@ -269,33 +279,28 @@ fn go() -> Result<Command> {
     Ok(command)
 }
 
-fn find_go() -> Result<PathBuf> {
+/// Whether a Go that is new enough is on this machine.
+pub(crate) fn has_go() -> bool {
+    find_go().is_some()
+}
+
+/// The first Go that is new enough: on the path, where its own archive goes, where `setup` puts it.
+fn find_go() -> Option<PathBuf> {
     let usual = PathBuf::from("/usr/local/go/bin/go");
-    let Some(program) = shell::find("go").or_else(|| usual.is_file().then_some(usual)) else {
-        bail!(
-            "Go is missing, and the cluster's programs are built with it: install Go {}.{} or newer from go.dev/dl \
-             (or Debian's golang-go, if it is new enough), so that `go version` works",
-            GO.0,
-            GO.1
-        );
-    };
-    let said = shell::capture(
-        Command::new(&program)
-            .args(["env", "GOVERSION", "GOTOOLCHAIN"])
-            .current_dir("/"),
-    )?;
+    let places = shell::find("go").into_iter();
+    let mut places = places.chain([usual, setup::installed_go()]);
+    places.find(|program| is_new(program).unwrap_or(false))
+}
+
+fn is_new(program: &Path) -> Result<bool> {
+    let mut ask = Command::new(program);
+    ask.args(["env", "GOVERSION", "GOTOOLCHAIN"])
+        .current_dir("/");
+    let said = shell::capture(&mut ask)?;
     let mut lines = said.lines();
-    let version = lines.next().unwrap_or_default().to_owned();
+    let version = lines.next().unwrap_or_default();
     let may_fetch = lines.next().is_none_or(|setting| setting != "local");
-    if is_enough(&version, may_fetch) {
-        return Ok(program);
-    }
-    bail!(
-        "{} is {version}, too old for the cluster's programs: install Go {}.{} or newer from go.dev/dl",
-        program.display(),
-        GO.0,
-        GO.1
-    )
+    Ok(is_enough(version, may_fetch))
 }
 
 /// Whether a Go of this version can build everything, perhaps by fetching a newer one of itself.

@@ -77,15 +77,51 @@ pub(super) fn make(node: &NodePlan) -> Result<()> {
     }
 }
 
-fn unified(node: &NodePlan) -> Result<()> {
-    let switch = Path::new(ROOT).join("cgroup.subtree_control");
+/// Whether groups can be made here.
+pub(super) fn preflight() -> Result<()> {
+    let mut parents = match layout()? {
+        Layout::Unified => {
+            switch_on()?;
+            vec![PathBuf::from(ROOT)]
+        }
+        Layout::Hybrid(place) => vec![place],
+    };
+    parents.extend(first_version()?);
+    for parent in parents {
+        let tried = parent.join("karst-preflight");
+        fs::create_dir_all(&tried)
+            .and_then(|()| fs::remove_dir(&tried))
+            .with_context(|| format!("making a control group in {}", parent.display()))?;
+    }
+    Ok(())
+}
+
+/// Switches controllers on below the root group. A container's root group has processes, which only the machine's own
+/// may have beside controllers: they move into a group below it.
+fn switch_on() -> Result<()> {
+    let root = Path::new(ROOT);
+    let switch = root.join("cgroup.subtree_control");
+    let first = fs::write(&switch, CONTROLLERS);
+    if first.is_ok() {
+        return Ok(());
+    }
+    let init = root.join("init");
+    fs::create_dir_all(&init).with_context(|| format!("making {}", init.display()))?;
+    let processes = fs::read_to_string(root.join("cgroup.procs"))?;
+    for process in processes.lines() {
+        // One that has ended meanwhile, or belongs to the kernel, cannot be moved.
+        let _ = fs::write(init.join("cgroup.procs"), process);
+    }
     fs::write(&switch, CONTROLLERS).with_context(|| {
         format!(
-            "switching {CONTROLLERS} on in {}: in a container, first move its processes out of the root group into \
-             one below it",
+            "switching {CONTROLLERS} on in {}: a container needs a writable cgroup file system of its own",
             switch.display()
         )
-    })?;
+    })
+}
+
+fn unified(node: &NodePlan) -> Result<()> {
+    switch_on()?;
     let pods = Path::new(ROOT).join(node.host_name());
     fs::create_dir_all(&pods)?;
     fs::write(pods.join("cgroup.subtree_control"), CONTROLLERS)?;
