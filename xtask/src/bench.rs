@@ -11,6 +11,7 @@
 mod cluster;
 mod control_plane;
 mod cpu;
+mod l7;
 mod report;
 
 use std::{
@@ -62,6 +63,8 @@ pub(crate) struct Args {
 enum Name {
     /// P1, P3, P4, P6, P10, P11.
     L4,
+    /// P20, P22, P23, P24.
+    L7,
     /// P13 to P16, and P1, P4, P6 between real pods.
     Cluster,
     /// P30, P31, P32.
@@ -182,6 +185,7 @@ const COMPARISONS: &[Comparison] = &[
 pub(crate) fn run(args: &Args) -> Result<()> {
     match args.name {
         Name::L4 => l4(args),
+        Name::L7 => l7::run(args),
         Name::Cluster => cluster::run(args),
         Name::ControlPlane => control_plane::run(args),
     }

@@ -69,6 +69,23 @@ impl Row {
         }
     }
 
+    /// A figure beside that of another implementation at the same work.
+    pub(super) fn against(
+        id: &'static str,
+        what: &'static str,
+        unit: &'static str,
+        karst: f64,
+        other: &'static str,
+        theirs: f64,
+    ) -> Self {
+        Self {
+            baseline: Some(other),
+            direct: Some(theirs),
+            ratio: Some(karst / theirs),
+            ..Self::alone(id, what, unit, karst)
+        }
+    }
+
     /// What rows are sorted by.
     pub(super) fn number(&self) -> Option<u32> {
         let digits = self
@@ -95,6 +112,20 @@ impl Row {
             cpu_us_per_op: None,
             direct_cpu_us_per_op: None,
         }
+    }
+
+    fn line_beside(&self) -> String {
+        format!(
+            "| {} | {} | {} {} | {} | {} | {} |\n",
+            self.id,
+            self.what,
+            significant(self.karst),
+            self.unit,
+            self.baseline.unwrap_or("-"),
+            self.direct.map_or_else(|| "-".to_owned(), significant),
+            self.ratio
+                .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}x")),
+        )
     }
 
     fn line(&self) -> String {
@@ -158,6 +189,17 @@ pub(super) fn write(name: &str, rows: &[Row], rounds: usize, seconds: u64) -> Re
         provenance(),
     );
     table.extend(rows.iter().map(Row::line));
+    replace(name, &table)
+}
+
+/// Replaces the table of a benchmark that compares with other implementations.
+pub(super) fn write_beside(name: &str, rows: &[Row], rounds: usize, seconds: u64) -> Result<()> {
+    let mut table = format!(
+        "{} Medians of {rounds} interleaved rounds of {seconds} s.\n\n\
+         | id | work | Karst | beside | its figure | ratio |\n|---|---|---|---|---|---|\n",
+        provenance(),
+    );
+    table.extend(rows.iter().map(Row::line_beside));
     replace(name, &table)
 }
 
