@@ -13,6 +13,7 @@
 
 pub mod bulk_io;
 pub mod error;
+pub mod io;
 pub mod keepalive;
 pub mod pool;
 pub mod relay;
@@ -24,8 +25,9 @@ pub mod tls;
 pub use error::{
     Blame, ConnectError, DialError, Flag, OpenError, RequestError, Retry, ServeError, StreamError,
 };
+pub use io::TunnelIo;
 pub use pool::{Connect, Pool, PoolConfig, PoolKey};
-pub use relay::{AppIo, End, Flow, RelayEnd, copy_tcp, relay};
+pub use relay::{AppIo, End, Flow, RelayEnd, copy_tcp, join_tunnels, relay};
 pub use request::{Authority, Baggage, Forwarded, InboundRequest, TraceParent, TunnelRequest};
 pub use server::{Incoming, ServerConfig};
 pub use stream::{Tunnel, TunnelReader, TunnelWriter};

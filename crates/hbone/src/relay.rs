@@ -25,9 +25,11 @@ use crate::{
 mod chunks;
 mod copy;
 mod outflow;
+mod tunnels;
 mod uplink;
 
 pub use copy::copy_tcp;
+pub use tunnels::join_tunnels;
 
 use outflow::Outflow;
 use uplink::Uplink;

@@ -19,6 +19,7 @@ const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const FORWARDED: HeaderName = http::header::FORWARDED;
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
+const CLIENT: HeaderName = HeaderName::from_static("karst-client");
 
 /// Longest hostname that DNS allows.
 const HOSTNAME_MAX: usize = 253;
@@ -112,6 +113,9 @@ pub struct TunnelRequest {
     pub traceparent: Option<TraceParent>,
     /// Own network name, on the inner request of a tunnel through a gateway only.
     pub forwarded_network: Option<HeaderValue>,
+    /// The client for whom a waypoint asks (`karst-client`): `<SPIFFE ID>;<address>`, either of them may be empty. For
+    /// the destination's telemetry.
+    pub client: Option<HeaderValue>,
 }
 
 impl TunnelRequest {
@@ -123,6 +127,7 @@ impl TunnelRequest {
             forwarded: None,
             traceparent: None,
             forwarded_network: None,
+            client: None,
         }
     }
 
@@ -146,6 +151,9 @@ impl TunnelRequest {
         }
         if let Some(network) = &self.forwarded_network {
             headers.insert(FORWARDED_NETWORK, network.clone());
+        }
+        if let Some(client) = &self.client {
+            headers.insert(CLIENT, client.clone());
         }
         Ok(request)
     }

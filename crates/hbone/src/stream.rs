@@ -92,6 +92,7 @@ impl Tunnel {
         Self {
             reader: TunnelReader {
                 recv,
+                front: Bytes::new(),
                 lent: 0,
                 _permit: permit.clone(),
             },
@@ -112,11 +113,41 @@ impl Tunnel {
     pub fn into_split(self) -> (TunnelReader, TunnelWriter) {
         (self.reader, self.writer)
     }
+
+    /// The first bytes of the peer, at least `wanted` of them unless the stream ends before; they stay unread.
+    ///
+    /// # Errors
+    /// As [`TunnelReader::data`].
+    pub fn poll_peek(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: usize,
+    ) -> Poll<Result<&Bytes, StreamError>> {
+        while self.reader.front.len() < wanted {
+            let seen = std::mem::take(&mut self.reader.front);
+            match self.reader.poll_data(cx) {
+                Poll::Ready(Some(Ok(more))) if seen.is_empty() => self.reader.front = more,
+                Poll::Ready(Some(Ok(more))) => self.reader.front = [seen, more].concat().into(),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => {
+                    self.reader.front = seen;
+                    break;
+                }
+                Poll::Pending => {
+                    self.reader.front = seen;
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(&self.reader.front))
+    }
 }
 
 /// Bytes that come out of a tunnel.
 pub struct TunnelReader {
     recv: RecvStream,
+    /// Bytes that were read and put back.
+    front: Bytes,
     /// Bytes that [`TunnelReader::data`] handed out and not yet gave credit back for.
     lent: usize,
     _permit: Arc<StreamPermit>,
@@ -140,6 +171,9 @@ impl TunnelReader {
 
     /// Like [`TunnelReader::data`]; the caller gives credit back with [`TunnelReader::release`].
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, StreamError>>> {
+        if !self.front.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.front))));
+        }
         loop {
             return match ready!(self.recv.poll_data(cx)) {
                 // The frame that only carries END_STREAM.
@@ -150,6 +184,13 @@ impl TunnelReader {
                 None => Poll::Ready(None),
             };
         }
+    }
+
+    /// Puts bytes back that [`TunnelReader::poll_data`] gave: the next read gives them again. Their credit has not been
+    /// given back yet.
+    pub fn unread(&mut self, bytes: Bytes) {
+        debug_assert!(self.front.is_empty(), "put back once, in one piece");
+        self.front = bytes;
     }
 
     /// Lets the peer send `bytes` more.
@@ -163,7 +204,7 @@ impl TunnelReader {
 
     /// Whether the peer has said that no more bytes follow, and all have been read.
     pub fn is_end(&self) -> bool {
-        self.recv.is_end_stream()
+        self.front.is_empty() && self.recv.is_end_stream()
     }
 }
 
