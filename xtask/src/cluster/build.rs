@@ -118,6 +118,33 @@ const HELM: Tools = Tools {
 /// The Gateway API's conformance suite.
 const SUITE: &str = "sigs.k8s.io/gateway-api/conformance";
 
+/// RFC 9113 and RFC 7541, sentence by sentence.
+const H2SPEC: Tools = Tools {
+    names: &["h2spec"],
+    source: Source::Theirs {
+        packages: &["github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"],
+    },
+    is_static: true,
+};
+
+/// gRPC's interoperability client and server, under names of ours.
+const GRPC_INTEROP: [Tools; 2] = [
+    Tools {
+        names: &["grpc-interop-client"],
+        source: Source::Theirs {
+            packages: &["google.golang.org/grpc/interop/client@v1.81.1"],
+        },
+        is_static: true,
+    },
+    Tools {
+        names: &["grpc-interop-server"],
+        source: Source::Theirs {
+            packages: &["google.golang.org/grpc/interop/server@v1.81.1"],
+        },
+        is_static: true,
+    },
+];
+
 /// Where the programs are.
 pub(crate) fn folder() -> PathBuf {
     shell::root().join("target/cluster/bin")
@@ -149,6 +176,21 @@ pub(crate) fn helm() -> Result<PathBuf> {
 pub(super) fn gateway_api() -> Result<PathBuf> {
     let folder = downloaded("crds", "sigs.k8s.io/gateway-api")?;
     Ok(folder.join("config/crd/experimental"))
+}
+
+/// Builds h2spec unless it is there.
+pub(crate) fn h2spec() -> Result<PathBuf> {
+    build(&H2SPEC)?;
+    Ok(program("h2spec"))
+}
+
+/// Builds gRPC's interoperability client and server unless they are there.
+pub(crate) fn grpc_interop() -> Result<(PathBuf, PathBuf)> {
+    GRPC_INTEROP.iter().try_for_each(build)?;
+    Ok((
+        program("grpc-interop-client"),
+        program("grpc-interop-server"),
+    ))
 }
 
 /// The Gateway API's conformance suite, one program, built unless it is there.
