@@ -69,7 +69,9 @@ impl Follower {
                 Change::NodeWorkload(_)
                 | Change::Endpoints(_)
                 | Change::Address(_)
-                | Change::Range(_) => continue,
+                | Change::Range(_)
+                | Change::Routes(_)
+                | Change::WaypointPolicy(_) => continue,
             };
             difference.add.extend(step.add);
             difference.remove.extend(step.remove);
@@ -136,15 +138,24 @@ impl Follower {
     }
 
     fn apply(&self, difference: &Difference) {
-        if difference.add.is_empty() && difference.remove.is_empty() {
-            return;
-        }
-        if let Err(error) = self
-            .mesh
+        let mesh = &self.mesh;
+        match mesh
             .datapath
             .set_destinations(&difference.add, &difference.remove)
         {
-            tracing::error!(error = %Chain(&error), "cannot tell the kernel which destinations to capture");
+            Ok(waiting) => {
+                let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+                if waiting != 0 && mesh.metrics.destinations_without_room.get() == 0 {
+                    tracing::error!(
+                        waiting,
+                        "the map of mesh destinations is full: everything that pods dial goes through the agent, raise --max-destinations"
+                    );
+                }
+                mesh.metrics.destinations_without_room.set(waiting);
+            }
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "cannot tell the kernel which destinations to capture");
+            }
         }
     }
 

@@ -65,7 +65,7 @@ pub struct ClientConfig {
     pub token: TokenSource,
     /// Name of the Kubernetes node (and of the agent's pod, where it has one).
     pub node: NodeIdentity,
-    /// Kinds to follow. [`Kind::NodeWorkload`] only from a Karst controller.
+    /// Kinds to follow. Those beyond Istio's only from a Karst controller.
     pub kinds: Vec<Kind>,
 }
 
@@ -80,6 +80,31 @@ pub struct NodeIdentity {
     pub ip: std::net::IpAddr,
     /// Further metadata.
     pub metadata: BTreeMap<String, String>,
+}
+
+/// What kind of proxy asks: the first part of the node id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// `ztunnel`, as Istio's control plane knows the L4 proxy of a node.
+    Agent,
+    /// `waypoint`: whoever follows routes.
+    Waypoint,
+}
+
+impl Role {
+    fn of(kinds: &[Kind]) -> Self {
+        match kinds.contains(&Kind::Route) {
+            true => Self::Waypoint,
+            false => Self::Agent,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "ztunnel",
+            Self::Waypoint => "waypoint",
+        }
+    }
 }
 
 /// Counters of the connection; for metrics.
@@ -119,7 +144,7 @@ pub async fn run(
     stats: Arc<ClientStats>,
     shutdown: Shutdown,
 ) {
-    let mut session = Session::new(cfg.node.to_proto(), &cfg.kinds);
+    let mut session = Session::new(cfg.node.to_proto(Role::of(&cfg.kinds)), &cfg.kinds);
     for kind in &cfg.kinds {
         session.hold(*kind, state.names(*kind));
     }
@@ -258,7 +283,7 @@ impl TokenSource {
 }
 
 impl NodeIdentity {
-    fn to_proto(&self) -> core::Node {
+    fn to_proto(&self, role: Role) -> core::Node {
         let Self {
             node_name,
             pod_name,
@@ -268,6 +293,7 @@ impl NodeIdentity {
             ip,
             metadata,
         } = self;
+        let role = role.as_str();
         let text = |value: &str| prost_types::Value {
             kind: Some(prost_types::value::Kind::StringValue(value.to_owned())),
         };
@@ -287,7 +313,7 @@ impl NodeIdentity {
             .chain(own)
             .collect();
         core::Node {
-            id: format!("ztunnel~{ip}~{pod_name}.{namespace}~{namespace}.svc.{cluster_domain}"),
+            id: format!("{role}~{ip}~{pod_name}.{namespace}~{namespace}.svc.{cluster_domain}"),
             metadata: Some(prost_types::Struct { fields }),
             user_agent_name: dialect::USER_AGENT.to_owned(),
             ..core::Node::default()

@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod policies;
+mod routes;
 mod services;
 mod workloads;
 
@@ -15,7 +16,13 @@ use karst_model::{
 };
 
 pub use self::policies::PoliciesFor;
-use self::{endpoints::Endpoints, policies::Policies, services::Services, workloads::Workloads};
+use self::{
+    endpoints::Endpoints,
+    policies::Policies,
+    routes::{Routes, WaypointPolicies},
+    services::Services,
+    workloads::Workloads,
+};
 use crate::{
     state::Change,
     update::{Kind, Update},
@@ -28,6 +35,8 @@ pub(crate) struct Index {
     pub(crate) endpoints: Endpoints,
     pub(crate) policies: Policies,
     pub(crate) node_workloads: HashMap<PodUid, Arc<NodeWorkload>>,
+    pub(crate) routes: Routes,
+    pub(crate) waypoint_policies: WaypointPolicies,
 }
 
 /// How much the state holds; for metrics and dumps.
@@ -37,6 +46,8 @@ pub struct Counts {
     pub services: usize,
     pub policies: usize,
     pub node_workloads: usize,
+    pub routes: usize,
+    pub waypoint_policies: usize,
 }
 
 impl Index {
@@ -77,6 +88,8 @@ impl Index {
                     changes.insert(Change::NodeWorkload(uid));
                 }
             }
+            Update::Route(route) => self.routes.insert(route, changes),
+            Update::WaypointPolicy(policy) => self.waypoint_policies.insert(policy, changes),
             Update::Removed(kind, name) => self.remove(kind, name, changes),
         }
     }
@@ -95,6 +108,16 @@ impl Index {
                 let uid = PodUid(name);
                 if self.node_workloads.remove(&uid).is_some() {
                     changes.insert(Change::NodeWorkload(uid));
+                }
+            }
+            Kind::Route => {
+                if let Ok(key) = name.parse() {
+                    self.routes.remove(&key, changes);
+                }
+            }
+            Kind::WaypointPolicy => {
+                if let Ok(key) = name.parse() {
+                    self.waypoint_policies.remove(&key, changes);
                 }
             }
         }
@@ -141,6 +164,8 @@ impl Index {
             services: self.services.len(),
             policies: self.policies.len(),
             node_workloads: self.node_workloads.len(),
+            routes: self.routes.len(),
+            waypoint_policies: self.waypoint_policies.len(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The last known state on disk, so that an agent that restarts without a controller goes on.
 //!
 //! Two files: `node.state` (the pods of this node; written within a moment of a change) and `mesh.state` (workloads,
-//! services, policies; written at most every few seconds). Each is a header, length-delimited records and a hash of
+//! services, policies, routes; written at most every few seconds). Each is a header, length-delimited records and a hash of
 //! all before it; written aside, then renamed over the old one. A file of another version or with another hash is left
 //! alone and counts as absent, with a warning.
 
@@ -228,6 +228,10 @@ fn update(record: Record, interner: &mut Interner) -> Result<Update, ConvertErro
         Record::NodeWorkload(pod) => {
             Update::NodeWorkload(convert::node_workload_from(pod, interner)?.into())
         }
+        Record::Route(bytes) => Update::Route(convert::decode_route(&bytes, interner)?.into()),
+        Record::WaypointPolicy(bytes) => {
+            Update::WaypointPolicy(convert::decode_waypoint_policy(&bytes, interner)?.into())
+        }
     })
 }
 
@@ -259,6 +263,16 @@ fn records(state: &State, part: Part) -> Vec<u8> {
             workloads
                 .iter()
                 .for_each(|w| add(Record::Address(convert::workload_to(w).encode_to_vec())));
+            let policies = state.waypoint_policies();
+            policies.iter().for_each(|p| {
+                add(Record::WaypointPolicy(
+                    convert::waypoint_policy_to(p).encode_to_vec(),
+                ))
+            });
+            let routes = state.routes();
+            routes
+                .iter()
+                .for_each(|r| add(Record::Route(convert::route_to(r).encode_to_vec())));
         }
     }
     let hash = xxh64(&bytes, 0);
@@ -278,7 +292,9 @@ fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use karst_model::{
         enrollment::{CaptureOptions, EnrollMode, Generation, NodeWorkload, Plaintext},
+        route::{Attachment, Clients, Route, RouteRules},
         service::Service,
+        waypoint_policy::{PolicyTarget, RequestAction, WaypointPolicy},
         workload::Workload,
     };
 
@@ -306,6 +322,23 @@ mod tests {
             })),
             Update::Service(Arc::new(Service::new("shop", "a.shop.svc.cluster.local"))),
             Update::NodeWorkload(Arc::new(pod)),
+            Update::Route(Arc::new(Route {
+                key: "TCPRoute/shop/a".parse().unwrap(),
+                created: 1,
+                attachments: vec![Attachment {
+                    service: "shop/a".parse().unwrap(),
+                    port: None,
+                    clients: Clients::All,
+                }],
+                rules: RouteRules::Tcp(Vec::new()),
+            })),
+            Update::WaypointPolicy(Arc::new(WaypointPolicy {
+                key: "shop/p".parse().unwrap(),
+                targets: vec![PolicyTarget::GatewayClass("c".into())],
+                action: RequestAction::Deny,
+                dry_run: false,
+                rules: Vec::new(),
+            })),
         ]);
         state
     }
@@ -322,6 +355,8 @@ mod tests {
         assert_eq!(again.workloads(), state.workloads());
         assert_eq!(again.services(), state.services());
         assert_eq!(again.node_workloads(), state.node_workloads());
+        assert_eq!(again.routes(), state.routes());
+        assert_eq!(again.waypoint_policies(), state.waypoint_policies());
     }
 
     #[test]

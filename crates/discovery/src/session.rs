@@ -219,6 +219,17 @@ fn read(
             let pod = convert::decode_node_workload(bytes, interner)?;
             (pod.pod_uid.0.clone(), Update::NodeWorkload(pod.into()))
         }
+        Kind::WaypointPolicy => {
+            let policy = convert::decode_waypoint_policy(bytes, interner)?;
+            (
+                policy_name(&policy.key),
+                Update::WaypointPolicy(policy.into()),
+            )
+        }
+        Kind::Route => {
+            let route = convert::decode_route(bytes, interner)?;
+            (route.key.to_string().into(), Update::Route(route.into()))
+        }
     };
     if *name != *resource.name {
         return Err(RejectReason::WrongName(name.to_string()));

@@ -15,7 +15,9 @@ use karst_model::{
     enrollment::NodeWorkload,
     name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
+    route::Route,
     service::{Service, Vip},
+    waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
 use tokio::sync::{broadcast, watch};
@@ -41,6 +43,9 @@ pub enum Change {
     Address(NetworkAddr),
     /// Which services stand behind this range of addresses.
     Range(Vip),
+    /// The routes that are attached to this service.
+    Routes(ServiceKey),
+    WaypointPolicy(PolicyKey),
 }
 
 impl Change {
@@ -214,6 +219,20 @@ impl State {
         self.read().policies.iter().cloned().collect()
     }
 
+    /// The routes that are attached to a service, in the order of their keys (which is not that of precedence).
+    pub fn routes_of(&self, service: &ServiceKey) -> Vec<Arc<Route>> {
+        self.read().routes.of_service(service)
+    }
+
+    pub fn routes(&self) -> Vec<Arc<Route>> {
+        self.read().routes.iter().cloned().collect()
+    }
+
+    /// Every request policy, in the order of their keys: the controller sends a waypoint only those that concern it.
+    pub fn waypoint_policies(&self) -> Vec<Arc<WaypointPolicy>> {
+        self.read().waypoint_policies.iter().cloned().collect()
+    }
+
     pub fn counts(&self) -> Counts {
         self.read().counts()
     }
@@ -279,6 +298,16 @@ impl State {
                 .node_workloads
                 .keys()
                 .map(|uid| uid.0.clone())
+                .collect(),
+            Kind::Route => index
+                .routes
+                .iter()
+                .map(|route| route.key.to_string().into())
+                .collect(),
+            Kind::WaypointPolicy => index
+                .waypoint_policies
+                .iter()
+                .map(|policy| policy.key.to_string().into())
                 .collect(),
         }
     }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use karst_model::{
-    enrollment::NodeWorkload, policy::Authorization, service::Service, workload::Workload,
+    enrollment::NodeWorkload, policy::Authorization, route::Route, service::Service,
+    waypoint_policy::WaypointPolicy, workload::Workload,
 };
 use karst_proto::type_url;
 
@@ -14,28 +15,38 @@ pub enum Update {
     Service(Arc<Service>),
     Policy(Arc<Authorization>),
     NodeWorkload(Arc<NodeWorkload>),
+    Route(Arc<Route>),
+    WaypointPolicy(Arc<WaypointPolicy>),
     /// The name is a workload's uid or a service's `<namespace>/<hostname>`.
     Removed(Kind, Arc<str>),
 }
 
-/// The types of resources that an agent follows.
+/// The types of resources that an agent or a waypoint follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
     Address,
     Authorization,
-    /// Only a Karst controller serves it.
+    /// Only a Karst controller serves it, to agents.
     NodeWorkload,
+    /// Only a Karst controller serves it, to waypoints.
+    WaypointPolicy,
+    /// Only a Karst controller serves it, to waypoints.
+    Route,
 }
 
 impl Kind {
-    /// Every kind, in the order in which they are asked for: policies arrive before the workloads that they protect.
+    /// What an agent follows, in the order in which it asks: policies arrive before the workloads that they protect.
     pub const ALL: [Self; 3] = [Self::Authorization, Self::Address, Self::NodeWorkload];
+    /// What a waypoint follows, in the order in which it asks: policies arrive before the services that they protect.
+    pub const WAYPOINT: [Self; 3] = [Self::WaypointPolicy, Self::Address, Self::Route];
 
     pub fn type_url(self) -> &'static str {
         match self {
             Self::Address => type_url::ADDRESS,
             Self::Authorization => type_url::AUTHORIZATION,
             Self::NodeWorkload => type_url::NODE_WORKLOAD,
+            Self::WaypointPolicy => type_url::WAYPOINT_POLICY,
+            Self::Route => type_url::ROUTE,
         }
     }
 
@@ -43,6 +54,7 @@ impl Kind {
     pub fn of(type_url: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
+            .chain(Self::WAYPOINT)
             .find(|kind| kind.type_url() == type_url)
     }
 }

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use karst_model::workload::Workload;
+use karst_model::{
+    route::{Route, RouteRules},
+    waypoint_policy::{PolicyTarget, RequestAction, WaypointPolicy},
+    workload::Workload,
+};
 use karst_proto::{convert, type_url};
 use prost::Message as _;
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -221,4 +225,61 @@ fn garbled(uid: &str, rng: &mut StdRng) -> Resource {
         }
     }
     resource
+}
+
+#[test]
+fn a_waypoint_follows_routes_and_request_policies_to_their_end() {
+    let (mut session, state) = (Session::new(node(), &Kind::WAYPOINT), State::new());
+    let route = Route {
+        key: "HTTPRoute/shop/r".parse().unwrap(),
+        created: 0,
+        attachments: Vec::new(),
+        rules: RouteRules::Http(Vec::new()),
+    };
+    let policy = WaypointPolicy {
+        key: "shop/p".parse().unwrap(),
+        targets: vec![PolicyTarget::GatewayClass("istio-waypoint".into())],
+        action: RequestAction::Deny,
+        dry_run: false,
+        rules: Vec::new(),
+    };
+    let resources = [
+        (
+            type_url::ROUTE,
+            "HTTPRoute/shop/r",
+            convert::route_to(&route).encode_to_vec(),
+        ),
+        (
+            type_url::WAYPOINT_POLICY,
+            "shop/p",
+            convert::waypoint_policy_to(&policy).encode_to_vec(),
+        ),
+    ];
+    for (type_url, name, value) in resources {
+        let any = prost_types::Any {
+            type_url: type_url.into(),
+            value,
+        };
+        let resource = Resource {
+            name: name.into(),
+            resource: Some(any),
+            ..Resource::default()
+        };
+        let mut response = response("1", vec![resource], &[]);
+        response.type_url = type_url.into();
+        let handled = session.handle(response);
+        assert!(handled.rejected.is_empty(), "{:?}", handled.rejected);
+        state.apply(handled.updates);
+    }
+    assert_eq!(*state.routes()[0], route);
+    assert_eq!(*state.waypoint_policies()[0], policy);
+    for (type_url, name) in [
+        (type_url::ROUTE, "HTTPRoute/shop/r"),
+        (type_url::WAYPOINT_POLICY, "shop/p"),
+    ] {
+        let mut gone = response("2", Vec::new(), &[name]);
+        gone.type_url = type_url.into();
+        state.apply(session.handle(gone).updates);
+    }
+    assert!(state.routes().is_empty() && state.waypoint_policies().is_empty());
 }
