@@ -16,6 +16,7 @@ use karst_discovery::{
 use karst_ebpf_loader::{Kernel, KernelConfig, probe};
 use karst_hbone::server::peers::Peers;
 use karst_identity::{PeerTrust, Store, StoreConfig};
+use karst_link::{Asks, ControllerSigner, JoinError, Link};
 use karst_model::identity::TrustDomain;
 use karst_netns::{cgroup_exists, cgroup_id, own_cgroup_id, raise_nofile_limit};
 use karst_runtime::{
@@ -34,7 +35,7 @@ use crate::{
     admin::{admin_pages, everywhere},
     capture::{self, Enroller, MAX_COMMANDS, cni, datapath::Datapath},
     config::Config,
-    controller::{ControllerSigner, Link, run_answers, run_reports},
+    controller::{run_answers, run_reports},
     inbound::authorize::Authorizer,
     kubelet::Kubelets,
     live::LiveConnections,
@@ -246,6 +247,7 @@ fn load_kernel(config: &Config, node: &Node, kubelets: Vec<u64>) -> anyhow::Resu
         earlier_agent_cgroup_id,
         host_netns_cookie: node.cookie.0,
         kubelet_cgroup_ids: kubelets,
+        sizes: config.map_sizes(),
         cgroup_root: node.cgroup_root.clone(),
     };
     Ok(node.netns.run(|| Kernel::load(&kernel))??)
@@ -287,9 +289,9 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
     let synced = readiness.task("first answers of the controller");
     let joined = readiness.task("joining the controller");
 
-    let link = match Link::establish(&config, &shutdown).await {
+    let link = match Link::establish(&config.link(), &shutdown).await {
         Ok(link) => link,
-        Err(crate::controller::JoinError::Ended) => return Ok(()),
+        Err(JoinError::Ended) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     joined.done();
@@ -301,7 +303,7 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
         persist_dir: Some(config.run_dir.join("identity")),
         ..StoreConfig::default()
     };
-    let identities = Store::new(store, Arc::new(ControllerSigner(link.clone())))?;
+    let identities = Store::new(store, Arc::new(signer(&link)))?;
     let mesh = Arc::new(Mesh {
         authorizer: Authorizer::new(state.clone()),
         live: Arc::new(LiveConnections::default()),
@@ -400,6 +402,14 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
     stopped.cancel();
     tokio::task::spawn_blocking(move || join_threads(threads)).await?;
     Ok(())
+}
+
+/// Asks for the certificates of the workloads of this node.
+fn signer(link: &Link) -> ControllerSigner {
+    ControllerSigner {
+        link: link.clone(),
+        asks: Asks::OnBehalf,
+    }
 }
 
 fn join_threads(threads: Vec<std::thread::JoinHandle<()>>) {

@@ -9,6 +9,8 @@ use std::{
 };
 
 use clap::Parser;
+use karst_ebpf_loader::MapSizes;
+use karst_link::LinkConfig;
 use karst_model::{addr::Network, identity::DEFAULT_TRUST_DOMAIN};
 use serde::Serialize;
 
@@ -113,6 +115,17 @@ pub(crate) struct Config {
     /// HBONE connections from one peer address that are served at once; karst_peer_connections_refused counts further ones.
     #[arg(long, env = "KARST_CONNECTIONS_PER_PEER", default_value_t = karst_hbone::server::peers::CONNECTIONS_MAX)]
     pub(crate) connections_per_peer: usize,
+    /// Pods of this node that can be enrolled at once. This and the next two size maps that outlive the agent: a change
+    /// counts after the node's next start.
+    #[arg(long, env = "KARST_MAX_PODS", default_value_t = MapSizes::default().pods, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) max_pods: u32,
+    /// Addresses of the mesh (pods and services) that the kernel tells apart from others by itself. With more,
+    /// everything that enrolled pods dial goes through the agent; karst_destinations_without_room counts them.
+    #[arg(long, env = "KARST_MAX_DESTINATIONS", default_value_t = MapSizes::default().destinations, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub(crate) max_destinations: u32,
+    /// Captured connections of this node that may wait for the agent at once; further ones are refused.
+    #[arg(long, env = "KARST_MAX_PENDING", default_value_t = MapSizes::default().pending, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub(crate) max_pending: u32,
     /// Seconds that connections get to finish after SIGTERM.
     #[arg(long, env = "KARST_DRAIN_SECONDS", default_value_t = 25)]
     pub(crate) drain_seconds: u64,
@@ -204,6 +217,29 @@ impl Config {
         }
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
         (processors / 4).max(2)
+    }
+
+    /// How large the kernel's maps are made.
+    pub(crate) fn map_sizes(&self) -> MapSizes {
+        MapSizes {
+            pods: self.max_pods,
+            destinations: self.max_destinations,
+            pending: self.max_pending,
+            ..MapSizes::default()
+        }
+    }
+
+    /// How the controller is reached.
+    pub(crate) fn link(&self) -> LinkConfig {
+        LinkConfig {
+            controller: self.controller.clone(),
+            controller_name: self.controller_name.clone(),
+            token_file: self.token_file.clone(),
+            root_cert_file: self.root_cert_file.clone(),
+            join_token_file: self.join_token_file.clone(),
+            node: self.node.clone(),
+            run_dir: self.run_dir.clone(),
+        }
     }
 
     pub(crate) fn own_network(&self) -> Network {

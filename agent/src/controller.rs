@@ -1,16 +1,9 @@
 //! The agent's side of the control plane: credentials, certificates, reports of what is captured.
 //!
-//! Discovery has its own client (`karst-discovery`); it shares the [`Link`] made here.
+//! Discovery has its own client (`karst-discovery`), the way to the controller its own crate (`karst-link`).
 
 mod answers;
-mod join;
-mod link;
 mod report;
-mod service_account;
-mod signer;
 
 pub(crate) use answers::run as run_answers;
-pub(crate) use join::JoinError;
-pub(crate) use link::Link;
 pub(crate) use report::run as run_reports;
-pub(crate) use signer::ControllerSigner;

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use karst_link::Link;
 use karst_proto::reads::{
     LiveConnection, NodeAnswer, NodeCertificate, NodeQuestion, NodeStatus, Subject,
     node_reads_client::NodeReadsClient,
@@ -16,7 +17,7 @@ use karst_telemetry::error_chain::Chain;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{capture::CapturedWatch, controller::Link, mesh::Mesh};
+use crate::{capture::CapturedWatch, mesh::Mesh};
 
 /// First and longest pause between streams.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use karst_link::Link;
 use karst_model::{enrollment::PodCapture, name::PodUid};
 use karst_proto::karst::{PodReport, ReportRequest, reports_client::ReportsClient};
 use karst_runtime::supervise::Shutdown;
@@ -11,10 +12,7 @@ use karst_telemetry::error_chain::Chain;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{
-    capture::{CapturedPods, CapturedWatch},
-    controller::Link,
-};
+use crate::capture::{CapturedPods, CapturedWatch};
 
 /// First and longest pause between streams.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(15));

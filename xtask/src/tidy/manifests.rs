@@ -49,6 +49,16 @@ const EDGES: &[(&str, &[&str])] = &[
         "karst-hbone",
         &["karst-model", "karst-identity", "karst-runtime"],
     ),
+    (
+        "karst-link",
+        &[
+            "karst-model",
+            "karst-proto",
+            "karst-identity",
+            "karst-runtime",
+            "karst-telemetry",
+        ],
+    ),
     ("karst-ebpf-loader", &["karst-ebpf-abi", "karst-netns"]),
     ("karst-ca", &["karst-model", "karst-identity"]),
     (
@@ -65,11 +75,26 @@ const EDGES: &[(&str, &[&str])] = &[
             "karst-identity",
             "karst-hbone",
             "karst-discovery",
+            "karst-link",
             "karst-runtime",
             "karst-telemetry",
             "karst-netns",
             "karst-ebpf-loader",
             "karst-ebpf-abi",
+        ],
+    ),
+    (
+        "karst-waypoint",
+        &[
+            "karst-model",
+            "karst-policy",
+            "karst-routing",
+            "karst-identity",
+            "karst-hbone",
+            "karst-discovery",
+            "karst-link",
+            "karst-runtime",
+            "karst-telemetry",
         ],
     ),
     (

@@ -23,16 +23,14 @@ use tonic::{
 };
 
 use crate::{
-    config::Config,
-    controller::{
-        join::{JoinError, Joined},
-        service_account::ServiceAccount,
-    },
+    LinkConfig,
+    join::{JoinError, Joined},
+    service_account::ServiceAccount,
 };
 
 /// A verified way to the controller, with the agent's token. Clones are the same way.
 #[derive(Clone)]
-pub(crate) struct Link {
+pub struct Link {
     shared: Arc<Shared>,
 }
 
@@ -61,7 +59,7 @@ struct Way {
 impl Link {
     /// Uses the service account's token where one is named, else the node token of an earlier run, else joins with the
     /// join token; retries until what it needs is there.
-    pub(crate) async fn establish(config: &Config, shutdown: &Shutdown) -> Result<Self, JoinError> {
+    pub async fn establish(config: &LinkConfig, shutdown: &Shutdown) -> Result<Self, JoinError> {
         let (credential, roots_pem) = match ServiceAccount::of(config) {
             Some(account) => {
                 let roots = account.wait_for_roots(shutdown).await?;
@@ -88,7 +86,7 @@ impl Link {
     }
 
     /// A new connection, for discovery.
-    pub(crate) async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
+    pub async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
         let connector = self.way().connector;
         let endpoint = &self.shared.endpoint;
         let channel = endpoint.connect_with_connector(connector).await?;
@@ -98,17 +96,17 @@ impl Link {
 
     /// The connection that discovery uses: of several controllers, the one that tells us what to capture is the one that
     /// must hear what is captured.
-    pub(crate) fn followed(&self) -> watch::Receiver<Option<Channel>> {
+    pub fn followed(&self) -> watch::Receiver<Option<Channel>> {
         self.shared.followed.subscribe()
     }
 
     /// A connection that is made when it is used, and shared.
-    pub(crate) fn channel(&self) -> Channel {
+    pub fn channel(&self) -> Channel {
         self.way().channel
     }
 
     /// The bearer token as it is now.
-    pub(crate) fn token(&self) -> io::Result<String> {
+    pub fn token(&self) -> io::Result<String> {
         match &self.shared.credential {
             Credential::Joined(joined) => Ok(joined.node_token()),
             Credential::ServiceAccount(account) => account.token(),
@@ -116,7 +114,7 @@ impl Link {
     }
 
     /// The request with the bearer token.
-    pub(crate) fn authorized<T>(&self, message: T) -> Request<T> {
+    pub fn authorized<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(value) = self.bearer() {
             request.metadata_mut().insert("authorization", value);
@@ -133,7 +131,7 @@ impl Link {
     }
 
     /// Keeps the credential alive until shutdown. A service account's is the kubelet's to renew.
-    pub(crate) async fn keep_fresh(self, shutdown: Shutdown) {
+    pub async fn keep_fresh(self, shutdown: Shutdown) {
         match &self.shared.credential {
             Credential::Joined(joined) => joined.keep_fresh(&self, &shutdown).await,
             Credential::ServiceAccount(_) => shutdown.cancelled().await,
@@ -194,7 +192,7 @@ fn way(endpoint: &Endpoint, name: Option<&str>, roots_pem: String) -> Result<Way
 }
 
 /// The channel is given a plain URI, because TLS is the connector's: the transport must not bring its own.
-pub(super) fn endpoint(config: &Config) -> Result<Endpoint, JoinError> {
+pub(super) fn endpoint(config: &LinkConfig) -> Result<Endpoint, JoinError> {
     let plain = config.controller.replacen("https://", "http://", 1);
     let endpoint = Endpoint::from_shared(plain)
         .map_err(|_invalid| JoinError::Address(config.controller.clone()))?;

@@ -1,4 +1,4 @@
-//! The agent's Kubernetes service account: a projected token and the mesh's roots, both files that others renew.
+//! The program's Kubernetes service account: a projected token and the mesh's roots, both files that others renew.
 //!
 //! The kubelet replaces the token at four fifths of its life, the controller the roots during a rotation. Both are read
 //! at each use, so no watch can miss a change.
@@ -13,7 +13,7 @@ use std::{
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::error_chain::Chain;
 
-use crate::{config::Config, controller::join::JoinError};
+use crate::{JoinError, LinkConfig};
 
 /// Longest token or root file that is read.
 const FILE_LIMIT: u64 = 1 << 20;
@@ -29,7 +29,7 @@ pub(super) struct ServiceAccount {
 
 impl ServiceAccount {
     /// None when the configuration names no token file: the node joins with a join token then.
-    pub(super) fn of(config: &Config) -> Option<Self> {
+    pub(super) fn of(config: &LinkConfig) -> Option<Self> {
         Some(Self {
             token_file: config.token_file.clone()?,
             root_cert_file: config.root_cert_file.clone()?,

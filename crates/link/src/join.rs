@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Endpoint;
 
 use crate::{
-    config::Config,
-    controller::link::{Link, connector, endpoint},
+    LinkConfig,
+    way::{Link, connector, endpoint},
 };
 
 /// First and longest pause between attempts to reach the controller.
@@ -48,7 +48,7 @@ struct Credential {
 
 /// Why the node could not join.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum JoinError {
+pub enum JoinError {
     #[error("controller address {0:?} is no URI")]
     Address(String),
     #[error("no node token in {} and no join token: give --join-token-file (made by `karst-controller token create --node NODE`), or in Kubernetes --token-file and --root-cert-file", .0.display())]
@@ -70,7 +70,7 @@ pub(crate) enum JoinError {
     Refused(String),
     #[error("cannot keep the node token in {}", path.display())]
     Save { path: PathBuf, source: io::Error },
-    #[error("the agent is ending")]
+    #[error("the program is ending")]
     Ended,
 }
 
@@ -82,7 +82,10 @@ pub(super) struct Joined {
 
 impl Joined {
     /// Uses the node token of an earlier run, or joins with the join token; retries until the controller is there.
-    pub(super) async fn establish(config: &Config, shutdown: &Shutdown) -> Result<Self, JoinError> {
+    pub(super) async fn establish(
+        config: &LinkConfig,
+        shutdown: &Shutdown,
+    ) -> Result<Self, JoinError> {
         let file = config.run_dir.join("node-credential.json");
         let held = match read_credential(&file) {
             Some(held) => held,
@@ -183,7 +186,11 @@ fn write_private(file: &Path, credential: &Credential) -> io::Result<()> {
     fs::rename(&aside, file)
 }
 
-async fn join(config: &Config, file: &Path, shutdown: &Shutdown) -> Result<Credential, JoinError> {
+async fn join(
+    config: &LinkConfig,
+    file: &Path,
+    shutdown: &Shutdown,
+) -> Result<Credential, JoinError> {
     let path = config
         .join_token_file
         .clone()

@@ -1,4 +1,4 @@
-//! Asks the controller's CA for certificates of local workloads: Istio's own service and messages.
+//! Asks the controller's CA for certificates: Istio's own service and messages.
 
 use std::time::Duration;
 
@@ -10,10 +10,22 @@ use karst_proto::ca::{
 };
 use prost_types::{Struct, Value, value::Kind};
 
-use crate::controller::Link;
+use crate::Link;
 
-/// Signs through the controller, on behalf of the workloads of this node.
-pub(crate) struct ControllerSigner(pub(crate) Link);
+/// For whom certificates are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// For the workloads of this node, which the request names.
+    OnBehalf,
+    /// For the service account that the credential stands for.
+    ForItself,
+}
+
+/// Signs through the controller.
+pub struct ControllerSigner {
+    pub link: Link,
+    pub asks: Asks,
+}
 
 #[async_trait]
 impl CertificateSigner for ControllerSigner {
@@ -26,10 +38,12 @@ impl CertificateSigner for ControllerSigner {
         let request = IstioCertificateRequest {
             csr: csr_pem,
             validity_duration: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
-            metadata: Some(impersonation(id)),
+            metadata: (self.asks == Asks::OnBehalf).then(|| impersonation(id)),
         };
-        let mut client = IstioCertificateServiceClient::new(self.0.channel());
-        let answered = client.create_certificate(self.0.authorized(request)).await;
+        let mut client = IstioCertificateServiceClient::new(self.link.channel());
+        let answered = client
+            .create_certificate(self.link.authorized(request))
+            .await;
         match answered {
             Ok(response) => Ok(SignedCertificate {
                 chain_pem: response.into_inner().cert_chain,
