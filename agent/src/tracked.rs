@@ -53,7 +53,7 @@ impl<'a> Tracked<'a> {
     ) -> Self {
         let direction = match labels.reporter {
             Reporter::Source => Direction::Outbound,
-            Reporter::Destination => Direction::Inbound,
+            Reporter::Destination | Reporter::Waypoint => Direction::Inbound,
         };
         let mut record = Record::new(direction);
         record.source = Source {
@@ -103,7 +103,7 @@ impl<'a> Tracked<'a> {
         let Bytes { request, response } = bytes;
         (self.record.bytes_sent, self.record.bytes_recv) = match self.labels.reporter {
             Reporter::Source => (request, response),
-            Reporter::Destination => (response, request),
+            Reporter::Destination | Reporter::Waypoint => (response, request),
         };
         self.record.duration = self.since.elapsed();
         self.record.error = describe(end, cut_because);

@@ -10,3 +10,4 @@ pub mod access_log;
 pub mod error_chain;
 pub mod logging;
 pub mod metrics;
+pub mod request_log;

@@ -1,8 +1,9 @@
-//! The metrics registry of a program, and the families that all proxies share ([`tcp`]).
+//! The metrics registry of a program, and the families that proxies share ([`tcp`], [`http`]).
 //!
 //! Metrics are registered once at start; handles are kept per connection, so that counting is one atomic add. The
 //! registry is encoded as OpenMetrics text when somebody scrapes the program.
 
+pub mod http;
 pub mod tcp;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -29,13 +29,16 @@ pub enum Reporter {
     Source,
     /// The node of the server.
     Destination,
+    /// The waypoint between them.
+    Waypoint,
 }
 
 impl Reporter {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+            Self::Waypoint => "waypoint",
         }
     }
 }
@@ -185,7 +188,7 @@ impl EncodeLabelSet for TcpLabels {
     }
 }
 
-fn encode_labels<'a>(
+pub(super) fn encode_labels<'a>(
     encoder: &mut LabelSetEncoder<'_>,
     labels: impl Iterator<Item = &'a (&'a str, &'a str)>,
 ) -> Result<(), std::fmt::Error> {
