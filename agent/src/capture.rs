@@ -227,6 +227,16 @@ impl Enroller {
                 () = self.mesh.shutdown.cancelled() => return,
             }
             self.converge();
+            if commands.is_empty() {
+                self.prepare();
+            }
+        }
+    }
+
+    /// Makes ready for pods to come, while nobody waits; at most one for each event.
+    fn prepare(&self) {
+        if let Err(error) = self.mesh.datapath.prepare() {
+            tracing::warn!(error = %Chain(&error), "cannot make ready for the next pod: it will take longer");
         }
     }
 
@@ -374,10 +384,10 @@ impl Enroller {
         // A pod that its runtime is just starting has no process yet.
         let starts = self.waiting.iter().any(|(uid, _)| *uid == pod_uid);
         let guarded = self.survivors.contains(&namespace.cookie);
-        let guard = if is_new && !starts && !guarded {
-            Guard::Later
-        } else {
-            Guard::Now
+        let guard = match (starts && is_new, is_new && !guarded) {
+            (true, _) => Guard::AtStart,
+            (false, true) => Guard::Later,
+            (false, false) => Guard::Now,
         };
         let guard_due = (guard == Guard::Later).then(|| Instant::now() + GUARD_DELAY);
         let enforce_due = match self.captured.get(&pod_uid) {

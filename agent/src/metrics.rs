@@ -21,6 +21,8 @@ pub(crate) struct Metrics {
     pub(crate) peer_connections_refused: Counter,
     pub(crate) captured_pods: Gauge,
     pub(crate) pending_pods: Gauge,
+    /// While it is not 0, everything that pods dial goes through the agent.
+    pub(crate) destinations_without_room: Gauge,
     /// 1 while karst-cni is in the node's CNI chain, 0 while it cannot be put there.
     pub(crate) cni_installed: Gauge,
     /// Times that another program had taken it out.
@@ -58,6 +60,10 @@ impl Metrics {
             pending_pods: gauge(
                 "workload_manager_pending_proxy_count",
                 "Pods that should be captured and are not",
+            ),
+            destinations_without_room: gauge(
+                "karst_destinations_without_room",
+                "Mesh destinations that the kernel's map has no room for",
             ),
             cni_installed: gauge(
                 "karst_cni_installed",

@@ -9,6 +9,8 @@ use karst_netns::NetnsCookie;
 pub(crate) trait Datapath: Send + Sync {
     /// Captures a pod, or renews its capture. Idempotent per namespace.
     fn attach(&self, pod: &PodAttachment<'_>) -> Result<(), AttachError>;
+    /// Makes ready for a pod to come; true when it may be called again for more.
+    fn prepare(&self) -> Result<bool, LoadError>;
     /// First step of letting a pod go: what it dials is its own business again. `attach` takes it back.
     fn release_outbound(&self, cookie: NetnsCookie) -> Result<(), AttachError>;
     /// Second step: new connections to it reach the application directly.
@@ -17,7 +19,8 @@ pub(crate) trait Datapath: Send + Sync {
     fn detach(&self, cookie: NetnsCookie) -> Result<(), AttachError>;
     /// The pods that the kernel captures now, also those from before a restart.
     fn attached(&self) -> Vec<AttachedPod>;
-    fn set_destinations(&self, add: &[IpAddr], remove: &[IpAddr]) -> Result<(), MapError>;
+    /// Returns how many destinations wait for room; while any does, everything that pods dial is captured.
+    fn set_destinations(&self, add: &[IpAddr], remove: &[IpAddr]) -> Result<usize, MapError>;
     fn destinations(&self) -> Result<Vec<IpAddr>, MapError>;
     /// What a captured client dialled; each connection can be asked for once.
     fn take_orig_dst(&self, cookie: NetnsCookie, client: SocketAddr) -> Option<SocketAddr>;
@@ -31,6 +34,10 @@ pub(crate) trait Datapath: Send + Sync {
 impl Datapath for Kernel {
     fn attach(&self, pod: &PodAttachment<'_>) -> Result<(), AttachError> {
         self.attach_pod(pod)
+    }
+
+    fn prepare(&self) -> Result<bool, LoadError> {
+        Self::prepare(self)
     }
 
     fn release_outbound(&self, cookie: NetnsCookie) -> Result<(), AttachError> {
@@ -49,7 +56,7 @@ impl Datapath for Kernel {
         Self::attached(self)
     }
 
-    fn set_destinations(&self, add: &[IpAddr], remove: &[IpAddr]) -> Result<(), MapError> {
+    fn set_destinations(&self, add: &[IpAddr], remove: &[IpAddr]) -> Result<usize, MapError> {
         Self::set_destinations(self, add, remove)
     }
 

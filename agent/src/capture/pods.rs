@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use karst_ebpf_loader::{Capture, Cidr, HostLink, Listeners, PodAttachment};
+use karst_ebpf_loader::{Capture, Cidr, HostLink, Listeners, PodAttachment, Processes};
 use karst_model::{
     cni::{KNOWN_NAMESPACES_FILE, KnownNamespaces, PROTOCOL_VERSION},
     enrollment::{EnrollMode, NodeWorkload},
@@ -201,6 +201,8 @@ fn write_json(file: &Path, value: &impl Serialize) -> io::Result<()> {
 /// When the pod's guard drops what went around the capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Guard {
+    /// At once: the pod has no process yet.
+    AtStart,
     Now,
     /// Not yet: a process of the pod may be between the connect that was let pass and its SYN.
     Later,
@@ -361,10 +363,12 @@ fn attach(
         source,
     };
     let host_veth = match guard {
-        Guard::Now => host_end(mesh, desired, known, netns)?.map(|ifindex| HostLink {
-            netns: mesh.node.netns.as_fd(),
-            ifindex,
-        }),
+        Guard::AtStart | Guard::Now => {
+            host_end(mesh, desired, known, netns)?.map(|ifindex| HostLink {
+                netns: mesh.node.netns.as_fd(),
+                ifindex,
+            })
+        }
         Guard::Later => None,
     };
     let dns = desired.capture.dns_capture.unwrap_or(true);
@@ -373,6 +377,10 @@ fn attach(
         netns: netns.as_fd(),
         addresses: &desired.addresses,
         host_veth,
+        processes: match guard {
+            Guard::AtStart => Processes::None,
+            Guard::Now | Guard::Later => Processes::MayRun,
+        },
         capture: &Capture {
             exclude_outbound_ports: desired.capture.exclude_outbound_ports.clone(),
             exclude_outbound_cidrs: desired

@@ -23,7 +23,15 @@ pub struct Config {
     pub earlier_agent_cgroup: u64,
     /// [`ABI_VERSION`] of the writer.
     pub version: u32,
-    pub reserved: u32,
+    /// Bits of [`config_flag`].
+    pub flags: u32,
+}
+
+/// Bits of [`Config::flags`].
+pub mod config_flag {
+    /// `DESTINATIONS` has no room for every mesh destination: whatever is not in it may be one, so all that pods dial is
+    /// captured.
+    pub const CAPTURE_ALL: u32 = 1;
 }
 
 plain!(Config = 56);

@@ -9,7 +9,7 @@ mod counter;
 mod flow;
 mod pod;
 
-pub use config::{ABI_VERSION, Config, KUBELET_CGROUPS};
+pub use config::{ABI_VERSION, Config, KUBELET_CGROUPS, config_flag};
 pub use counter::Counter;
 pub use flow::{Approval, ClientKey, Dialled, FactKind, ProbeKey, SocketFact, Tuple};
 pub use pod::{

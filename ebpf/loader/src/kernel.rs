@@ -1,6 +1,6 @@
 //! The kernel side as the agent sees it: loaded once, pods attached and detached, flows looked up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,14 +11,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aya::Ebpf;
 use karst_ebpf_abi::{
     ABI_VERSION, ClientKey, Config, Counter, KUBELET_CGROUPS, LISTENERS_PER_POD, ListenerRole,
-    MAX_PODS, Pod, ProbeKey, pod_flag,
+    MAX_DESTINATIONS, MAX_EXCLUSIONS, MAX_PENDING, MAX_PODS, Pod, ProbeKey, config_flag, pod_flag,
 };
 use karst_netns::{Netns, NetnsCookie};
 
 use crate::address::{dialled, ip, socket_addr, words};
 use crate::guard::Qdisc;
 use crate::maps::Maps;
-use crate::pod::{self, AttachedPod, PodAttachment};
+use crate::pod::{self, AttachedPod, PodAttachment, Processes};
 use crate::{AttachError, LoadError, MapError, cgroup_hooks, guard, object, steering};
 
 /// `f_type` of a bpf file system, from `linux/magic.h`.
@@ -42,6 +42,31 @@ pub struct KernelConfig {
     pub host_netns_cookie: u64,
     /// Cgroups whose processes may probe; at most three. Resolve again when the kubelet restarts.
     pub kubelet_cgroup_ids: Vec<u64>,
+    pub sizes: MapSizes,
+}
+
+/// How many entries the maps have room for. Maps of an earlier run keep the sizes that they were made with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapSizes {
+    /// Enrolled pods; a further one is not attached.
+    pub pods: u32,
+    /// Mesh destinations; while one does not fit, everything that enrolled pods dial is captured.
+    pub destinations: u32,
+    /// Connections between `connect` and `accept`, and approvals not yet used; a further connection is refused.
+    pub pending: u32,
+    /// Excluded ports, excluded CIDRs, probe ports, each over all pods; a pod whose own do not fit is not attached.
+    pub exclusions: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self {
+            pods: MAX_PODS,
+            destinations: MAX_DESTINATIONS,
+            pending: MAX_PENDING,
+            exclusions: MAX_EXCLUSIONS,
+        }
+    }
 }
 
 /// The loaded programs of one agent. They stay in the kernel when this value is dropped.
@@ -49,12 +74,17 @@ pub struct Kernel {
     pin_dir: PathBuf,
     maps: Maps,
     pods: Mutex<Pods>,
+    /// Mesh destinations that the map has no room for.
+    overflow: Mutex<BTreeSet<IpAddr>>,
 }
 
 /// What attaching and detaching change, one at a time.
 struct Pods {
     /// Holds the guard, to be put on further interfaces.
     ebpf: Ebpf,
+    steering: steering::Programs,
+    /// Who has which place in the map of pods.
+    slots: BTreeMap<NetnsCookie, u32>,
     /// Namespaces that hold the host side of pods' veths; pods of an earlier run: [`Self::home`].
     hosts: BTreeMap<NetnsCookie, Netns>,
     /// The namespace in which the agent was started.
@@ -70,13 +100,18 @@ impl Kernel {
         prepare(&cfg.pin_dir)?;
         let home = Netns::current().map_err(opening(Path::new("/proc/thread-self/ns/net")))?;
         let cgroup = File::open(&cfg.cgroup_root).map_err(opening(&cfg.cgroup_root))?;
-        let mut ebpf = object::open(&cfg.pin_dir, None)?;
+        let mut ebpf = object::open(&cfg.pin_dir, &cfg.sizes, None)?;
         let maps = Maps::open(&cfg.pin_dir)?;
+        note_sizes(&maps, &cfg.sizes);
         configure(&maps, cfg)?;
         guard::load(&mut ebpf)?;
         cgroup_hooks::attach(&mut ebpf, &cfg.pin_dir, &cgroup)?;
         let pods = Mutex::new(Pods {
             ebpf,
+            steering: steering::Programs::new(&cfg.pin_dir, cfg.sizes),
+            slots: occupied(&maps)
+                .map(|(slot, pod)| (NetnsCookie(pod.cookie), slot))
+                .collect(),
             hosts: BTreeMap::new(),
             home,
         });
@@ -84,6 +119,7 @@ impl Kernel {
             pin_dir: cfg.pin_dir.clone(),
             maps,
             pods,
+            overflow: Mutex::default(),
         };
         kernel.renew_pods()?;
         Ok(kernel)
@@ -122,7 +158,8 @@ impl Kernel {
     /// Inbound closes first, then outbound opens, then the guard. On failure the pod is detached.
     pub fn attach_pod(&self, pod: &PodAttachment<'_>) -> Result<(), AttachError> {
         let mut pods = self.pods();
-        let slot = self.slot_for(pod.cookie)?;
+        let slot = self.slot_for(&pods, pod.cookie)?;
+        pods.slots.insert(pod.cookie, slot);
         self.attach_at(&mut pods, slot, pod).inspect_err(|_| {
             let _best_effort = self.detach_at(&mut pods, slot, pod.cookie);
         })
@@ -132,7 +169,7 @@ impl Kernel {
     /// three steps that let a pod go while others still believe that it is captured; `attach_pod` takes it back.
     pub fn release_outbound(&self, cookie: NetnsCookie) -> Result<(), AttachError> {
         let mut pods = self.pods();
-        let Some(slot) = self.find(cookie) else {
+        let Some(&slot) = pods.slots.get(&cookie) else {
             return Ok(());
         };
         let mut pod = self.maps.pod(slot)?;
@@ -159,10 +196,21 @@ impl Kernel {
     /// Releases a pod; one that is not attached is fine. Its connections go on.
     pub fn detach_pod(&self, cookie: NetnsCookie) -> Result<(), AttachError> {
         let mut pods = self.pods();
-        match self.find(cookie) {
+        match pods.slots.get(&cookie).copied() {
             Some(slot) => self.detach_at(&mut pods, slot, cookie),
             None => Ok(()),
         }
+    }
+
+    /// Loads a program for a pod to come, where not enough of them wait, so that the pod does not wait for it. Takes
+    /// some milliseconds; true when it may be called again for more.
+    pub fn prepare(&self) -> Result<bool, LoadError> {
+        let mut pods = self.pods();
+        let Pods {
+            steering, slots, ..
+        } = &mut *pods;
+        let taken: BTreeSet<u32> = slots.values().copied().collect();
+        steering.prepare((0..self.maps.pods_max()).filter(|slot| !taken.contains(slot)))
     }
 
     /// The pods in the maps, those of an earlier run included.
@@ -173,13 +221,34 @@ impl Kernel {
     }
 
     /// Adds and removes mesh destinations: pods and service addresses whose TCP goes to the agent.
-    pub fn set_destinations(&self, add: &[IpAddr], remove: &[IpAddr]) -> Result<(), MapError> {
+    ///
+    /// What finds no room is kept and put in as soon as there is some; until then every connection of enrolled pods is
+    /// captured, so that none to the mesh goes around it. Returns how many wait for room.
+    pub fn set_destinations(&self, add: &[IpAddr], remove: &[IpAddr]) -> Result<usize, MapError> {
         let table = &self.maps.destinations;
-        add.iter()
-            .try_for_each(|addr| table.insert(&words(*addr), &MESH))?;
-        remove
-            .iter()
-            .try_for_each(|addr| table.remove(&words(*addr)))
+        let mut overflow = lock(&self.overflow);
+        for addr in remove {
+            overflow.remove(addr);
+            table.remove(&words(*addr))?;
+        }
+        let waited = std::mem::take(&mut *overflow);
+        for addr in waited.into_iter().chain(add.iter().copied()) {
+            match table.insert(&words(addr), &MESH) {
+                Err(MapError::Full { .. }) => drop(overflow.insert(addr)),
+                other => other?,
+            }
+        }
+        self.capture_all(!overflow.is_empty())?;
+        Ok(overflow.len())
+    }
+
+    fn capture_all(&self, on: bool) -> Result<(), MapError> {
+        let config = self.maps.config()?;
+        let flags = if on { config_flag::CAPTURE_ALL } else { 0 };
+        if config.flags == flags {
+            return Ok(());
+        }
+        self.maps.set_config(Config { flags, ..config })
     }
 
     /// Every mesh destination in the map.
@@ -210,8 +279,11 @@ impl Kernel {
 
     /// Replaces the ports of an attached pod that the kubelet may reach.
     pub fn set_probe_ports(&self, cookie: NetnsCookie, ports: &[u16]) -> Result<(), MapError> {
-        let _one_at_a_time = self.pods();
-        let slot = self.find(cookie).ok_or(MapError::NotAttached(cookie))?;
+        let pods = self.pods();
+        let slot = *pods
+            .slots
+            .get(&cookie)
+            .ok_or(MapError::NotAttached(cookie))?;
         let mut pod = self.maps.pod(slot)?;
         self.write_probe_ports(&pod, ports)?;
         pod.flags &= !pod_flag::PROBES;
@@ -238,7 +310,7 @@ impl Kernel {
     }
 
     fn pods(&self) -> MutexGuard<'_, Pods> {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pods)
     }
 
     /// Gives pods of an earlier run the programs of this one.
@@ -246,8 +318,13 @@ impl Kernel {
         let mut pods = self.pods();
         for (slot, pod) in occupied(&self.maps) {
             let cookie = NetnsCookie(pod.cookie);
-            let Pods { ebpf, home, .. } = &mut *pods;
-            let renewed = steering::attach(&self.pin_dir, slot, cookie, None);
+            let Pods {
+                ebpf,
+                steering,
+                home,
+                ..
+            } = &mut *pods;
+            let renewed = steering.attach(slot, cookie, None);
             let guarded = match pod.host_ifindex {
                 0 => Ok(Qdisc::Foreign),
                 ifindex => guard::attach(ebpf, home, ifindex, &guard_pin(&self.pin_dir, cookie)),
@@ -263,18 +340,15 @@ impl Kernel {
         Ok(())
     }
 
-    fn find(&self, cookie: NetnsCookie) -> Option<u32> {
-        let mut pods = occupied(&self.maps);
-        pods.find(|(_, pod)| pod.cookie == cookie.0)
-            .map(|(slot, _)| slot)
-    }
-
-    fn slot_for(&self, cookie: NetnsCookie) -> Result<u32, AttachError> {
-        let free =
-            || (0..MAX_PODS).find(|slot| self.maps.pod(*slot).is_ok_and(|pod| pod.cookie == 0));
-        self.find(cookie)
-            .or_else(free)
-            .ok_or(AttachError::Full(MAX_PODS))
+    fn slot_for(&self, pods: &Pods, cookie: NetnsCookie) -> Result<u32, AttachError> {
+        if let Some(slot) = pods.slots.get(&cookie) {
+            return Ok(*slot);
+        }
+        let taken: BTreeSet<u32> = pods.slots.values().copied().collect();
+        let mut places = 0..self.maps.pods_max();
+        places
+            .find(|slot| !taken.contains(slot))
+            .ok_or(AttachError::Full(places.end))
     }
 
     fn attach_at(
@@ -296,12 +370,15 @@ impl Kernel {
         self.write_probe_ports(&entry, pod.probe_ports)?;
         self.maps.set_pod(slot, &entry)?;
         self.set_listeners(slot, pod)?;
-        steering::attach(&self.pin_dir, slot, pod.cookie, Some(pod.netns))
+        pods.steering
+            .attach(slot, pod.cookie, Some(pod.netns))
             .map_err(|source| AttachError::Steering(Box::new(source)))?;
         self.maps.pod_by_cookie.insert(&pod.cookie.0, &slot)?;
         if opens {
             entry.flags &= !pod_flag::INBOUND_ONLY;
             self.maps.set_pod(slot, &entry)?;
+        }
+        if opens && pod.processes == Processes::MayRun && pod.host_veth.is_some() {
             // A connect that was let pass a moment ago must have sent its SYN before the guard looks at it.
             steering::settle();
         }
@@ -379,7 +456,9 @@ impl Kernel {
             .for_each(|role| self.maps.clear_listener(slot * LISTENERS_PER_POD + role));
         pod::clear_exclusions(&self.maps, slot)?;
         self.write_probe_ports(&pod, &[])?;
-        Ok(self.maps.set_pod(slot, &Pod::default())?)
+        self.maps.set_pod(slot, &Pod::default())?;
+        pods.slots.remove(&cookie);
+        Ok(())
     }
 
     fn write_probe_ports(&self, pod: &Pod, ports: &[u16]) -> Result<(), MapError> {
@@ -430,8 +509,25 @@ fn configure(maps: &Maps, cfg: &KernelConfig) -> Result<(), LoadError> {
         kubelet_cgroups: kubelets(&cfg.kubelet_cgroup_ids)?,
         earlier_agent_cgroup: cfg.earlier_agent_cgroup_id.unwrap_or(0),
         version: ABI_VERSION,
-        reserved: 0,
+        // What an earlier run could not put in is not put in by having forgotten it.
+        flags: maps.config()?.flags,
     })?)
+}
+
+/// Maps that an earlier run has pinned are used as they are.
+fn note_sizes(maps: &Maps, wanted: &MapSizes) {
+    if maps.pods_max() != wanted.pods {
+        tracing::warn!(
+            pods = maps.pods_max(),
+            wanted = wanted.pods,
+            "the pinned maps keep their sizes until they are removed"
+        );
+    }
+}
+
+/// What is behind these locks is whole at every moment, or lies in the kernel.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn kubelets(ids: &[u64]) -> Result<[u64; KUBELET_CGROUPS], LoadError> {
@@ -445,7 +541,7 @@ fn kubelets(ids: &[u64]) -> Result<[u64; KUBELET_CGROUPS], LoadError> {
 }
 
 fn occupied(maps: &Maps) -> impl Iterator<Item = (u32, Pod)> {
-    (0..MAX_PODS)
+    (0..maps.pods_max())
         .filter_map(|slot| Some((slot, maps.pod(slot).ok()?)))
         .filter(|(_, pod)| pod.cookie != 0)
 }

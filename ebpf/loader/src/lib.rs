@@ -28,6 +28,6 @@ mod steering;
 
 pub use error::{AttachError, LoadError, MapError};
 pub use karst_netns::NetnsCookie;
-pub use kernel::{Kernel, KernelConfig};
+pub use kernel::{Kernel, KernelConfig, MapSizes};
 pub use others::others;
-pub use pod::{AttachedPod, Capture, Cidr, HostLink, Listeners, PodAttachment};
+pub use pod::{AttachedPod, Capture, Cidr, HostLink, Listeners, PodAttachment, Processes};

@@ -12,9 +12,13 @@ use aya::programs::ProgramFd;
 use aya::programs::links::FdLink;
 
 /// Commands of bpf(2), from `linux/bpf.h`.
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
+/// Attach type of `sk_lookup` programs, from `linux/bpf.h`.
+const BPF_SK_LOOKUP: u32 = 36;
 
 /// What `establish` did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,14 +36,37 @@ pub(crate) fn establish<E>(
 where
     E: std::error::Error + Send + Sync + 'static,
 {
+    establish_with(path, program, || {
+        let link = attach().map_err(io::Error::other)?;
+        link.pin(path).map_err(io::Error::other).map(drop)
+    })
+}
+
+/// The same for a namespace's `sk_lookup`; without a namespace there is nothing to attach to.
+pub(crate) fn establish_lookup(
+    path: &Path,
+    program: &ProgramFd,
+    netns: Option<BorrowedFd<'_>>,
+) -> io::Result<Established> {
+    establish_with(path, program, || {
+        let netns = netns.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let link = create_lookup(program.as_fd(), netns)?;
+        pin(link.as_fd(), path)
+    })
+}
+
+fn establish_with(
+    path: &Path,
+    program: &ProgramFd,
+    attach_and_pin: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Established> {
     match open(path) {
         Ok(link) => {
             update(link.as_fd(), program.as_fd())?;
             Ok(Established::Replaced)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let link = attach().map_err(io::Error::other)?;
-            link.pin(path).map_err(io::Error::other)?;
+            attach_and_pin()?;
             Ok(Established::Attached)
         }
         Err(error) => Err(error),
@@ -55,11 +82,20 @@ pub(crate) fn detach(path: &Path) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &attr).map(drop)
 }
 
+/// Of `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
 #[repr(C)]
-struct ObjGet {
+struct Object {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
 }
 
 #[repr(C)]
@@ -77,13 +113,34 @@ struct LinkDetach {
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attr = ObjGet {
+    let attr = Object {
         pathname: path.as_ptr() as u64,
         bpf_fd: 0,
         file_flags: 0,
     };
     // SAFETY: the kernel gives a new descriptor that nobody else owns.
     bpf(BPF_OBJ_GET, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attr = Object {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: object.as_raw_fd() as u32,
+        file_flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &attr).map(drop)
+}
+
+fn create_lookup(program: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let attr = LinkCreate {
+        prog_fd: program.as_raw_fd() as u32,
+        target_fd: netns.as_raw_fd() as u32,
+        attach_type: BPF_SK_LOOKUP,
+        flags: 0,
+    };
+    // SAFETY: the kernel gives a new descriptor that nobody else owns.
+    bpf(BPF_LINK_CREATE, &attr).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {

@@ -120,6 +120,11 @@ impl Maps {
             .map_err(MapError::of("CONFIG"))
     }
 
+    /// Places for pods.
+    pub(crate) fn pods_max(&self) -> u32 {
+        lock(&self.pods).len()
+    }
+
     pub(crate) fn pod(&self, slot: u32) -> Result<Pod, MapError> {
         lock(&self.pods).get(&slot, 0).map_err(MapError::of("PODS"))
     }

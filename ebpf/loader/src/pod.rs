@@ -22,10 +22,20 @@ pub struct PodAttachment<'a> {
     pub addresses: &'a [IpAddr],
     /// The host side of the pod's veth; `None` leaves the pod without the guard.
     pub host_veth: Option<HostLink<'a>>,
+    pub processes: Processes,
     pub capture: &'a Capture,
     /// Ports that the pod's own probes and lifecycle hooks name: the kubelet may reach them.
     pub probe_ports: &'a [u16],
     pub listeners: Listeners<'a>,
+}
+
+/// Whether something may run in a pod already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Processes {
+    /// What they dialled before the capture is waited for.
+    MayRun,
+    /// Its runtime is just making the pod, and waits.
+    None,
 }
 
 /// An interface in the host's network namespace.

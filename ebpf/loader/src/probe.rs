@@ -16,7 +16,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::{Capture, HostLink, Kernel, KernelConfig, Listeners, PodAttachment, rtnetlink};
+use crate::{
+    Capture, HostLink, Kernel, KernelConfig, Listeners, MapSizes, PodAttachment, Processes,
+    rtnetlink,
+};
 
 /// The pod, its peer, and a mesh destination that nobody has (RFC 5737 addresses).
 const OWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -102,6 +105,7 @@ impl Bench {
             earlier_agent_cgroup_id: None,
             host_netns_cookie: netns.cookie().map_err(said)?.0,
             kubelet_cgroup_ids: Vec::new(),
+            sizes: MapSizes::default(),
         };
         let kernel = netns
             .run(|| Kernel::load(&cfg))
@@ -136,6 +140,7 @@ impl Bench {
             netns: self.netns.as_fd(),
             addresses: &[IpAddr::V4(OWN)],
             host_veth,
+            processes: Processes::None,
             capture: &Capture::default(),
             probe_ports: &[],
             listeners: Listeners {

@@ -1,26 +1,78 @@
 //! The `sk_lookup` program of one pod: loaded with the pod's slot, linked to its namespace.
+//!
+//! A program depends on its slot alone. [`Programs`] loads some before they are needed and keeps those of pods that
+//! went: reading the object and having the program checked take most of the time that a pod would wait for.
 
-use std::io;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use aya::programs::SkLookup;
-use aya::programs::links::FdLink;
+use aya::programs::{ProgramFd, SkLookup};
 use karst_netns::NetnsCookie;
 use rustix::thread::{MembarrierCommand, membarrier};
 
-use crate::{LoadError, link, object};
+use crate::{LoadError, MapSizes, link, object};
 
 const NAME: &str = "karst_sk_lookup";
+/// Programs that are loaded for pods to come.
+const SPARE: usize = 4;
 
-/// Attaches, or replaces after a restart. From here on the namespace fails closed.
-pub(crate) fn attach(
-    pin_dir: &Path,
-    slot: u32,
-    cookie: NetnsCookie,
-    netns: Option<BorrowedFd<'_>>,
-) -> Result<(), LoadError> {
-    let mut ebpf = object::open(pin_dir, Some(slot))?;
+/// Loaded programs by slot; at most one for every place in the map of pods.
+pub(crate) struct Programs {
+    pin_dir: PathBuf,
+    sizes: MapSizes,
+    by_slot: BTreeMap<u32, ProgramFd>,
+}
+
+impl Programs {
+    pub(crate) fn new(pin_dir: &Path, sizes: MapSizes) -> Self {
+        Self {
+            pin_dir: pin_dir.to_owned(),
+            sizes,
+            by_slot: BTreeMap::new(),
+        }
+    }
+
+    /// Attaches, or replaces after a restart. From here on the namespace fails closed.
+    pub(crate) fn attach(
+        &mut self,
+        slot: u32,
+        cookie: NetnsCookie,
+        netns: Option<BorrowedFd<'_>>,
+    ) -> Result<(), LoadError> {
+        let name = pin_path(&self.pin_dir, cookie);
+        let program = self.of_slot(slot)?;
+        link::establish_lookup(&name, program, netns)
+            .map(drop)
+            .map_err(|source| LoadError::Link {
+                name: name.display().to_string(),
+                source,
+            })
+    }
+
+    /// Loads a program for one of the free slots, given in the order in which they will be taken. False when enough
+    /// are there.
+    pub(crate) fn prepare(&mut self, free: impl Iterator<Item = u32>) -> Result<bool, LoadError> {
+        let missing = free
+            .take(SPARE)
+            .find(|slot| !self.by_slot.contains_key(slot));
+        match missing {
+            Some(slot) => self.of_slot(slot).map(|_loaded| true),
+            None => Ok(false),
+        }
+    }
+
+    fn of_slot(&mut self, slot: u32) -> Result<&ProgramFd, LoadError> {
+        match self.by_slot.entry(slot) {
+            Entry::Occupied(loaded) => Ok(loaded.into_mut()),
+            Entry::Vacant(empty) => Ok(empty.insert(load(&self.pin_dir, &self.sizes, slot)?)),
+        }
+    }
+}
+
+fn load(pin_dir: &Path, sizes: &MapSizes, slot: u32) -> Result<ProgramFd, LoadError> {
+    let mut ebpf = object::open(pin_dir, sizes, Some(slot))?;
     let refused = |source| LoadError::Program {
         name: NAME,
         source: Box::new(source),
@@ -29,21 +81,10 @@ pub(crate) fn attach(
     let program: &mut SkLookup = program.try_into().map_err(refused)?;
     program.load().map_err(refused)?;
     let fd = program.fd().map_err(refused)?.try_clone();
-    let name = pin_path(pin_dir, cookie);
-    let named = |source| LoadError::Link {
-        name: name.display().to_string(),
+    fd.map_err(|source| LoadError::Link {
+        name: NAME.to_owned(),
         source,
-    };
-    link::establish(&name, &fd.map_err(named)?, || {
-        let netns = netns.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        let id = program.attach(netns).map_err(io::Error::other)?;
-        program
-            .take_link(id)
-            .map(FdLink::from)
-            .map_err(io::Error::other)
     })
-    .map(drop)
-    .map_err(named)
 }
 
 /// Gives the namespace back its own lookup. When this returns, no connection is looked up by the program any more, so

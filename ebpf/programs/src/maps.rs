@@ -10,7 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap, 
 use karst_ebpf_abi::{
     Address, Approval, ClientKey, Config, Counter, Dialled, Direction, ExcludedCidr, ExcludedPort,
     LISTENERS_PER_POD, MAX_DESTINATIONS, MAX_EXCLUSIONS, MAX_PENDING, MAX_PODS, Pod, ProbeKey,
-    SocketFact, Tuple, pod_flag,
+    SocketFact, Tuple, config_flag, pod_flag,
 };
 
 #[map]
@@ -74,10 +74,13 @@ pub fn pod_of(cookie: u64) -> Option<(u32, &'static Pod)> {
     (pod.cookie == cookie).then_some((slot, pod))
 }
 
-/// Whether an address is a mesh destination.
+/// Whether an address is a mesh destination, or may be one that the map has no room for.
 #[inline(always)]
 pub fn is_destination(addr: &Address) -> bool {
     DESTINATIONS.get_ptr(addr).is_some()
+        || CONFIG
+            .get(0)
+            .is_some_and(|config| config.flags & config_flag::CAPTURE_ALL != 0)
 }
 
 /// Whether the pod's owner excluded this port, or this remote address.

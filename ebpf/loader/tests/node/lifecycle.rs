@@ -180,6 +180,7 @@ fn a_directory_outside_bpffs_is_refused_by_name() {
         earlier_agent_cgroup_id: None,
         host_netns_cookie: 1,
         kubelet_cgroup_ids: Vec::new(),
+        sizes: world.sizes,
     };
     let error = Kernel::load(&cfg).err().unwrap().to_string();
     std::fs::remove_dir_all(&world.pin_dir).unwrap();

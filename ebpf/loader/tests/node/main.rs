@@ -8,6 +8,7 @@
 )]
 
 mod dns;
+mod full;
 mod guard;
 mod inbound;
 mod lifecycle;

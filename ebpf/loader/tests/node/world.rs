@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use karst_ebpf_loader::{Capture, HostLink, Kernel, KernelConfig, Listeners, PodAttachment};
+use karst_ebpf_loader::{
+    AttachError, Capture, HostLink, Kernel, KernelConfig, Listeners, MapSizes, PodAttachment,
+    Processes,
+};
 use karst_netns::{Netns, cgroup2_root, own_cgroup_id, steered_listener, tcp_listener, udp_socket};
 use socket2::SockRef;
 
@@ -29,6 +32,8 @@ pub(crate) struct World {
     pub(crate) outside: Netns,
     pub(crate) kernel: Option<Kernel>,
     pub(crate) pin_dir: PathBuf,
+    /// For maps that are not made yet.
+    pub(crate) sizes: MapSizes,
 }
 
 pub(crate) struct Pod {
@@ -99,6 +104,7 @@ impl World {
             outside,
             kernel: None,
             pin_dir,
+            sizes: MapSizes::default(),
         })
     }
 
@@ -121,6 +127,7 @@ impl World {
             earlier_agent_cgroup_id,
             host_netns_cookie: self.node.cookie().unwrap().0,
             kubelet_cgroup_ids: Vec::new(),
+            sizes: self.sizes,
         };
         let loaded = self.node.run(|| Kernel::load(&cfg)).unwrap();
         self.kernel = Some(loaded.unwrap_or_else(|error| panic!("{}", chain(&error))));
@@ -139,9 +146,19 @@ impl World {
     }
 
     pub(crate) fn attach(&self, pod: usize, capture: &Capture, probe_ports: &[u16]) {
+        let attached = self.try_attach(pod, capture, probe_ports);
+        attached.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    }
+
+    pub(crate) fn try_attach(
+        &self,
+        pod: usize,
+        capture: &Capture,
+        probe_ports: &[u16],
+    ) -> Result<(), AttachError> {
         let pod = &self.pods[pod];
         let sockets = &pod.sockets;
-        let attached = self.kernel().attach_pod(&PodAttachment {
+        self.kernel().attach_pod(&PodAttachment {
             cookie: pod.netns.cookie().unwrap(),
             netns: pod.netns.as_fd(),
             addresses: &[pod.v4, pod.v6],
@@ -149,6 +166,7 @@ impl World {
                 netns: self.node.as_fd(),
                 ifindex: pod.host_ifindex,
             }),
+            processes: Processes::MayRun,
             capture,
             probe_ports,
             listeners: Listeners {
@@ -158,8 +176,7 @@ impl World {
                 dns_udp: sockets.dns_udp.as_ref().map(AsFd::as_fd),
                 dns_tcp: sockets.dns_tcp.as_ref().map(AsFd::as_fd),
             },
-        });
-        attached.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        })
     }
 
     pub(crate) fn counter(&self, name: &str) -> u64 {
