@@ -31,6 +31,14 @@ pub enum ConditionType {
     ZtunnelAccepted,
     /// The object's label names a waypoint, and that waypoint is used. Istio's own type.
     WaypointBound,
+    /// The service's ports accept its waypoint only.
+    Sealed,
+    /// A Gateway's proxy is in place. The Gateway API's own type, as the next ones.
+    Programmed,
+    /// Two listeners ask for the same.
+    Conflicted,
+    /// What the object refers to is there and permitted.
+    ResolvedRefs,
 }
 
 impl fmt::Display for ConditionType {
@@ -39,6 +47,10 @@ impl fmt::Display for ConditionType {
             Self::Accepted => "Accepted",
             Self::ZtunnelAccepted => "ZtunnelAccepted",
             Self::WaypointBound => "istio.io/WaypointBound",
+            Self::Sealed => "karst.dev/Sealed",
+            Self::Programmed => "Programmed",
+            Self::Conflicted => "Conflicted",
+            Self::ResolvedRefs => "ResolvedRefs",
         })
     }
 }

@@ -3,27 +3,36 @@
 use std::{hash::Hash, sync::Arc};
 
 use hashbrown::HashMap;
+use karst_k8s_api::ObjectKey;
 use karst_model::{
     enrollment::{Generation, NodeWorkload},
-    name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
+    name::{GatewayKey, PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
+    route::{Route, RouteKey},
     service::Service,
+    waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
 
-use crate::conditions::ObjectConditions;
+use crate::{conditions::ObjectConditions, gateways::GatewayStatus};
 
 /// What differs from the output before. A key is either updated or removed, and only once.
 ///
 /// A consumer that publishes at once should do so in this order, so that no workload ever names a policy that is
-/// gone: policy updates, services, workloads, policy removals; node workloads last.
+/// gone: policy updates, services, workloads, routes, policy removals; node workloads last.
 #[derive(Clone, Debug, Default)]
 pub struct Delta {
     pub workloads: Changes<WorkloadUid, Workload>,
     pub services: Changes<ServiceKey, Service>,
     pub policies: Changes<PolicyKey, Authorization>,
+    /// Routes by the waypoint that one of their services is bound to.
+    pub routes: Changes<(GatewayKey, RouteKey), Route>,
+    /// Request policies by the waypoint that enforces them.
+    pub waypoint_policies: Changes<(GatewayKey, PolicyKey), WaypointPolicy>,
     pub node_workloads: Vec<NodeChange>,
     pub conditions: Vec<ObjectConditions>,
+    /// Gateways that are waypoints; `None`: it is one no more.
+    pub gateways: Vec<(ObjectKey, Option<GatewayStatus>)>,
     /// Steps of pods into and out of the mesh that have just begun and that others must end. Publish this delta first.
     pub transitions: Vec<Transition>,
 }
@@ -89,8 +98,11 @@ impl Delta {
         self.workloads.is_empty()
             && self.services.is_empty()
             && self.policies.is_empty()
+            && self.routes.is_empty()
+            && self.waypoint_policies.is_empty()
             && self.node_workloads.is_empty()
             && self.conditions.is_empty()
+            && self.gateways.is_empty()
             && self.transitions.is_empty()
     }
 }

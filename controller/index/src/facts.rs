@@ -12,7 +12,7 @@ use karst_k8s_api::{
     k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::selector::Labels;
+use crate::{seals::SealWish, selector::Labels};
 
 /// Namespace and name of an object whose kind is known.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,6 +61,7 @@ pub(crate) struct EntryFacts {
     pub(crate) spec: ServiceEntrySpec,
     /// Addresses that a controller has chosen before.
     pub(crate) assigned: Vec<ServiceEntryAddress>,
+    pub(crate) seal: Option<SealWish>,
 }
 
 impl EntryFacts {

@@ -4,6 +4,7 @@
 //! is marked.
 
 mod apply;
+mod attach;
 mod flush;
 
 use std::{
@@ -17,9 +18,11 @@ use karst_model::{
     addr::Network,
     enrollment::{Generation, NodeWorkload, PodCapture},
     locality::Locality,
-    name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
+    name::{GatewayKey, PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
+    route::{Route, RouteKey},
     service::Service,
+    waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
 
@@ -30,10 +33,13 @@ use crate::{
     delta::{Delta, Table},
     event::Event,
     facts::{Created, EntryFacts, Name, pod::PodFacts, service::ServiceFacts, slice::SliceFacts},
+    gateways::GatewayStatus,
     peer_authentication::{Defaults, PeerFacts},
     policies::PolicyFacts,
+    seals::Sealers,
     selector::{Labels, Postings, Selectors},
     vips::Vips,
+    waypoints::Waypoints,
 };
 
 /// Turns events into changes of the model.
@@ -51,6 +57,9 @@ pub struct Index {
     policies: HashMap<Name, PolicyFacts>,
     peers: HashMap<Name, PeerFacts>,
     peer_defaults: Defaults,
+    waypoints: Waypoints,
+    /// Request policies, by what they are attached to.
+    sealers: Sealers,
     pods_by_uid: HashMap<PodUid, Name>,
     pods_by_node: HashMap<Arc<str>, HashSet<Name>>,
     slices_by_node: HashMap<Arc<str>, HashSet<Name>>,
@@ -77,6 +86,8 @@ struct Space {
     entries: Selectors,
     policies: Selectors,
     peers: Selectors,
+    /// ALLOW policies that hold for all of its pods.
+    allows_for_all: usize,
 }
 
 /// An object that stands for a hostname. Order is precedence: Services first, then the oldest.
@@ -98,6 +109,9 @@ struct Dirty {
     policies: HashSet<Name>,
     peers: HashSet<Name>,
     namespaces: HashSet<Arc<str>>,
+    gateways: HashSet<Name>,
+    /// Services, and entries (`true`).
+    seals: HashSet<(Name, bool)>,
 }
 
 /// What was handed out last.
@@ -106,6 +120,8 @@ struct Output {
     workloads: Table<WorkloadUid, Workload>,
     services: Table<ServiceKey, Service>,
     policies: Table<PolicyKey, Authorization>,
+    routes: Table<(GatewayKey, RouteKey), Route>,
+    waypoint_policies: Table<(GatewayKey, PolicyKey), WaypointPolicy>,
     /// By pod, since a pod can move to another node or get another UID under one name.
     nodes: HashMap<Name, Arc<NodeWorkload>>,
     node_of: HashMap<Name, Arc<str>>,
@@ -113,6 +129,7 @@ struct Output {
     /// Workloads of slices and entries, of which one object makes several.
     workloads_of: HashMap<ObjectKey, Vec<WorkloadUid>>,
     services_of: HashMap<Arc<str>, Vec<ServiceKey>>,
+    gateways: BTreeMap<ObjectKey, GatewayStatus>,
 }
 
 /// How much the index holds.
@@ -139,6 +156,8 @@ impl Index {
             policies: HashMap::new(),
             peers: HashMap::new(),
             peer_defaults: Defaults::default(),
+            waypoints: Waypoints::default(),
+            sealers: Sealers::default(),
             pods_by_uid: HashMap::new(),
             pods_by_node: HashMap::new(),
             slices_by_node: HashMap::new(),
@@ -244,8 +263,16 @@ impl Index {
             workloads: all(&self.out.workloads),
             services: all(&self.out.services),
             policies: all(&self.out.policies),
+            routes: all(&self.out.routes),
+            waypoint_policies: all(&self.out.waypoint_policies),
             node_workloads: self.out.nodes.iter().filter_map(node_row).collect(),
             conditions: conditions.collect(),
+            gateways: self
+                .out
+                .gateways
+                .iter()
+                .map(|(object, status)| (object.clone(), Some(status.clone())))
+                .collect(),
             transitions: Vec::new(),
         }
     }

@@ -26,6 +26,7 @@ use karst_model::{
 
 use crate::{
     conditions::{Condition, ConditionType},
+    seals,
     selector::Labels,
 };
 
@@ -46,7 +47,11 @@ impl PolicyFacts {
             .as_ref()
             .map(|selector| selector.match_labels.clone())
             .unwrap_or_default();
-        let action = match enforceable(spec, &selector) {
+        let enforced = match seals::is_reserved(&key.name) {
+            true => Err(seals::reserved_name()),
+            false => enforceable(spec, &selector),
+        };
+        let action = match enforced {
             Ok(action) => action,
             Err(condition) => {
                 return Self {
@@ -88,6 +93,20 @@ impl PolicyFacts {
             }),
             conditions,
         }
+    }
+}
+
+impl PolicyFacts {
+    /// Whether it makes a list of peers of what had none.
+    pub(crate) fn allows(&self) -> bool {
+        self.authorization
+            .as_ref()
+            .is_some_and(|policy| policy.action == Action::Allow && !policy.dry_run)
+    }
+
+    /// The same, for all pods of its namespace.
+    pub(crate) fn allows_for_all(&self) -> bool {
+        self.allows() && self.selector.is_empty()
     }
 }
 

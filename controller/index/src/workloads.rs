@@ -10,7 +10,7 @@ use karst_model::{
     name::{PolicyKey, ServiceKey, WorkloadUid},
     protocol::TunnelProtocol,
     service::PortMap,
-    workload::{Health, Workload, WorkloadType},
+    workload::{GatewayAddr, Health, SealedPort, Workload, WorkloadType},
 };
 
 use crate::{
@@ -24,6 +24,8 @@ use crate::{
 pub(crate) struct Surroundings {
     pub(crate) services: BTreeMap<ServiceKey, PortMap>,
     pub(crate) policies: Vec<PolicyKey>,
+    pub(crate) waypoint: Option<GatewayAddr>,
+    pub(crate) sealed: Vec<SealedPort>,
     pub(crate) locality: Locality,
     pub(crate) network: Network,
     /// Captured and published.
@@ -76,7 +78,8 @@ pub(crate) fn of_pod(
             TunnelProtocol::None
         },
         native_tunnel,
-        waypoint: None,
+        waypoint: around.waypoint,
+        sealed: around.sealed,
         network_gateway: None,
         node: pod.node.clone(),
         locality: around.locality,

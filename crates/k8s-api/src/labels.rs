@@ -69,7 +69,21 @@ pub const ENABLE_AUTOALLOCATE_IP: &str = "networking.istio.io/enable-autoallocat
 pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// [`USE_WAYPOINT`]: no waypoint, whatever the namespace says.
 pub const USE_WAYPOINT_NONE: &str = "none";
+/// Namespace of the waypoint that [`USE_WAYPOINT`] names, where it is another than the object's.
+pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 pub const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
+/// Label on Gateway, else on GatewayClass: `service`, `workload`, `all` or `none`.
+pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+/// Label on everything that is made for a Gateway: its name.
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+/// Label on everything that is made for a Gateway: the name of its class.
+pub const GATEWAY_CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
+/// Label on everything that is made for a Gateway: who made it. Such an object never has a waypoint of its own.
+pub const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";
+/// [`GATEWAY_MANAGED`]: made for a waypoint.
+pub const GATEWAY_MANAGED_WAYPOINT: &str = "istio.io-mesh-controller";
+/// Annotation on Service and ServiceEntry, Karst's own: `true` asks for a seal, `false` waives it.
+pub const SEAL: &str = "karst.dev/seal";
 
 // --- Policy (annotations)
 /// `true`: the policy is only logged and counted.

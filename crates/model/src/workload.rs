@@ -30,6 +30,8 @@ pub struct Workload {
     /// The application itself speaks HBONE (a waypoint): its traffic is not redirected.
     pub native_tunnel: bool,
     pub waypoint: Option<GatewayAddr>,
+    /// Its ports that accept a waypoint only, in order.
+    pub sealed: Vec<SealedPort>,
     pub network_gateway: Option<GatewayAddr>,
     pub node: Arc<str>,
     pub locality: Locality,
@@ -65,6 +67,7 @@ impl Workload {
             tunnel: TunnelProtocol::None,
             native_tunnel: false,
             waypoint: None,
+            sealed: Vec::new(),
             network_gateway: None,
             node: empty.clone(),
             locality: Locality::default(),
@@ -91,6 +94,14 @@ impl Workload {
     }
 }
 
+/// A port of a workload that accepts one waypoint only, since requests to it are decided there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SealedPort {
+    pub port: u16,
+    /// `None`: no waypoint is bound, so nobody is let in.
+    pub waypoint: Option<GatewayAddr>,
+}
+
 /// Whether an endpoint should get traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Health {
@@ -111,14 +122,14 @@ pub enum WorkloadType {
 }
 
 /// Where a waypoint or a network gateway is found.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GatewayAddr {
     pub destination: GatewayDestination,
     pub hbone_port: u16,
 }
 
 /// A gateway is named either by its service or by its address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum GatewayDestination {
     Service(ServiceKey),
     Address(NetworkAddr),

@@ -12,5 +12,7 @@ pub const NODE_WORKLOAD: &str = "type.googleapis.com/karst.v1.NodeWorkload";
 pub const ROUTE: &str = "type.googleapis.com/karst.v1.Route";
 /// Request policies of those services and of the waypoint itself.
 pub const WAYPOINT_POLICY: &str = "type.googleapis.com/karst.v1.WaypointPolicy";
+/// What Karst adds to a workload, inside its extensions.
+pub const WORKLOAD_EXTENSION: &str = "type.googleapis.com/karst.v1.WorkloadExtension";
 /// What Karst adds to a service, inside its extensions.
 pub const SERVICE_EXTENSION: &str = "type.googleapis.com/karst.v1.ServiceExtension";

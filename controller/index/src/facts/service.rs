@@ -16,7 +16,7 @@ use karst_model::{
 };
 
 use super::Created;
-use crate::selector::Labels;
+use crate::{seals::SealWish, selector::Labels};
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` where unset: three hours.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
@@ -41,6 +41,7 @@ pub(crate) struct ServiceFacts {
     pub(crate) session_affinity: Option<SessionAffinity>,
     pub(crate) ip_families: IpFamilies,
     pub(crate) export_to: Vec<String>,
+    pub(crate) seal: Option<SealWish>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +95,7 @@ impl ServiceFacts {
             session_affinity: session_affinity(&spec),
             ip_families: ip_families(spec.ip_families.as_deref().unwrap_or_default()),
             export_to: export_to(annotation(labels::EXPORT_TO)),
+            seal: SealWish::of(annotation(labels::SEAL).as_ref()),
             // An ExternalName never has endpoints.
             selector: if external {
                 Labels::new()
@@ -102,6 +104,11 @@ impl ServiceFacts {
             },
             labels: meta.labels.unwrap_or_default(),
         }
+    }
+
+    /// Whether the other has the same waypoint and the same seal, as far as they are the service's own.
+    pub(crate) fn attaches_as(&self, other: &Self) -> bool {
+        self.labels == other.labels && self.seal == other.seal
     }
 
     /// Whether endpoints of the other would get other port maps, or be other ones.

@@ -19,6 +19,7 @@ use crate::{
     facts::{Created, EntryFacts, Name, pod::PodFacts, service::ServiceFacts, slice::SliceFacts},
     peer_authentication::PeerFacts,
     policies::PolicyFacts,
+    seals::SealWish,
     selector::{Labels, matches, remove_from},
     service_entries, services,
     vips::Claimant,
@@ -35,7 +36,10 @@ impl Index {
             Object::Service(service) => self.service(&name, Some(ServiceFacts::new(*service))),
             Object::EndpointSlice(slice) => self.slice(&name, Some(SliceFacts::new(*slice))),
             Object::ServiceEntry(entry) => {
+                let seal = entry.metadata.annotations.as_ref();
+                let seal = SealWish::of(seal.and_then(|all| all.get(labels::SEAL)));
                 let facts = EntryFacts {
+                    seal,
                     created: Created::of(&entry.metadata),
                     labels: entry.metadata.labels.unwrap_or_default(),
                     assigned: entry
@@ -62,7 +66,8 @@ impl Index {
             | Object::DestinationRule(_)
             | Object::VirtualService(_)
             | Object::Telemetry(_) => {}
-            Object::GatewayClass(_) | Object::Gateway(_) => {}
+            Object::GatewayClass(class) => self.gateway_class(&name.name, Some(&class)),
+            Object::Gateway(gateway) => self.gateway(&name, Some(&gateway)),
         }
     }
 
@@ -84,7 +89,8 @@ impl Index {
             | Kind::DestinationRule
             | Kind::VirtualService
             | Kind::Telemetry => {}
-            Kind::GatewayClass | Kind::Gateway => {}
+            Kind::GatewayClass => self.gateway_class(&name.name, None),
+            Kind::Gateway => self.gateway(&name, None),
         }
     }
 
@@ -102,6 +108,17 @@ impl Index {
                 .and_then(|all| all.get(labels::DATAPLANE_MODE))
                 .map(String::as_str);
         let same_distribution = space.traffic_distribution == distribution;
+        let attaches = |labels: &Labels| {
+            let keys = [
+                labels::USE_WAYPOINT,
+                labels::USE_WAYPOINT_NAMESPACE,
+                labels::INGRESS_USE_WAYPOINT,
+            ];
+            keys.map(|key| labels.get(key).cloned())
+        };
+        let same_labels = space.labels == labels_after;
+        let same_waypoint =
+            space.labels.as_ref().map(attaches) == labels_after.as_ref().map(attaches);
         (space.labels, space.traffic_distribution) = (labels_after, distribution);
         let named = |member: &Arc<str>| Name::new(name, member);
         let pods: Vec<Name> = if same_mode {
@@ -117,6 +134,9 @@ impl Index {
         self.dirty.pods.extend(pods);
         self.dirty.services.extend(touched);
         self.dirty.namespaces.insert(name.clone());
+        if !same_waypoint || (!same_labels && self.waypoints.select_namespaces()) {
+            self.mark_space(name);
+        }
         if *name == self.config.root_namespace {
             self.renumber_network();
         }
@@ -165,6 +185,8 @@ impl Index {
 
     fn pod(&mut self, name: &Name, after: Option<PodFacts>) {
         if let Some(before) = self.pods.remove(name) {
+            self.mark_waypoint_of(name, &before);
+            self.mark_seals_of_pod(&name.namespace, &before);
             self.space_mut(&name.namespace)
                 .pods
                 .remove(&name.name, &before.labels);
@@ -176,6 +198,8 @@ impl Index {
             }
         }
         if let Some(after) = after {
+            self.mark_waypoint_of(name, &after);
+            self.mark_seals_of_pod(&name.namespace, &after);
             self.space_mut(&name.namespace)
                 .pods
                 .insert(&name.name, &after.labels);
@@ -193,6 +217,10 @@ impl Index {
 
     fn service(&mut self, name: &Name, after: Option<ServiceFacts>) {
         let before = self.services.remove(name);
+        let same_attachment = match (&before, &after) {
+            (Some(before), Some(after)) => before.attaches_as(after),
+            _ => false,
+        };
         let same_endpoints = match (&before, &after) {
             (Some(before), Some(after)) => before.same_endpoints(after),
             (before, after) => before.is_none() && after.is_none(),
@@ -236,11 +264,15 @@ impl Index {
             }
             None => self.tidy_space(&name.namespace),
         }
+        if !same_attachment || !same_endpoints {
+            self.mark_service(name);
+        }
+        self.dirty.gateways.insert(name.clone());
         self.dirty.services.insert(name.clone());
     }
 
     /// Pods and bare endpoints that slices give to a service.
-    fn mark_slices_of(&mut self, service: &Name) {
+    pub(super) fn mark_slices_of(&mut self, service: &Name) {
         for slice in self.slices_by_service.get(service).into_iter().flatten() {
             self.dirty.slices.insert(slice.clone());
             let pods = self
@@ -261,11 +293,9 @@ impl Index {
             for endpoint in &before.endpoints {
                 remove_from(&mut self.slices_by_node, endpoint.node.clone(), name);
             }
-            remove_from(
-                &mut self.slices_by_service,
-                Name::new(&name.namespace, &before.service),
-                name,
-            );
+            let service = Name::new(&name.namespace, &before.service);
+            remove_from(&mut self.slices_by_service, service.clone(), name);
+            self.dirty.seals.insert((service, false));
         }
         if let Some(after) = after {
             for pod in pods_of(name, &after) {
@@ -286,6 +316,7 @@ impl Index {
                     .insert(name.clone());
             }
             let service = Name::new(&name.namespace, &after.service);
+            self.dirty.seals.insert((service.clone(), false));
             self.slices_by_service
                 .entry(service)
                 .or_default()
@@ -313,7 +344,7 @@ impl Index {
             Some(after) => self.insert_entry(name, after),
             None => self.tidy_space(&name.namespace),
         }
-        self.dirty.entries.insert(name.clone());
+        self.mark_entry(name);
     }
 
     fn insert_entry(&mut self, name: &Name, facts: EntryFacts) {
@@ -387,6 +418,14 @@ impl Index {
             Some(after) => self.policies.insert(name.clone(), after),
             None => self.policies.remove(name),
         };
+        let for_all = |facts: Option<&PolicyFacts>| facts.is_some_and(PolicyFacts::allows_for_all);
+        let lists = |facts: &PolicyFacts| facts.allows();
+        let (listed, lists) = (
+            before.as_ref().is_some_and(lists),
+            self.policies.get(name).is_some_and(lists),
+        );
+        let (all_before, all_after) = (for_all(before.as_ref()), for_all(self.policies.get(name)));
+        self.count_allow(&name.namespace, all_before, all_after);
         let selector = |facts: &PolicyFacts| {
             facts
                 .authorization
@@ -402,7 +441,7 @@ impl Index {
             .get(name)
             .and_then(selector)
             .filter(|selector| !selector.is_empty());
-        if before != after {
+        if before != after || listed != lists {
             self.space_mut(&name.namespace).policies.remove(&name.name);
             if let Some(selector) = &after {
                 self.space_mut(&name.namespace)
@@ -479,7 +518,7 @@ impl Index {
     }
 
     /// Pods of one namespace that a selector picks; the empty one picks all.
-    fn mark_selected(&mut self, namespace: &Arc<str>, selector: &Labels) {
+    pub(super) fn mark_selected(&mut self, namespace: &Arc<str>, selector: &Labels) {
         let Some(space) = self.spaces.get(namespace) else {
             return;
         };
@@ -496,7 +535,7 @@ impl Index {
     }
 
     /// Pods that a policy of this namespace picks: those of all namespaces for the root namespace.
-    fn mark_governed(&mut self, namespace: &Arc<str>, selector: &Labels) {
+    pub(super) fn mark_governed(&mut self, namespace: &Arc<str>, selector: &Labels) {
         if *namespace != self.config.root_namespace {
             return self.mark_selected(namespace, selector);
         }

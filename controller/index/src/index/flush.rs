@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, mem, sync::Arc};
 
-use karst_k8s_api::{Kind, ObjectKey, istio::peer_authentication::Mode, labels};
+use karst_k8s_api::{Kind, ObjectKey, istio::peer_authentication::Mode};
 use karst_model::{
     name::{PolicyKey, ServiceKey},
     service::{PortMap, Service, Visibility},
@@ -14,7 +14,7 @@ use crate::{
     conditions::{Condition, ConditionType, ObjectConditions},
     delta::{Delta, NodeChange},
     facts::{EntryFacts, Name, pod::PodFacts, service::ServiceFacts},
-    peer_authentication,
+    peer_authentication, seals,
     selector::matches,
     service_entries, services,
     workloads::{self, BareEndpoint, Surroundings},
@@ -64,6 +64,14 @@ impl Index {
             .iter()
             .for_each(|host| self.flush_host(host, &mut delta));
         dirty
+            .gateways
+            .iter()
+            .for_each(|name| self.flush_gateway(name, &mut delta));
+        dirty
+            .seals
+            .iter()
+            .for_each(|seal| self.flush_seal(seal, &mut delta));
+        dirty
             .slices
             .iter()
             .for_each(|name| self.flush_slice(name, &mut delta));
@@ -85,9 +93,7 @@ impl Index {
 
     fn flush_namespace(&mut self, name: &Arc<str>, delta: &mut Delta) {
         let object = ObjectKey::new(Kind::Namespace, "", name);
-        let space = self.space(name);
-        let wanted = space.and_then(|space| space.label(labels::USE_WAYPOINT));
-        let conditions = unbound_waypoint(wanted).into_iter().collect();
+        let conditions = self.namespace_condition(name).into_iter().collect();
         self.set_conditions(object, conditions, delta);
     }
 
@@ -97,6 +103,9 @@ impl Index {
         let conditions = facts
             .map(|facts| facts.conditions.clone())
             .unwrap_or_default();
+        if seals::is_reserved(&name.name) {
+            return self.set_conditions(key(Kind::AuthorizationPolicy, name), conditions, delta);
+        }
         let policy_key = PolicyKey {
             namespace: name.namespace.clone(),
             name: name.name.clone(),
@@ -149,8 +158,9 @@ impl Index {
         let mut conditions = facts
             .map(|facts| services::conditions(name, facts))
             .unwrap_or_default();
-        let wanted = facts.and_then(|facts| facts.labels.get(labels::USE_WAYPOINT));
-        conditions.extend(unbound_waypoint(wanted.map(String::as_str)));
+        if facts.is_some() {
+            conditions.extend(self.attachment_conditions(name, false));
+        }
         self.set_conditions(key(Kind::Service, name), conditions, delta);
     }
 
@@ -217,13 +227,14 @@ impl Index {
             let allocated = self
                 .vips
                 .addresses(&apply::claimant(&claim.name, facts, host));
-            return Some(service_entries::service(
-                &claim.name,
-                facts,
-                key,
-                &self.network,
-                allocated,
-            ));
+            let service =
+                service_entries::service(&claim.name, facts, key, &self.network, allocated);
+            return Some(Service {
+                waypoint: self.entry_binding(&claim.name).addr().cloned(),
+                ingress_use_waypoint: self
+                    .ingress_uses_waypoint(&facts.labels, &claim.name.namespace),
+                ..service
+            });
         }
         let facts = self.services.get(&claim.name)?;
         let space = self.space(&claim.name.namespace);
@@ -233,12 +244,13 @@ impl Index {
             network: &self.network,
             traffic_distribution,
         };
-        Some(services::compile(
-            &claim.name,
-            facts,
-            services::visibility(&facts.export_to)?,
-            &around,
-        ))
+        let visibility = services::visibility(&facts.export_to)?;
+        let service = services::compile(&claim.name, facts, visibility, &around);
+        Some(Service {
+            waypoint: self.service_binding(&claim.name).addr().cloned(),
+            ingress_use_waypoint: self.ingress_uses_waypoint(&facts.labels, &claim.name.namespace),
+            ..service
+        })
     }
 
     fn flush_slice(&mut self, name: &Name, delta: &mut Delta) {
@@ -320,9 +332,7 @@ impl Index {
             });
             let bare: Vec<&str> = bare.map(|host| &**host).collect();
             conditions = service_entries::conditions(name, facts, &taken, &bare);
-            conditions.extend(unbound_waypoint(
-                facts.labels.get(labels::USE_WAYPOINT).map(String::as_str),
-            ));
+            conditions.extend(self.attachment_conditions(name, true));
         }
         self.set_workloads(key(Kind::ServiceEntry, name), made, delta);
         self.set_conditions(key(Kind::ServiceEntry, name), conditions, delta);
@@ -365,9 +375,16 @@ impl Index {
             None => self.capture.settle(&pod.uid, enrolled),
         };
         delta.transitions.extend(standing.begins.clone());
+        let services = self.services_of_pod(name, pod);
+        let mut policies = self.policies_of_pod(name, pod);
+        let behind = self.behind(name, pod, &services, &policies);
+        policies.extend(behind.policies);
+        policies.sort();
         let around = Surroundings {
-            services: self.services_of_pod(name, pod),
-            policies: self.policies_of_pod(name, pod),
+            services,
+            policies,
+            waypoint: behind.waypoint,
+            sealed: behind.sealed,
             locality: self.nodes.get(&pod.node).cloned().unwrap_or_default(),
             network: self.network.clone(),
             hbone: standing.hbone,
@@ -376,7 +393,7 @@ impl Index {
         let row = workloads::for_node(&self.config, name, pod, &standing);
         let row = row.map(|workload| (pod.node.clone(), workload));
         let mut conditions = pod.complaints.clone();
-        conditions.extend(unbound_waypoint(pod.label(labels::USE_WAYPOINT)));
+        conditions.extend(behind.condition);
         self.out.workloads.set(
             workloads::pod_uid(&self.config, name),
             workload,
@@ -558,7 +575,12 @@ impl Index {
         }
     }
 
-    fn set_conditions(&mut self, object: ObjectKey, conditions: Vec<Condition>, delta: &mut Delta) {
+    pub(super) fn set_conditions(
+        &mut self,
+        object: ObjectKey,
+        conditions: Vec<Condition>,
+        delta: &mut Delta,
+    ) {
         let before = self
             .out
             .conditions
@@ -584,15 +606,4 @@ impl Index {
 /// Whether a service has endpoints that anybody may see.
 fn is_in_mesh(facts: &ServiceFacts) -> bool {
     !facts.is_external_name && services::visibility(&facts.export_to).is_some()
-}
-
-/// A label that names a waypoint binds nothing while there are none.
-fn unbound_waypoint(wanted: Option<&str>) -> Option<Condition> {
-    let wanted = wanted.filter(|wanted| *wanted != labels::USE_WAYPOINT_NONE)?;
-    let message = format!("no waypoint {wanted:?} is known: traffic goes as without it");
-    Some(Condition::no(
-        ConditionType::WaypointBound,
-        "WaypointIsMissing",
-        message,
-    ))
 }

@@ -9,4 +9,5 @@ mod entries;
 mod order;
 mod policies;
 mod services;
+mod waypoints;
 mod world;

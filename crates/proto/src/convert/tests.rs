@@ -12,7 +12,7 @@ use karst_model::{
     },
     protocol::{AppProtocol, TunnelProtocol},
     service::{LoadBalancingMode, Scope, Service, ServicePort, SessionAffinity, Vip},
-    workload::{GatewayAddr, GatewayDestination, Workload},
+    workload::{GatewayAddr, GatewayDestination, SealedPort, Workload},
 };
 use prost::Message as _;
 
@@ -40,6 +40,19 @@ fn workload() -> Workload {
             destination: GatewayDestination::Address(gateway),
             hbone_port: 15009,
         }),
+        sealed: vec![
+            SealedPort {
+                port: 8080,
+                waypoint: Some(GatewayAddr {
+                    destination: GatewayDestination::Service(service.clone()),
+                    hbone_port: 15008,
+                }),
+            },
+            SealedPort {
+                port: 8443,
+                waypoint: None,
+            },
+        ],
         capacity: 0,
         services: BTreeMap::from([(service, BTreeMap::from([(80, 8080), (443, 8443)]))]),
         policies: vec![PolicyKey {

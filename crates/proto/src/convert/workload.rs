@@ -9,14 +9,19 @@ use karst_model::{
     name::{PolicyKey, ServiceKey, WorkloadUid},
     protocol::TunnelProtocol,
     service::PortMap,
-    workload::{Health, Workload, WorkloadType},
+    workload::{Health, SealedPort, Workload, WorkloadType},
 };
+use prost::Message as _;
 
 use super::{
     ConvertError, Interner, Problem,
     address::{gateway_from, gateway_to, ip_from, ip_to, port_from},
+    error::decode,
 };
-use crate::workload as wire;
+use crate::{karst, type_url, workload as wire};
+
+/// Name of our extension of a workload.
+const EXTENSION: &str = "karst.v1.WorkloadExtension";
 
 /// Cluster of a workload that names none.
 const DEFAULT_CLUSTER: &str = "Kubernetes";
@@ -45,6 +50,7 @@ pub(super) fn workload_from(
         hostname: (!w.hostname.is_empty()).then(|| w.hostname.as_str().into()),
         tunnel: tunnel_from(w.tunnel_protocol)?,
         native_tunnel: w.native_tunnel,
+        sealed: sealed_from(&w.extensions, interner)?,
         waypoint: w
             .waypoint
             .map(|g| gateway_from("waypoint", g, interner))
@@ -116,7 +122,7 @@ pub fn workload_to(w: &Workload) -> wire::Address {
             true => wire::NetworkMode::HostNetwork,
         }
         .into(),
-        extensions: Vec::new(),
+        extensions: extension_to(&w.sealed).into_iter().collect(),
         capacity: (w.capacity != 1).then_some(w.capacity),
     };
     wire::Address {
@@ -233,6 +239,45 @@ fn shared_policy_key(key: PolicyKey, interner: &mut Interner) -> PolicyKey {
         namespace: interner.get(&key.namespace),
         name: interner.get(&key.name),
     }
+}
+
+/// Extensions of others are none of our business; ours must be readable.
+fn sealed_from(
+    extensions: &[wire::Extension],
+    interner: &mut Interner,
+) -> Result<Vec<SealedPort>, ConvertError> {
+    let ours = extensions.iter().find(|e| e.name == EXTENSION);
+    let Some(config) = ours.and_then(|e| e.config.as_ref()) else {
+        return Ok(Vec::new());
+    };
+    let extension: karst::WorkloadExtension = decode(EXTENSION, &config.value)?;
+    let sealed = extension.sealed.into_iter().map(|sealed| {
+        let waypoint = sealed.waypoint;
+        Ok(SealedPort {
+            port: port_from(sealed.port).map_err(|p| p.at("extensions.sealed.port"))?,
+            waypoint: waypoint
+                .map(|g| gateway_from("extensions.sealed.waypoint", g, interner))
+                .transpose()?,
+        })
+    });
+    sealed.collect()
+}
+
+fn extension_to(sealed: &[SealedPort]) -> Option<wire::Extension> {
+    let port = |one: &SealedPort| karst::SealedPort {
+        port: one.port.into(),
+        waypoint: one.waypoint.as_ref().map(gateway_to),
+    };
+    let message = karst::WorkloadExtension {
+        sealed: sealed.iter().map(port).collect(),
+    };
+    (!sealed.is_empty()).then(|| wire::Extension {
+        name: EXTENSION.to_owned(),
+        config: Some(prost_types::Any {
+            type_url: type_url::WORKLOAD_EXTENSION.to_owned(),
+            value: message.encode_to_vec(),
+        }),
+    })
 }
 
 /// Converts each item, naming the index of the one that fails.

@@ -53,6 +53,21 @@ pub struct SessionAffinity {
     #[prost(uint32, tag = "1")]
     pub idle_timeout_seconds: u32,
 }
+/// Travels in istio.workload.Workload.extensions under the name `karst.v1.WorkloadExtension`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WorkloadExtension {
+    #[prost(message, repeated, tag = "1")]
+    pub sealed: ::prost::alloc::vec::Vec<SealedPort>,
+}
+/// A port of the workload that accepts one waypoint only.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SealedPort {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// Unset: no waypoint is bound, and nobody is let in.
+    #[prost(message, optional, tag = "2")]
+    pub waypoint: ::core::option::Option<super::super::istio::workload::GatewayAddress>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinRequest {
     #[prost(string, tag = "1")]
