@@ -1,12 +1,13 @@
 //! What the controller serves: discovery, certificates, enrolment of nodes and their reports, all on one TLS port.
 //!
 //! ```text
-//!   index ──delta──► publish ──► Resources (each encoded once) ──► one Session per stream ──► agents
+//!   index ──delta──► publish ──► Resources (each encoded once) ──► one Session per stream ──► agents, waypoints
 //!   agents ──reports──► mesh (the index's owner)
 //!   people ──read──► Resources, and agents through `nodes`
 //! ```
 //!
-//! Every call but `Enrollment.Join` carries a bearer token. Whole-mesh discovery is for node agents only.
+//! Every call but `Enrollment.Join` carries a bearer token. Whole-mesh discovery is for node agents and
+//! waypoints only, and each of them gets its own part of the rest.
 
 pub mod acks;
 pub mod caller;
@@ -15,6 +16,7 @@ pub mod discovery;
 pub mod enrollment;
 pub mod metrics;
 pub mod nodes;
+pub mod peer;
 pub mod publish;
 pub mod read;
 pub mod reports;

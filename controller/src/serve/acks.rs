@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::resources::Revision;
+use super::{peer::Peer, resources::Revision};
 
 /// Positions up to which every stream's addresses are acknowledged.
 #[derive(Default)]
@@ -22,7 +22,7 @@ pub struct Acks {
 }
 
 struct Stream {
-    node: Arc<str>,
+    peer: Peer,
     acked: Revision,
     /// Up to where policies are acknowledged as well.
     held: Revision,
@@ -36,12 +36,12 @@ pub struct Ack<'a> {
 
 impl Acks {
     /// Registers a stream that has acknowledged nothing yet.
-    pub fn register(&self, node: Arc<str>) -> Ack<'_> {
+    pub fn register(&self, peer: Peer) -> Ack<'_> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.streams().insert(
             id,
             Stream {
-                node,
+                peer,
                 acked: 0,
                 held: 0,
             },
@@ -53,20 +53,23 @@ impl Acks {
     pub fn by_node(&self) -> BTreeMap<Arc<str>, Revision> {
         let mut nodes = BTreeMap::new();
         for stream in self.streams().values() {
-            let acked: &mut Revision = nodes.entry(stream.node.clone()).or_default();
+            let Peer::Agent(node) = &stream.peer else {
+                continue;
+            };
+            let acked: &mut Revision = nodes.entry(node.clone()).or_default();
             *acked = stream.acked.max(*acked);
         }
         nodes
     }
 
-    /// The same, up to where policies are acknowledged as well: what a node acts on.
-    pub fn held_by_node(&self) -> BTreeMap<Arc<str>, Revision> {
-        let mut nodes = BTreeMap::new();
+    /// The same of agents and waypoints, up to where policies are acknowledged as well: what each acts on.
+    pub fn held_by_peer(&self) -> BTreeMap<Peer, Revision> {
+        let mut peers = BTreeMap::new();
         for stream in self.streams().values() {
-            let held: &mut Revision = nodes.entry(stream.node.clone()).or_default();
+            let held: &mut Revision = peers.entry(stream.peer.clone()).or_default();
             *held = stream.held.max(*held);
         }
-        nodes
+        peers
     }
 
     /// How many streams there are.

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use karst_ca::{Authenticator, Caller, Rules, authenticate::AuthError, authorize::Account};
+use karst_model::name::GatewayKey;
 use karst_telemetry::error_chain::Chain;
 use tonic::{Status, metadata::MetadataMap};
+
+use super::peer::Peer;
 
 /// Checks callers. Cheap to clone.
 #[derive(Clone)]
@@ -34,15 +37,45 @@ impl Gate {
     /// The caller of a request that only node agents may make.
     pub async fn agent(&self, metadata: &MetadataMap) -> Result<Caller, Status> {
         let caller = self.caller(metadata).await?;
-        let account = Account {
-            namespace: caller.namespace.clone(),
-            service_account: caller.service_account.clone(),
-        };
-        if self.rules.agents.contains(&account) {
+        if self.rules.agents.contains(&account(&caller)) {
             return Ok(caller);
         }
         tracing::warn!(%caller, "caller is not a node agent: refused");
         Err(Status::permission_denied("only node agents may call this"))
+    }
+
+    /// The caller of a request that node agents and waypoints may make, and which of them it is. A waypoint's Gateway has
+    /// the name of its service account.
+    pub async fn proxy(&self, metadata: &MetadataMap) -> Result<(Peer, Caller), Status> {
+        let caller = self.caller(metadata).await?;
+        let account = account(&caller);
+        if self.rules.agents.contains(&account) {
+            return Ok((Peer::Agent(caller.node.as_str().into()), caller));
+        }
+        if self.rules.own.contains(&account) {
+            return Ok((waypoint(&caller), caller));
+        }
+        tracing::warn!(%caller, "caller is neither a node agent nor a waypoint: refused");
+        Err(Status::permission_denied(
+            "only node agents and waypoints may call this",
+        ))
+    }
+}
+
+fn account(caller: &Caller) -> Account {
+    Account {
+        namespace: caller.namespace.clone(),
+        service_account: caller.service_account.clone(),
+    }
+}
+
+fn waypoint(caller: &Caller) -> Peer {
+    Peer::Waypoint {
+        gateway: GatewayKey {
+            namespace: caller.namespace.as_str().into(),
+            name: caller.service_account.as_str().into(),
+        },
+        replica: caller.pod_uid.as_deref().unwrap_or(&caller.node).into(),
     }
 }
 

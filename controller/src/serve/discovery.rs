@@ -17,6 +17,7 @@ use super::{
     acks::Acks,
     caller::Gate,
     metrics::ServeMetrics,
+    peer::Peer,
     resources::Resources,
     session::{Handled, Session},
 };
@@ -64,7 +65,7 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.gate.agent(request.metadata()).await?;
+        let (peer, caller) = self.gate.proxy(request.metadata()).await?;
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             self.metrics.streams_refused.inc();
             return Err(Status::resource_exhausted(
@@ -73,8 +74,8 @@ impl AggregatedDiscoveryService for Discovery {
         };
         let (tx, rx) = mpsc::channel(OUTGOING);
         let stream = OneStream {
-            node: caller.node.as_str().into(),
-            session: Session::new(caller.node.as_str().into()),
+            session: Session::new(peer.clone()),
+            proxy: peer,
             peer: caller.to_string(),
             resources: self.resources.clone(),
             acks: self.acks.clone(),
@@ -92,7 +93,7 @@ impl AggregatedDiscoveryService for Discovery {
 type Outgoing = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 
 struct OneStream {
-    node: Arc<str>,
+    proxy: Peer,
     session: Session,
     /// For the log.
     peer: String,
@@ -137,7 +138,7 @@ impl OneStream {
                 next = self.next_response()?;
             }
             if let Some(acked) = self.session.acked_addresses() {
-                let ack = ack.get_or_insert_with(|| acks.register(self.node.clone()));
+                let ack = ack.get_or_insert_with(|| acks.register(self.proxy.clone()));
                 ack.set(acked);
                 ack.hold(self.session.acked_all());
             }
@@ -173,7 +174,7 @@ impl OneStream {
                     peer = self.peer,
                     type_url,
                     message,
-                    "agent rejected resources; it keeps their last good form"
+                    "proxy rejected resources; it keeps their last good form"
                 );
             }
             handled => tracing::debug!(peer = self.peer, type_url, ?handled, "discovery request"),

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use karst_index::{Delta, NodeChange};
 use karst_model::{
     enrollment::NodeWorkload,
-    name::ServiceKey,
+    name::{GatewayKey, ServiceKey},
     policy::{Authorization, PolicyScope},
+    route::Route,
     service::Service,
+    waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
 use karst_proto::{convert, type_url};
@@ -59,10 +61,13 @@ pub fn publications(delta: &Delta) -> Vec<Publication> {
         }
     });
     let additions = policies.chain(services).chain(workloads);
+    let (of_waypoints, gone_of_waypoints) = waypoint_publications(delta);
     additions
+        .chain(of_waypoints)
         .chain(workloads_gone)
         .chain(services_gone)
         .chain(policies_gone)
+        .chain(gone_of_waypoints)
         .chain(nodes)
         .collect()
 }
@@ -108,6 +113,73 @@ fn policy_publication(policy: &Authorization) -> Publication {
     Publication {
         table: TableKey::Authorization,
         name: policy.key.to_string().into(),
+        content: Some(content),
+    }
+}
+
+/// What waypoints are told, and what is taken from them.
+fn waypoint_publications(delta: &Delta) -> (Vec<Publication>, Vec<Publication>) {
+    let policies = delta
+        .waypoint_policies
+        .updated
+        .iter()
+        .map(|((gateway, _), policy)| waypoint_policy_publication(gateway, policy));
+    let routes = delta
+        .routes
+        .updated
+        .iter()
+        .map(|((gateway, _), route)| route_publication(gateway, route));
+    let routes_gone = delta
+        .routes
+        .removed
+        .iter()
+        .map(|(gateway, key)| Publication {
+            table: TableKey::Routes(gateway.clone()),
+            name: key.to_string().into(),
+            content: None,
+        });
+    let policies_gone = delta
+        .waypoint_policies
+        .removed
+        .iter()
+        .map(|(gateway, key)| Publication {
+            table: TableKey::WaypointPolicies(gateway.clone()),
+            name: key.to_string().into(),
+            content: None,
+        });
+    (
+        policies.chain(routes).collect(),
+        routes_gone.chain(policies_gone).collect(),
+    )
+}
+
+fn waypoint_policy_publication(gateway: &GatewayKey, policy: &WaypointPolicy) -> Publication {
+    let content = Content {
+        type_url: type_url::WAYPOINT_POLICY,
+        value: convert::waypoint_policy_to(policy).encode_to_vec(),
+        aliases: Vec::new(),
+        groups: Vec::new(),
+        // Not held back when it changes: no workload names it.
+        covers_all: true,
+    };
+    Publication {
+        table: TableKey::WaypointPolicies(gateway.clone()),
+        name: policy.key.to_string().into(),
+        content: Some(content),
+    }
+}
+
+fn route_publication(gateway: &GatewayKey, route: &Route) -> Publication {
+    let content = Content {
+        type_url: type_url::ROUTE,
+        value: convert::route_to(route).encode_to_vec(),
+        aliases: Vec::new(),
+        groups: Vec::new(),
+        covers_all: false,
+    };
+    Publication {
+        table: TableKey::Routes(gateway.clone()),
+        name: route.key.to_string().into(),
         content: Some(content),
     }
 }

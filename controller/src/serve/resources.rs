@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use karst_model::name::GatewayKey;
 use karst_proto::discovery;
 use prost::Message as _;
 use tokio::sync::watch;
@@ -31,6 +32,10 @@ pub enum TableKey {
     Authorization,
     /// Pods of this node.
     Node(Arc<str>),
+    /// Routes of the services that are bound to this waypoint.
+    Routes(GatewayKey),
+    /// Request policies that concern this waypoint.
+    WaypointPolicies(GatewayKey),
 }
 
 /// One change to publish.
@@ -68,7 +73,8 @@ pub struct Tables {
     revision: Revision,
     address: Table,
     authorization: Table,
-    nodes: HashMap<Arc<str>, Table>,
+    /// Tables of one agent or one waypoint.
+    own: HashMap<TableKey, Table>,
 }
 
 /// Resources of one type.
@@ -146,12 +152,12 @@ impl Tables {
         self.revision
     }
 
-    /// The table of a key; `None` for a node that never had a pod.
+    /// The table of a key; `None` for an agent or a waypoint that there never was anything for.
     pub fn table(&self, key: &TableKey) -> Option<&Table> {
         match key {
             TableKey::Address => Some(&self.address),
             TableKey::Authorization => Some(&self.authorization),
-            TableKey::Node(node) => self.nodes.get(node),
+            own => self.own.get(own),
         }
     }
 
@@ -159,7 +165,7 @@ impl Tables {
         let table = match publication.table {
             TableKey::Address => &mut self.address,
             TableKey::Authorization => &mut self.authorization,
-            TableKey::Node(node) => self.nodes.entry(node).or_default(),
+            own => self.own.entry(own).or_default(),
         };
         let live = publication
             .content

@@ -5,7 +5,7 @@
 //!   next_response(&Tables) ──► what is after that position, as much as fits one message, until 4 are unacknowledged
 //! ```
 //!
-//! Types are served in a fixed order, policies before addresses, so that no workload arrives before the policies that
+//! Types are served in a fixed order, policies before addresses and routes after them, so that no workload arrives before the policies that
 //! it names, not even where policies wait for acknowledgements. What takes a policy away from workloads (its removal, or
 //! a selector where it had none) waits until the addresses of the same time are acknowledged: until then they may name
 //! it, or not name it yet. Everything after it goes ahead.
@@ -20,7 +20,10 @@ use karst_proto::{
     dialect, discovery::DeltaDiscoveryRequest, encoded::DeltaDiscoveryResponse, type_url,
 };
 
-use super::resources::{Revision, Table, TableKey, Tables};
+use super::{
+    peer::Peer,
+    resources::{Revision, Table, TableKey, Tables},
+};
 
 /// Responses of one type that may wait for their acknowledgement.
 const UNACKED_MAX: usize = 4;
@@ -35,8 +38,8 @@ const ASKED_MAX: usize = 100_000;
 
 /// The state of one stream.
 pub struct Session {
-    /// The node that the caller proved to be on.
-    node: Arc<str>,
+    /// What the caller proved to be.
+    peer: Peer,
     chunk_bytes: usize,
     nonces: u64,
     subscriptions: BTreeMap<Place, Subscription>,
@@ -46,8 +49,10 @@ pub struct Session {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     Authorization,
+    WaypointPolicy,
     Address,
     NodeWorkload,
+    Route,
     /// Answered with nothing, so that its asker does not wait.
     Unknown(String),
 }
@@ -101,10 +106,10 @@ pub enum SessionError {
 }
 
 impl Session {
-    /// A stream of an agent on `node`.
-    pub fn new(node: Arc<str>) -> Self {
+    /// A stream of `peer`.
+    pub fn new(peer: Peer) -> Self {
         Self {
-            node,
+            peer,
             chunk_bytes: CHUNK_BYTES_FOREIGN,
             nonces: 0,
             subscriptions: BTreeMap::new(),
@@ -152,13 +157,13 @@ impl Session {
             };
             let empty = Table::default();
             let table = place
-                .key(&self.node)
+                .key(&self.peer)
                 .and_then(|key| tables.table(&key))
                 .unwrap_or(&empty);
             let limits = Limits {
                 bytes: self.chunk_bytes,
                 told: match place {
-                    Place::Authorization => told,
+                    Place::Authorization | Place::WaypointPolicy => told,
                     _ => Revision::MAX,
                 },
                 end: tables.revision(),
@@ -192,18 +197,26 @@ impl Session {
             .map(Subscription::settled)
     }
 
-    /// The revision up to which the client has acknowledged policies and addresses; 0 while it does not follow both.
+    /// The revision up to which the client has acknowledged all that it acts on; 0 while it does not follow all of it.
     pub fn acked_all(&self) -> Revision {
-        let settled = |place| self.subscriptions.get(&place).map(Subscription::settled);
-        let policies = settled(Place::Authorization).unwrap_or_default();
-        let addresses = settled(Place::Address).unwrap_or_default();
-        policies.min(addresses)
+        let acts_on: &[Place] = match self.peer {
+            Peer::Agent(_) => &[Place::Authorization, Place::Address],
+            Peer::Waypoint { .. } => &[Place::WaypointPolicy, Place::Address, Place::Route],
+        };
+        let settled = |place| self.subscriptions.get(place).map(Subscription::settled);
+        let slowest = acts_on.iter().map(settled).min();
+        slowest.flatten().unwrap_or_default()
     }
 
     /// Whether policies may have to be sent that cannot be sent now: addresses that name them have to wait too.
     fn policies_wait(&self) -> bool {
-        let policies = self.subscriptions.get(&Place::Authorization);
-        policies.is_some_and(|policies| policies.unacked.len() >= UNACKED_MAX)
+        let waits = |place| {
+            let policies = self.subscriptions.get(place);
+            policies.is_some_and(|policies| policies.unacked.len() >= UNACKED_MAX)
+        };
+        [Place::Authorization, Place::WaypointPolicy]
+            .iter()
+            .any(waits)
     }
 
     /// Up to where the client acts on addresses as they are. Our own agents ask for policies first and for addresses at
@@ -223,6 +236,8 @@ impl Place {
             type_url::AUTHORIZATION => Self::Authorization,
             type_url::ADDRESS => Self::Address,
             type_url::NODE_WORKLOAD => Self::NodeWorkload,
+            type_url::WAYPOINT_POLICY => Self::WaypointPolicy,
+            type_url::ROUTE => Self::Route,
             other => Self::Unknown(other.to_owned()),
         }
     }
@@ -232,16 +247,25 @@ impl Place {
             Self::Authorization => type_url::AUTHORIZATION,
             Self::Address => type_url::ADDRESS,
             Self::NodeWorkload => type_url::NODE_WORKLOAD,
+            Self::WaypointPolicy => type_url::WAYPOINT_POLICY,
+            Self::Route => type_url::ROUTE,
             Self::Unknown(other) => other,
         }
     }
 
-    fn key(&self, node: &Arc<str>) -> Option<TableKey> {
-        match self {
-            Self::Authorization => Some(TableKey::Authorization),
-            Self::Address => Some(TableKey::Address),
-            Self::NodeWorkload => Some(TableKey::Node(node.clone())),
-            Self::Unknown(_) => None,
+    /// The table that `peer` may follow; `None`: it is told that there is nothing.
+    fn key(&self, peer: &Peer) -> Option<TableKey> {
+        match (self, peer) {
+            (Self::Authorization, _) => Some(TableKey::Authorization),
+            (Self::Address, _) => Some(TableKey::Address),
+            (Self::NodeWorkload, Peer::Agent(node)) => Some(TableKey::Node(node.clone())),
+            (Self::Route, Peer::Waypoint { gateway, .. }) => {
+                Some(TableKey::Routes(gateway.clone()))
+            }
+            (Self::WaypointPolicy, Peer::Waypoint { gateway, .. }) => {
+                Some(TableKey::WaypointPolicies(gateway.clone()))
+            }
+            (Self::NodeWorkload | Self::Route | Self::WaypointPolicy | Self::Unknown(_), _) => None,
         }
     }
 }

@@ -141,10 +141,10 @@ impl Writer {
     }
 
     fn wanted(&self) -> Vec<Wanted> {
-        let nodes = self.acks.held_by_node();
+        let peers = self.acks.held_by_peer();
         let reach = |revision: Revision| Reach {
-            have: nodes.values().filter(|held| **held >= revision).count(),
-            of: nodes.len(),
+            have: peers.values().filter(|held| **held >= revision).count(),
+            of: peers.len(),
         };
         let now = jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -305,3 +305,89 @@ fn converge(seed: u64) {
         "seed {seed}"
     );
 }
+
+fn waypoint(gateway: &str) -> Peer {
+    Peer::Waypoint {
+        gateway: gateway.parse().unwrap(),
+        replica: "r".into(),
+    }
+}
+
+#[test]
+fn a_waypoint_gets_its_own_routes_and_policies_and_an_agent_none() {
+    let resources = Resources::new();
+    let (ours, theirs) = (
+        "shop/waypoint".parse().unwrap(),
+        "web/waypoint".parse().unwrap(),
+    );
+    resources.publish([
+        put(TableKey::Routes(ours), "HTTPRoute/shop/a", "1"),
+        put(TableKey::Routes(theirs), "HTTPRoute/web/a", "1"),
+        put(
+            TableKey::WaypointPolicies("shop/waypoint".parse().unwrap()),
+            "shop/p",
+            "1",
+        ),
+        put(TableKey::Node("n1".into()), "pod", "1"),
+    ]);
+    let all = |peer: Peer| {
+        let mut session = Session::new(peer);
+        let mut seen = Vec::new();
+        for type_url in [
+            type_url::NODE_WORKLOAD,
+            type_url::WAYPOINT_POLICY,
+            type_url::ADDRESS,
+            type_url::ROUTE,
+        ] {
+            session.handle(subscribe(type_url)).unwrap();
+            let response = next(&mut session, &resources).unwrap();
+            seen.extend(names(&response));
+            session.handle(ack(&response)).unwrap();
+        }
+        assert_eq!(
+            session.acked_all() > 0,
+            matches!(session.peer, Peer::Waypoint { .. })
+        );
+        seen
+    };
+    assert_eq!(
+        all(waypoint("shop/waypoint")),
+        ["shop/p", "HTTPRoute/shop/a"]
+    );
+    assert_eq!(all(waypoint("web/waypoint")), ["HTTPRoute/web/a"]);
+    assert_eq!(all("n1".into()), ["pod"]);
+}
+
+#[test]
+fn a_request_policy_goes_after_the_services_that_it_was_for() {
+    let resources = Resources::new();
+    let table = || TableKey::WaypointPolicies("shop/waypoint".parse().unwrap());
+    let mut session = Session::new(waypoint("shop/waypoint"));
+    resources.publish([
+        put(TableKey::Address, "s", "bound"),
+        put(table(), "shop/p", "1"),
+    ]);
+    session
+        .handle(subscribe(type_url::WAYPOINT_POLICY))
+        .unwrap();
+    session.handle(subscribe(type_url::ADDRESS)).unwrap();
+    for expected in ["shop/p", "s"] {
+        let response = next(&mut session, &resources).unwrap();
+        assert_eq!(
+            names(&response),
+            [expected],
+            "the policy is there before what it protects"
+        );
+        session.handle(ack(&response)).unwrap();
+    }
+    resources.publish([
+        put(TableKey::Address, "s", "unbound"),
+        gone(table(), "shop/p"),
+    ]);
+    let service = next(&mut session, &resources).unwrap();
+    assert_eq!(names(&service), ["s"]);
+    assert_eq!(next(&mut session, &resources), None);
+    session.handle(ack(&service)).unwrap();
+    let policy = next(&mut session, &resources).unwrap();
+    assert_eq!(policy.removed_resources, ["shop/p"]);
+}
