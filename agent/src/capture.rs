@@ -727,3 +727,6 @@ fn concerns_pods(changed: &Changed) -> bool {
             .any(|change| matches!(change, Change::NodeWorkload(_))),
     }
 }
+
+#[cfg(test)]
+mod tests;
