@@ -8,7 +8,10 @@ use std::{io::Write as _, pin::Pin, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use http::{Method, StatusCode};
-use karst_ca::{Authenticator, Authority, AuthorityConfig, Rules, Tokens, token::AgentAccount};
+use karst_ca::{
+    Authenticator, Authority, AuthorityConfig, Rules, Tokens, authorize::OwnAccounts,
+    token::AgentAccount,
+};
 use karst_identity::{
     bundle::hex,
     clock::Clock,
@@ -94,7 +97,8 @@ fn print_token(args: &TokenArgs) -> anyhow::Result<()> {
     )?;
     let tokens = Tokens::load_or_create(&args.state.state_dir, AgentAccount::default())?;
     let ttl = Duration::from_secs(args.ttl_minutes.saturating_mul(60));
-    let token = tokens.issue_join(&args.node, authority.root_fingerprint(), ttl, clock.now())?;
+    let root = authority.root_fingerprint();
+    let token = tokens.issue_join_as(args.waypoint.as_ref(), &args.node, root, ttl, clock.now())?;
     writeln!(std::io::stdout(), "{token}")?;
     Ok(())
 }
@@ -150,6 +154,7 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         resources: Arc::new(Resources::new()),
         pods: Arc::default(),
         acks: Arc::new(Acks::default()),
+        waypoints: OwnAccounts::default(),
         problems: Arc::new(Problems::default()),
         statuses: Arc::new(Statuses::new(match cfg.kubernetes {
             true => Source::Cluster,
@@ -252,7 +257,10 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
     let clock = Clock::system();
     let gate = Gate {
         authenticator,
-        rules: Arc::new(Rules::new(cfg.trust_domain(), &cfg.agent_account())),
+        rules: Arc::new(Rules {
+            own: outputs.waypoints.clone(),
+            ..Rules::new(cfg.trust_domain(), &cfg.agent_account())
+        }),
     };
     let pair = authority.server_certificate(&cfg.serving_names(), clock.now())?;
     let certificate = ServingCertificate::new(&pair.chain_pem, &pair.key_pem)?;

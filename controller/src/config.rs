@@ -50,6 +50,9 @@ pub struct TokenArgs {
     /// The node that may join with it, once.
     #[arg(long)]
     pub node: String,
+    /// The waypoint that the token is for, as NAMESPACE/GATEWAY: it gets that identity and no other.
+    #[arg(long)]
+    pub waypoint: Option<AgentAccount>,
     /// Minutes that it can be used for.
     #[arg(long, default_value_t = 60)]
     pub ttl_minutes: u64,

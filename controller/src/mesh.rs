@@ -12,6 +12,7 @@ mod records;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use karst_ca::authorize::{Account, OwnAccounts};
 use karst_index::{Delta, Event, Index, IndexConfig, NodeChange, Transition};
 use karst_runtime::supervise::spawn_connection;
 use tokio::sync::{mpsc, oneshot};
@@ -79,6 +80,8 @@ pub struct Outputs {
     pub resources: Arc<Resources>,
     pub pods: Arc<Pods>,
     pub acks: Arc<Acks>,
+    /// Service accounts of waypoints.
+    pub waypoints: OwnAccounts,
     pub problems: Arc<Problems>,
     pub statuses: Arc<Statuses>,
     pub metrics: ServeMetrics,
@@ -198,6 +201,7 @@ impl Mesh {
             NodeChange::Updated { node, .. } | NodeChange::Removed { node, .. } => node.clone(),
         }));
         self.outputs.pods.apply(&delta.node_workloads);
+        admit_waypoints(&self.outputs.waypoints, &delta);
         let revision = self.outputs.resources.publish(publications(&delta));
         self.outputs.problems.set_conditions(&delta.conditions);
         self.outputs.statuses.published(&delta.conditions, revision);
@@ -236,6 +240,20 @@ impl Mesh {
             let overdue = begun.into_iter().map(Event::Overdue).collect();
             let _ = commands.send(Command::Transitions(overdue)).await;
         });
+    }
+}
+
+/// A waypoint may have the identity of the service account that is named like its Gateway.
+fn admit_waypoints(accounts: &OwnAccounts, delta: &Delta) {
+    for (gateway, status) in &delta.gateways {
+        let account = Account {
+            namespace: gateway.namespace.to_string(),
+            service_account: gateway.name.to_string(),
+        };
+        match status {
+            Some(_) => accounts.insert(account),
+            None => accounts.remove(&account),
+        }
     }
 }
 

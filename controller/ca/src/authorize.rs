@@ -3,6 +3,8 @@
 //! An agent gets the identities of pods on its own node. A listed service account (a waypoint's) gets its own. Everyone
 //! else gets nothing, also with a good token: a pod's own token must not become a mesh certificate outside the agent.
 
+use std::sync::{Arc, PoisonError, RwLock};
+
 use hashbrown::HashSet;
 use karst_model::identity::{SpiffeId, SpiffeIdError, TrustDomain};
 
@@ -39,7 +41,28 @@ pub struct Rules {
     /// Accounts that may ask for the identities of their node's pods.
     pub agents: HashSet<Account>,
     /// Accounts that may ask for their own identity: those of waypoints.
-    pub own: HashSet<Account>,
+    pub own: OwnAccounts,
+}
+
+/// Accounts that may ask for their own identity, as they are now: waypoints come and go. Clones share one list.
+#[derive(Clone, Debug, Default)]
+pub struct OwnAccounts(Arc<RwLock<HashSet<Account>>>);
+
+impl OwnAccounts {
+    pub fn contains(&self, account: &Account) -> bool {
+        let accounts = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        accounts.contains(account)
+    }
+
+    pub fn insert(&self, account: Account) {
+        let mut accounts = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        accounts.insert(account);
+    }
+
+    pub fn remove(&self, account: &Account) {
+        let mut accounts = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        accounts.remove(account);
+    }
 }
 
 impl Rules {
@@ -52,7 +75,7 @@ impl Rules {
         Self {
             trust_domain,
             agents: HashSet::from([agent]),
-            own: HashSet::new(),
+            own: OwnAccounts::default(),
         }
     }
 }

@@ -7,7 +7,9 @@
 mod used;
 
 use std::{
+    fmt,
     path::Path,
+    str::FromStr,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -42,7 +44,7 @@ const NODE_KEY_FILE: &str = "node-token.key.pem";
 /// A node name is a DNS subdomain (RFC 1123), as in Kubernetes.
 const NODE_NAME_MAX: usize = 253;
 
-/// The service account that agents run as: node tokens speak for it.
+/// A service account that tokens speak for: that of agents, or a waypoint's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentAccount {
     pub namespace: String,
@@ -58,6 +60,28 @@ impl Default for AgentAccount {
     }
 }
 
+impl fmt::Display for AgentAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.service_account)
+    }
+}
+
+impl FromStr for AgentAccount {
+    type Err = IssueError;
+
+    /// Of `<namespace>/<service account>`.
+    fn from_str(text: &str) -> Result<Self, IssueError> {
+        let is_name = |name: &str| check_node(name).is_ok();
+        match text.split_once('/') {
+            Some((namespace, account)) if is_name(namespace) && is_name(account) => Ok(Self {
+                namespace: namespace.to_owned(),
+                service_account: account.to_owned(),
+            }),
+            _ => Err(IssueError::Account(text.to_owned())),
+        }
+    }
+}
+
 /// Why no token was made.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
@@ -65,6 +89,8 @@ pub enum IssueError {
         "{0:?} is no node name: expected lower-case letters, digits, '-' and '.', at most {NODE_NAME_MAX}"
     )]
     Node(String),
+    #[error("{0:?} is no service account: expected <namespace>/<name>")]
+    Account(String),
     #[error("a join token may live for {JOIN_TTL_MAX:?} at most, {0:?} was asked for")]
     Life(Duration),
     #[error("caller holds no node token of ours: only those are renewed")]
@@ -174,9 +200,21 @@ impl Tokens {
         self.node_keys.clone()
     }
 
-    /// A join token: `node` may join once within `ttl`, and trusts the root with this fingerprint.
+    /// A join token: the agent of `node` may join once within `ttl`, and trusts the root with this fingerprint.
     pub fn issue_join(
         &self,
+        node: &str,
+        root: Fingerprint,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<String, IssueError> {
+        self.issue_join_as(None, node, root, ttl, now)
+    }
+
+    /// The same for a waypoint, which becomes `account`; without one, for an agent.
+    pub fn issue_join_as(
+        &self,
+        account: Option<&AgentAccount>,
         node: &str,
         root: Fingerprint,
         ttl: Duration,
@@ -190,6 +228,7 @@ impl Tokens {
         let sealed = JoinToken {
             root,
             node: node.to_owned(),
+            account: account.map(ToString::to_string),
             expires: now + ttl,
             id,
         }
@@ -218,7 +257,11 @@ impl Tokens {
         if now > token.expires {
             return Err(JoinError::Expired { node: token.node });
         }
-        let node_token = self.issue_node(node, now)?;
+        let account = match &token.account {
+            Some(account) => account.parse()?,
+            None => self.account.clone(),
+        };
+        let node_token = self.issue_node(node, &account, now)?;
         self.used
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -226,21 +269,28 @@ impl Tokens {
         Ok(node_token)
     }
 
-    /// A node token for the caller's node, from a valid one of ours.
+    /// A token for the caller's node and account, from a valid one of ours.
     pub fn renew_node(&self, caller: &Caller, now: SystemTime) -> Result<String, IssueError> {
-        let is_agent = caller.namespace == self.account.namespace
-            && caller.service_account == self.account.service_account;
-        if !is_agent || caller.key_id != self.key_id {
+        if caller.key_id != self.key_id {
             return Err(IssueError::NotOurs);
         }
-        self.issue_node(&caller.node, now)
+        let account = AgentAccount {
+            namespace: caller.namespace.clone(),
+            service_account: caller.service_account.clone(),
+        };
+        self.issue_node(&caller.node, &account, now)
     }
 
-    fn issue_node(&self, node: &str, now: SystemTime) -> Result<String, IssueError> {
+    fn issue_node(
+        &self,
+        node: &str,
+        account: &AgentAccount,
+        now: SystemTime,
+    ) -> Result<String, IssueError> {
         check_node(node)?;
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.key_id.clone());
-        let claims = Claims::for_node(node, &self.account, now, NODE_TTL);
+        let claims = Claims::for_node(node, account, now, NODE_TTL);
         jsonwebtoken::encode(&header, &claims, &self.node_key).map_err(IssueError::Sign)
     }
 }

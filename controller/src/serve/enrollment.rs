@@ -57,7 +57,7 @@ impl Enrollment for Enroll {
         &self,
         request: Request<RenewRequest>,
     ) -> Result<Response<NodeCredential>, Status> {
-        let caller = self.gate.agent(request.metadata()).await?;
+        let (_, caller) = self.gate.proxy(request.metadata()).await?;
         let now = self.clock.now();
         let token = self.tokens.renew_node(&caller, now).map_err(|error| {
             tracing::warn!(reason = %Chain(&error), "node token not renewed");

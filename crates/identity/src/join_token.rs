@@ -1,7 +1,7 @@
 //! Join tokens as text: what a new node is given to find and trust its mesh, once.
 //!
 //! `karst1.<payload>.<seal>`, both base64url without padding. The payload is JSON: `r` SHA-256 of the root (hex),
-//! `n` node, `e` expiry (Unix seconds), `i` a random id. The seal is an HMAC that only the controller can check
+//! `n` node, `e` expiry (Unix seconds), `i` a random id, and for a waypoint `a`, its account. The seal is an HMAC that only the controller can check
 //! (`karst-ca`); the node reads the root's fingerprint, verifies the controller by it, and only then sends the token.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -25,6 +25,8 @@ pub struct JoinToken {
     pub root: Fingerprint,
     /// The only node that may join with it.
     pub node: String,
+    /// `<namespace>/<service account>` that the holder becomes; `None` for a node's agent.
+    pub account: Option<String>,
     pub expires: SystemTime,
     /// Random; marks the token as used.
     pub id: String,
@@ -47,6 +49,8 @@ struct Payload {
     n: String,
     e: u64,
     i: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    a: Option<String>,
 }
 
 impl JoinToken {
@@ -88,6 +92,7 @@ impl JoinToken {
         Some(Self {
             root: from_hex(&payload.r)?,
             node: payload.n,
+            account: payload.a,
             expires,
             id: payload.i,
         })
@@ -100,6 +105,7 @@ impl JoinToken {
             n: self.node.clone(),
             e: unix_time(self.expires).as_secs(),
             i: self.id.clone(),
+            a: self.account.clone(),
         };
         let json = serde_json::to_vec(&payload).expect("strings and numbers always serialise");
         format!("{PREFIX}.{}", URL_SAFE_NO_PAD.encode(json))
@@ -131,6 +137,7 @@ mod tests {
         let token = JoinToken {
             root: [7; 32],
             node: "node-a".into(),
+            account: Some("shop/waypoint".into()),
             expires: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
             id: "abc".into(),
         };

@@ -19,7 +19,7 @@ impl NodeView for Pods {
 }
 
 fn rules() -> Rules {
-    let mut rules = Rules::new(TrustDomain::default(), &AgentAccount::default());
+    let rules = Rules::new(TrustDomain::default(), &AgentAccount::default());
     rules.own.insert(Account {
         namespace: "shop".into(),
         service_account: "waypoint".into(),

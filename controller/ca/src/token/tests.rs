@@ -143,14 +143,25 @@ async fn node_tokens_expire_and_are_renewed_by_their_holder_only() {
         tokens.renew_node(&foreign_key, now()),
         Err(IssueError::NotOurs)
     ));
-    let pod = Caller {
-        service_account: "orders".into(),
-        ..holder
-    };
-    assert!(matches!(
-        tokens.renew_node(&pod, now()),
-        Err(IssueError::NotOurs)
-    ));
+}
+
+#[tokio::test]
+async fn a_waypoints_token_speaks_for_its_account_and_stays_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = open(dir.path());
+    let waypoint = "shop/waypoint".parse().unwrap();
+    let join = tokens
+        .issue_join_as(Some(&waypoint), "node-a", [9; 32], HOUR, now())
+        .unwrap();
+    let first = tokens.redeem_join(&join, "node-a", now()).unwrap();
+    let holder = caller(&tokens, &first, now()).await.unwrap();
+    assert_eq!(holder.to_string(), "shop/waypoint on node node-a");
+    let second = tokens.renew_node(&holder, now()).unwrap();
+    let renewed = caller(&tokens, &second, now()).await.unwrap();
+    assert_eq!(renewed.to_string(), "shop/waypoint on node node-a");
+    for bad in ["waypoint", "/waypoint", "shop/", "shop/a/b", "Shop/a"] {
+        assert!(bad.parse::<AgentAccount>().is_err(), "{bad}");
+    }
 }
 
 #[test]
