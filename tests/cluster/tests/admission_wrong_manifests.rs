@@ -84,16 +84,14 @@ fn wrong_manifests_are_answered_at_once() {
 
 /// A False condition, or an Event.
 fn told_afterwards(cluster: &Cluster, yaml: &str, name: &str) {
-    let read = kubectl(cluster, &["get", "-o", "json"], yaml);
-    let object: Value = serde_json::from_slice(&read.stdout).unwrap();
+    let object = read(cluster, yaml);
     let kind = object["kind"].as_str().unwrap();
     if kind == "Deployment" {
         return; // Its pods tell.
     }
     let uid = object["metadata"]["uid"].as_str().unwrap();
     eventually(&format!("{name} is told"), || {
-        let read = kubectl(cluster, &["get", "-o", "json"], yaml);
-        let object: Value = serde_json::from_slice(&read.stdout).unwrap_or_default();
+        let object = read(cluster, yaml);
         let conditions = object["status"]["conditions"]
             .as_array()
             .into_iter()
@@ -103,6 +101,16 @@ fn told_afterwards(cluster: &Cluster, yaml: &str, name: &str) {
             .any(|one| one["status"] == "False" && one["type"] != "Ready")
             || has_event(cluster, uid)
     });
+}
+
+/// The object of a manifest with one; Null when there is none. kubectl shows what it is given as a list.
+fn read(cluster: &Cluster, yaml: &str) -> Value {
+    let read = kubectl(cluster, &["get", "-o", "json"], yaml);
+    let mut shown: Value = serde_json::from_slice(&read.stdout).unwrap_or_default();
+    match shown.pointer_mut("/items/0") {
+        Some(first) => first.take(),
+        None => shown,
+    }
 }
 
 fn has_event(cluster: &Cluster, uid: &str) -> bool {
