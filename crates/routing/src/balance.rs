@@ -4,6 +4,8 @@
 //! routing preference ranks what is left and only the best rank stays; session affinity, then weights decide.
 //! Source: `ambient-facts.md` 6.3. The endpoints come from discovery, the random numbers from the caller.
 
+mod candidates;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -15,6 +17,8 @@ use karst_model::{
     workload::{GatewayAddr, Health, Workload},
 };
 use rand::{Rng, RngExt};
+
+pub use self::candidates::{Algorithm, Candidates};
 
 /// A connection that wants an endpoint.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +166,20 @@ pub fn choose(
     endpoints: &[Arc<Workload>],
     rng: &mut impl Rng,
 ) -> Result<Choice, NoEndpoint> {
+    refuse_unchoosable(request)?;
+    let best = Best::survey(request, endpoints)?;
+    let candidates = endpoints.iter().filter_map(|endpoint| {
+        let (rank, candidate) = evaluate(request, endpoint).ok()?;
+        (rank == best.rank).then_some(candidate)
+    });
+    let drawn = draw(candidates, request.sticky, rng.random_range(0..best.weight));
+    Ok(drawn
+        .expect("the survey found this weight at this rank")
+        .into_choice(request))
+}
+
+/// Services that want no choice, and ports that they do not have.
+fn refuse_unchoosable(request: &Request<'_>) -> Result<(), NoEndpoint> {
     let service = request.service;
     if service.load_balancing.mode == LoadBalancingMode::Passthrough {
         return Err(NoEndpoint::Passthrough {
@@ -174,15 +192,7 @@ pub fn choose(
             port: request.port,
         });
     }
-    let best = Best::survey(request, endpoints)?;
-    let candidates = endpoints.iter().filter_map(|endpoint| {
-        let (rank, candidate) = evaluate(request, endpoint).ok()?;
-        (rank == best.rank).then_some(candidate)
-    });
-    let drawn = draw(candidates, request.sticky, rng.random_range(0..best.weight));
-    Ok(drawn
-        .expect("the survey found this weight at this rank")
-        .into_choice(request))
+    Ok(())
 }
 
 /// The highest rank that a usable endpoint has, and the weight of all of that rank.

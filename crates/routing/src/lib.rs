@@ -1,13 +1,19 @@
-//! Endpoint choice, pure: locality, health, weights, session affinity.
+//! Pure decisions about requests and connections: which route, which backend, which endpoint, whether again.
 //!
 //! ```text
-//!   Service + port + source ──┐
-//!   endpoints (Workload)    ──┼─► balance::choose ──► Choice { workload, address, target port } ──► agent dials
-//!   affinity (last choice)  ──┘         │
-//!                                       └─► NoEndpoint, which says what was there and why it was no use
+//!   http head ──request──► Request ──table──► rule ──weights──► backend ──balance──► endpoint ──► agent, waypoint dial
+//!                             ▲                │                                        ▲
+//!                             └────filter──────┘           failure ──retry──► again? ───┘
 //! ```
 //!
-//! The agent's `outbound/resolve` calls it for every connection to a service. Nothing here does I/O or reads a clock.
+//! The agent's `outbound/resolve` calls [`balance`] for every connection to a service; the waypoint's phases call all of
+//! it. Nothing here does I/O, reads a clock or draws a random number by itself.
 
 pub mod affinity;
 pub mod balance;
+pub mod filter;
+pub mod pattern;
+pub mod request;
+pub mod retry;
+pub mod table;
+pub mod weights;

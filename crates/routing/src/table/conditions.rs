@@ -1,0 +1,168 @@
+//! What a match asks of a request beside host and path: method, headers, query parameters.
+
+use std::{borrow::Cow, cell::OnceCell, sync::Arc};
+
+use hashbrown::{HashMap, hash_map::Entry};
+use http::{HeaderName, header};
+use karst_model::route::{HttpMatch, ValueMatch};
+
+use crate::{
+    pattern::{Pattern, PatternError},
+    request::Request,
+};
+
+/// Why a match is left out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    #[error("{0:?} is not the name of a header")]
+    HeaderName(String),
+}
+
+/// Expressions that were compiled already: routes repeat them.
+#[derive(Debug, Default)]
+pub(super) struct Patterns(HashMap<Arc<str>, Result<Arc<Pattern>, PatternError>>);
+
+impl Patterns {
+    fn compile(&mut self, text: &Arc<str>) -> Result<Arc<Pattern>, PatternError> {
+        match self.0.entry(text.clone()) {
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(new) => new.insert(Pattern::new(text).map(Arc::new)).clone(),
+        }
+    }
+}
+
+/// AND of all.
+#[derive(Debug)]
+pub(super) struct Conditions {
+    pub(super) method: Option<Arc<str>>,
+    pub(super) headers: Box<[(HeaderKey, Value)]>,
+    pub(super) query: Box<[(Arc<str>, Value)]>,
+}
+
+/// How a header is found.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum HeaderKey {
+    Name(HeaderName),
+    /// The host, and what HTTP/2 begins with a colon.
+    Special(Arc<str>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Exact(Arc<str>),
+    Pattern(Arc<Pattern>),
+    Prefix(Arc<str>),
+    Present,
+    Absent,
+}
+
+impl Conditions {
+    /// Of a header or parameter named twice the first entry counts.
+    pub(super) fn new(m: &HttpMatch, patterns: &mut Patterns) -> Result<Self, Unreadable> {
+        let mut headers: Vec<(HeaderKey, Value)> = Vec::with_capacity(m.headers.len());
+        for header in &m.headers {
+            let key = HeaderKey::new(&header.name)?;
+            if headers.iter().all(|(earlier, _)| *earlier != key) {
+                headers.push((key, Value::new(&header.value, patterns)?));
+            }
+        }
+        let mut query: Vec<(Arc<str>, Value)> = Vec::with_capacity(m.query.len());
+        for param in &m.query {
+            if query.iter().all(|(earlier, _)| *earlier != param.name) {
+                query.push((param.name.clone(), Value::new(&param.value, patterns)?));
+            }
+        }
+        Ok(Self {
+            method: m.method.clone(),
+            headers: headers.into(),
+            query: query.into(),
+        })
+    }
+
+    pub(super) fn hold(&self, asked: &Asked<'_>) -> bool {
+        self.method
+            .as_deref()
+            .is_none_or(|method| method == asked.request.method().as_str())
+            && self
+                .headers
+                .iter()
+                .all(|(key, value)| value.holds(asked.header(key).as_deref()))
+            && self
+                .query
+                .iter()
+                .all(|(name, value)| value.holds(asked.param(name.as_bytes())))
+    }
+}
+
+impl HeaderKey {
+    fn new(name: &str) -> Result<Self, Unreadable> {
+        if name.starts_with(':') || name.eq_ignore_ascii_case(header::HOST.as_str()) {
+            return Ok(Self::Special(name.to_ascii_lowercase().into()));
+        }
+        HeaderName::from_bytes(name.as_bytes())
+            .map(Self::Name)
+            .map_err(|_invalid| Unreadable::HeaderName(name.to_owned()))
+    }
+}
+
+impl Value {
+    fn new(value: &ValueMatch, patterns: &mut Patterns) -> Result<Self, PatternError> {
+        Ok(match value {
+            ValueMatch::Exact(text) => Self::Exact(text.clone()),
+            ValueMatch::Regex(text) => Self::Pattern(patterns.compile(text)?),
+            ValueMatch::Prefix(text) => Self::Prefix(text.clone()),
+            ValueMatch::Present => Self::Present,
+            ValueMatch::Absent => Self::Absent,
+        })
+    }
+
+    fn holds(&self, value: Option<&[u8]>) -> bool {
+        match (self, value) {
+            (Self::Absent, value) => value.is_none(),
+            (_, None) => false,
+            (Self::Present, Some(_)) => true,
+            (Self::Exact(exact), Some(value)) => exact.as_bytes() == value,
+            (Self::Prefix(prefix), Some(value)) => value.starts_with(prefix.as_bytes()),
+            (Self::Pattern(pattern), Some(value)) => pattern.matches(value),
+        }
+    }
+}
+
+type Param<'a> = (Cow<'a, [u8]>, Cow<'a, [u8]>);
+
+/// A request that is being matched, with what was read of it so far.
+pub(super) struct Asked<'a> {
+    pub(super) request: &'a Request,
+    params: OnceCell<Vec<Param<'a>>>,
+}
+
+impl<'a> Asked<'a> {
+    pub(super) fn new(request: &'a Request) -> Self {
+        Self {
+            request,
+            params: OnceCell::new(),
+        }
+    }
+
+    pub(super) fn header(&self, key: &HeaderKey) -> Option<Cow<'a, [u8]>> {
+        match key {
+            HeaderKey::Name(name) => self.request.header_named(name),
+            HeaderKey::Special(name) => self.request.header(name),
+        }
+    }
+
+    /// The value of the first parameter of this name.
+    pub(super) fn param(&self, name: &[u8]) -> Option<&[u8]> {
+        let mut params = self.params().iter();
+        params
+            .find(|(key, _)| **key == *name)
+            .map(|(_, value)| &**value)
+    }
+
+    pub(super) fn params(&self) -> &[Param<'a>] {
+        self.params
+            .get_or_init(|| self.request.query_params().collect())
+    }
+}
