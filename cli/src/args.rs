@@ -130,6 +130,8 @@ enum Command {
         mtu: u32,
         #[arg(long)]
         no_mesh: bool,
+        #[arg(long)]
+        ipv6_only: bool,
     },
     /// The first steps of a lab pod's container
     #[command(hide = true)]
@@ -178,7 +180,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Args::command(), "karst", &mut io::stdout());
             Ok(ExitCode::SUCCESS)
         }
-        Command::LabDaemon { lab, mtu, no_mesh } => {
+        Command::LabDaemon {
+            lab,
+            mtu,
+            no_mesh,
+            ipv6_only,
+        } => {
             tracing_subscriber::fmt()
                 .with_writer(io::stderr)
                 .with_ansi(false)
@@ -188,6 +195,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 daemon::Options {
                     mesh: !no_mesh,
                     mtu,
+                    families: lab::families(ipv6_only),
                 },
             )?;
             Ok(ExitCode::SUCCESS)

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use karst_lab::{
     LabName,
     client::{self, After, User},
-    daemon::Options,
+    daemon::{Families, Options},
     down,
     status::{PodStatus, ProcessStatus, Status},
 };
@@ -33,6 +33,9 @@ pub(crate) enum LabCommand {
         /// Of every link, in bytes
         #[arg(long, default_value_t = 1500)]
         mtu: u32,
+        /// Pods and services have IPv6 addresses alone
+        #[arg(long)]
+        ipv6_only: bool,
         #[command(flatten)]
         wait: Wait,
     },
@@ -135,12 +138,14 @@ pub(crate) fn run(command: LabCommand) -> anyhow::Result<ExitCode> {
             name,
             no_mesh,
             mtu,
+            ipv6_only,
             wait,
         } => {
             let started = Instant::now();
             let options = Options {
                 mesh: !no_mesh,
                 mtu,
+                families: families(ipv6_only),
             };
             let status = client::up(
                 &name.name,
@@ -192,6 +197,14 @@ pub(crate) fn run(command: LabCommand) -> anyhow::Result<ExitCode> {
         LabCommand::RestartController { name } => {
             client::restart_controller(&name.name).map(done)?
         }
+    }
+}
+
+pub(crate) fn families(ipv6_only: bool) -> Families {
+    if ipv6_only {
+        Families::Ipv6
+    } else {
+        Families::Dual
     }
 }
 

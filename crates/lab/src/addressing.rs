@@ -6,6 +6,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use crate::daemon::Families;
+
 /// The controller's addresses on the link between nodes.
 pub(crate) const CONTROLLER: (Ipv4Addr, Ipv6Addr) = (
     Ipv4Addr::new(172, 18, 0, 2),
@@ -16,6 +18,14 @@ pub(crate) const CLUSTER_DNS: (Ipv4Addr, Ipv6Addr) = (
     Ipv4Addr::new(10, 96, 0, 10),
     Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0xa),
 );
+/// The cluster DNS service as pods of these families reach it.
+pub(crate) fn cluster_dns(families: Families) -> IpAddr {
+    match families {
+        Families::Dual => CLUSTER_DNS.0.into(),
+        Families::Ipv6 => CLUSTER_DNS.1.into(),
+    }
+}
+
 /// First host number that services get when they name no address; those below are for the YAML to name.
 const FIRST_SERVICE: u16 = 0x100;
 

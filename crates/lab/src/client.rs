@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     LabError, cgroup,
-    daemon::Options,
+    daemon::{Families, Options},
     down::{DaemonRecord, down},
     names::{LabName, netns_path},
     pod,
@@ -80,6 +80,9 @@ fn start_daemon(lab: &LabName, options: Options) -> Result<(), LabError> {
         "--mtu",
         &options.mtu.to_string(),
     ]);
+    if options.families == Families::Ipv6 {
+        command.arg("--ipv6-only");
+    }
     if !options.mesh {
         command.arg("--no-mesh");
     }

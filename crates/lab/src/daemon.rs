@@ -38,6 +38,16 @@ pub struct Options {
     pub mesh: bool,
     /// Of every link, in bytes.
     pub mtu: u32,
+    /// Of pods and services; nodes have both in any case.
+    pub families: Families,
+}
+
+/// Which addresses pods and services get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Families {
+    #[default]
+    Dual,
+    Ipv6,
 }
 
 /// Runs the daemon until it is killed: the lab ends by `karst lab down`, which needs no help from it.

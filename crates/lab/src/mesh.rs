@@ -17,8 +17,9 @@ use serde_json::json;
 
 use crate::{
     LabError,
-    addressing::{CLUSTER_DNS, CONTROLLER},
+    addressing::{CONTROLLER, cluster_dns},
     cgroup, command,
+    daemon::Families,
     desired::DesiredPod,
     names::{LabName, PIN_ROOT, netns_path},
     network::{self, PodNetwork},
@@ -266,7 +267,7 @@ fn controller_state(lab: &LabName) -> String {
 }
 
 /// The agent of a node, in its namespace and a cgroup of its own.
-pub(crate) fn agent(lab: &LabName, node: &str) -> Result<Kept, LabError> {
+pub(crate) fn agent(lab: &LabName, node: &str, families: Families) -> Result<Kept, LabError> {
     mount_bpffs()?;
     let run = lab.agent_dir(node);
     std::fs::create_dir_all(&run).map_err(LabError::io(format!("making {}", run.display())))?;
@@ -300,7 +301,7 @@ pub(crate) fn agent(lab: &LabName, node: &str) -> Result<Kept, LabError> {
         ("--pin-dir", text(&lab.pin_dir(node))),
         ("--cgroup-root", text(&root)),
         ("--kubelet-cgroup", kubelet),
-        ("--cluster-dns", CLUSTER_DNS.0.to_string()),
+        ("--cluster-dns", cluster_dns(families).to_string()),
         ("--admin", "127.0.0.1:15000".to_owned()),
         ("--metrics-port", "15020".to_owned()),
         ("--ready-port", "15021".to_owned()),
@@ -378,10 +379,10 @@ pub(crate) fn cni(
             {"name": network.host_veth},
             {"name": "eth0", "sandbox": netns_path(&network.netns)},
         ],
-        "ips": [
-            {"address": format!("{}/32", network.v4), "interface": 1},
-            {"address": format!("{}/128", network.v6), "interface": 1},
-        ],
+        "ips": network.addresses().iter().map(|ip| {
+            let bits = if ip.is_ipv4() { 32 } else { 128 };
+            json!({"address": format!("{ip}/{bits}"), "interface": 1})
+        }).collect::<Vec<_>>(),
     });
     let config = json!({
         "cniVersion": "1.0.0", "name": "lab", "type": "karst-cni",

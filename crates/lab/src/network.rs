@@ -7,7 +7,7 @@
 //! Every packet of a pod is routed by its node, also between pods of one node, so that service translation there sees
 //! both directions. The gateway is the same link-local address on every veth, as routed CNI plugins do it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use karst_netns::Netns;
 
@@ -30,8 +30,22 @@ pub(crate) struct PodNetwork {
     pub(crate) node_netns: String,
     /// The veth's end in the node's namespace.
     pub(crate) host_veth: String,
-    pub(crate) v4: Ipv4Addr,
+    /// None where pods have IPv6 alone.
+    pub(crate) v4: Option<Ipv4Addr>,
     pub(crate) v6: Ipv6Addr,
+}
+
+impl PodNetwork {
+    /// Its addresses, first the one that names it.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let v4 = self.v4.map(IpAddr::from);
+        v4.into_iter().chain([self.v6.into()]).collect()
+    }
+
+    /// The one that names it.
+    pub(crate) fn primary(&self) -> IpAddr {
+        self.v4.map_or_else(|| self.v6.into(), IpAddr::from)
+    }
 }
 
 fn add_namespace(name: &str) -> Result<(), LabError> {
@@ -191,31 +205,31 @@ pub(crate) fn create_pod(pod: &PodNetwork, mtu: u32) -> Result<(), LabError> {
         v4,
         v6,
     } = pod;
-    batch(
-        node_netns,
-        &[
-            format!(
-                "link add {host_veth} mtu {mtu} type veth peer name eth0 netns {netns} mtu {mtu}"
-            ),
+    let mut at_node = vec![
+        format!("link add {host_veth} mtu {mtu} type veth peer name eth0 netns {netns} mtu {mtu}"),
+        format!("addr add {}/64 dev {host_veth} nodad", GATEWAY.1),
+        format!("link set {host_veth} up"),
+        format!("route replace {v6}/128 dev {host_veth}"),
+    ];
+    let mut at_pod = vec![
+        "link set lo up".to_owned(),
+        "link set eth0 up".to_owned(),
+        format!("addr add {v6}/128 dev eth0 nodad"),
+        format!("route add ::/0 via {} dev eth0", GATEWAY.1),
+    ];
+    if let Some(v4) = v4 {
+        at_node.extend([
             format!("addr add {}/32 dev {host_veth} scope link", GATEWAY.0),
-            format!("addr add {}/64 dev {host_veth} nodad", GATEWAY.1),
-            format!("link set {host_veth} up"),
             format!("route replace {v4}/32 dev {host_veth}"),
-            format!("route replace {v6}/128 dev {host_veth}"),
-        ],
-    )?;
-    batch(
-        netns,
-        &[
-            "link set lo up".to_owned(),
-            "link set eth0 up".to_owned(),
+        ]);
+        at_pod.extend([
             format!("addr add {v4}/32 dev eth0"),
-            format!("addr add {v6}/128 dev eth0 nodad"),
             format!("route add {}/32 dev eth0 scope link", GATEWAY.0),
             format!("route add default via {} dev eth0", GATEWAY.0),
-            format!("route add ::/0 via {} dev eth0", GATEWAY.1),
-        ],
-    )
+        ]);
+    }
+    batch(node_netns, &at_node)?;
+    batch(netns, &at_pod)
 }
 
 /// Removes a pod's veth and namespace.

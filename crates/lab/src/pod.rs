@@ -25,9 +25,7 @@ use std::{
 use karst_k8s_api::k8s_openapi::api::core::v1::{Container, EnvVarSource};
 
 use crate::{
-    LabError,
-    addressing::CLUSTER_DNS,
-    cgroup,
+    LabError, cgroup,
     desired::DesiredPod,
     mesh,
     names::{LabName, netns_path},
@@ -69,6 +67,8 @@ pub(crate) struct PodPlan {
     pub(crate) mesh: bool,
     /// The node's own addresses, for `status.hostIP` in environment variables.
     pub(crate) host_ip: IpAddr,
+    /// Its name server.
+    pub(crate) cluster_dns: IpAddr,
 }
 
 /// A pod that has been started; dropping it stops the pod.
@@ -193,7 +193,7 @@ impl Worker {
     fn start_all(&mut self) {
         let now = Instant::now();
         for container in self.plan.pod.spec().containers.clone() {
-            let readiness = match Readiness::of(&container, self.plan.network.v4.into()) {
+            let readiness = match Readiness::of(&container, self.plan.network.primary()) {
                 Ok(readiness) => readiness,
                 Err(problem) => {
                     return self
@@ -429,16 +429,15 @@ impl PodPlan {
         let namespace = &self.pod.namespace;
         format!(
             "search {namespace}.svc.{CLUSTER_DOMAIN} svc.{CLUSTER_DOMAIN} {CLUSTER_DOMAIN}\nnameserver {}\noptions ndots:5\n",
-            CLUSTER_DNS.0
+            self.cluster_dns
         )
     }
 
     fn hosts(&self) -> String {
-        let PodNetwork { v4, v6, .. } = &self.network;
         let name = self.hostname();
-        format!(
-            "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{v4} {name}\n{v6} {name}\n"
-        )
+        let own = self.network.addresses();
+        let own: String = own.iter().map(|ip| format!("{ip} {name}\n")).collect();
+        format!("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{own}")
     }
 
     fn hostname(&self) -> &str {
@@ -489,7 +488,7 @@ impl PodPlan {
                 .service_account_name
                 .clone()
                 .unwrap_or_else(|| "default".to_owned()),
-            "status.podIP" => self.network.v4.to_string(),
+            "status.podIP" => self.network.primary().to_string(),
             "status.hostIP" => self.host_ip.to_string(),
             _ => String::new(),
         }

@@ -92,6 +92,14 @@ impl Lab {
         lab
     }
 
+    /// The same with pods and services that have IPv6 addresses alone.
+    pub fn up_ipv6_only(fixture: &str) -> Self {
+        let lab = Self::copy(fixture);
+        lab.karst(&["up", "--ipv6-only", lab.path()]).success();
+        lab.wait_enrolled();
+        lab
+    }
+
     /// Copies the fixture and starts nothing.
     fn copy(fixture: &str) -> Self {
         let folder = TempDir::with_prefix("karst-node-").expect("a temporary folder");
@@ -200,7 +208,7 @@ impl Lab {
             .clone()
     }
 
-    /// The pod's IPv4 address.
+    /// The address that names the pod: its IPv4 one, where it has one.
     pub fn address(&self, namespace: &str, name: &str) -> String {
         let pod = self.pod(namespace, name);
         pod["addresses"][0].as_str().expect("an address").to_owned()

@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 
 use crate::{
     LabError,
-    addressing::{HostNumbers, NodeAddresses, ServiceAddresses},
+    addressing::{HostNumbers, NodeAddresses, ServiceAddresses, cluster_dns},
     cgroup,
-    daemon::{Options, notifier},
+    daemon::{Families, Options, notifier},
     desired::{Desired, DesiredPod, desired, names},
     dns::{self, SharedZone},
     mesh::{self, Kept},
@@ -126,7 +126,7 @@ impl Core {
         }
         self.desired = desired;
         for service in &mut self.desired.services {
-            assign_addresses(service, &mut self.addresses);
+            assign_addresses(service, &mut self.addresses, self.options.families);
         }
         self.add_nodes(progress)?;
         for (key, entry) in &mut self.pods {
@@ -212,7 +212,7 @@ impl Core {
         for (name, node) in &mut self.nodes {
             if node.agent.is_none() {
                 progress(format!("starting the agent of {name}"));
-                node.agent = Some(mesh::agent(&self.lab, name)?);
+                node.agent = Some(mesh::agent(&self.lab, name, self.options.families)?);
             }
         }
         Ok(())
@@ -285,7 +285,7 @@ impl Core {
             netns: self.lab.pod(&pod.node, &pod.namespace, &pod.name),
             node_netns: self.lab.node(&pod.node),
             host_veth: format!("veth{}", uid.get(..8).unwrap_or_default()),
-            v4,
+            v4: (self.options.families == Families::Dual).then_some(v4),
             v6,
         };
         let plan = PodPlan {
@@ -296,6 +296,7 @@ impl Core {
             mtu: self.options.mtu,
             mesh: self.options.mesh,
             host_ip: node.addresses.node().0.into(),
+            cluster_dns: cluster_dns(self.options.families),
         };
         let user = plan.user(None).0;
         let running = RunningPod::start(plan, notifier(&self.changed));
@@ -443,7 +444,7 @@ impl PodEntry {
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
-        vec![self.network.v4.into(), self.network.v6.into()]
+        self.network.addresses()
     }
 
     fn backend(&self) -> Backend {
@@ -508,7 +509,7 @@ impl PodEntry {
         let wrap = |ips: &[IpAddr]| ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>();
         value["status"] = json!({
             "phase": phase.kubernetes(),
-            "podIP": self.network.v4, "podIPs": wrap(&self.addresses()),
+            "podIP": self.network.primary(), "podIPs": wrap(&self.addresses()),
             "hostIP": host.first(), "hostIPs": wrap(&host),
             "startTime": self.started,
             "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
@@ -518,7 +519,7 @@ impl PodEntry {
 }
 
 /// Gives a service that asks for them its virtual addresses, in the families that it asks for.
-fn assign_addresses(service: &mut Service, addresses: &mut ServiceAddresses) {
+fn assign_addresses(service: &mut Service, addresses: &mut ServiceAddresses, of_lab: Families) {
     let (namespace, name) = names(&service.metadata);
     let Some(spec) = &mut service.spec else {
         return;
@@ -533,9 +534,10 @@ fn assign_addresses(service: &mut Service, addresses: &mut ServiceAddresses) {
             spec.ip_family_policy.as_deref(),
             Some("PreferDualStack" | "RequireDualStack")
         );
-        let mut given = match families.first().map(String::as_str) {
-            Some("IPv6") => vec![v6, v4],
-            _ => vec![v4, v6],
+        let mut given = match (of_lab, families.first().map(String::as_str)) {
+            (Families::Ipv6, _) => vec![v6],
+            (Families::Dual, Some("IPv6")) => vec![v6, v4],
+            (Families::Dual, _) => vec![v4, v6],
         };
         given.truncate(if dual || families.len() > 1 { 2 } else { 1 });
         spec.cluster_ips = Some(given.iter().map(ToString::to_string).collect());
