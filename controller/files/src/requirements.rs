@@ -32,7 +32,12 @@ pub(crate) fn check(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
         | Kind::ConfigMap
         | Kind::Deployment
         | Kind::GatewayClass
-        | Kind::Gateway => {}
+        | Kind::Gateway
+        | Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::TlsRoute
+        | Kind::TcpRoute
+        | Kind::ReferenceGrant => {}
         Kind::AuthorizationPolicy => authorization_policy::check(&mut root),
         Kind::PeerAuthentication => peer_authentication::check(&mut root),
         Kind::RequestAuthentication

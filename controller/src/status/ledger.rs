@@ -511,6 +511,11 @@ fn as_json(object: &Object) -> Value {
         Object::Telemetry(it) => serde_json::to_value(it),
         Object::GatewayClass(it) => serde_json::to_value(it),
         Object::Gateway(it) => serde_json::to_value(it),
+        Object::HttpRoute(it) => serde_json::to_value(it),
+        Object::GrpcRoute(it) => serde_json::to_value(it),
+        Object::TlsRoute(it) => serde_json::to_value(it),
+        Object::TcpRoute(it) => serde_json::to_value(it),
+        Object::ReferenceGrant(it) => serde_json::to_value(it),
         Object::Node(_)
         | Object::ServiceAccount(_)
         | Object::EndpointSlice(_)

@@ -42,7 +42,12 @@ pub fn of(kind: Kind) -> Option<Value> {
             | Kind::ConfigMap
             | Kind::Deployment
             | Kind::GatewayClass
-            | Kind::Gateway => return None,
+            | Kind::Gateway
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
+            | Kind::ReferenceGrant => return None,
         };
     Some(shape.definition(kind))
 }

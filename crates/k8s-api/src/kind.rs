@@ -23,6 +23,11 @@ pub enum Kind {
     Telemetry,
     GatewayClass,
     Gateway,
+    HttpRoute,
+    GrpcRoute,
+    TlsRoute,
+    TcpRoute,
+    ReferenceGrant,
 }
 
 /// Why an `apiVersion` and `kind` name nothing that Karst reads.
@@ -51,7 +56,7 @@ struct Row {
 /// API group of the Gateway API, with the slash.
 const GATEWAY_API: &str = "gateway.networking.k8s.io/";
 
-const ROWS: [Row; 18] = [
+const ROWS: [Row; 23] = [
     row(Kind::Namespace, "Namespace", "namespaces", "", &["v1"]),
     row(Kind::Node, "Node", "nodes", "", &["v1"]),
     row(
@@ -145,6 +150,41 @@ const ROWS: [Row; 18] = [
         Kind::Gateway,
         "Gateway",
         "gateways",
+        GATEWAY_API,
+        &["v1", "v1beta1"],
+    ),
+    row(
+        Kind::HttpRoute,
+        "HTTPRoute",
+        "httproutes",
+        GATEWAY_API,
+        &["v1", "v1beta1"],
+    ),
+    row(
+        Kind::GrpcRoute,
+        "GRPCRoute",
+        "grpcroutes",
+        GATEWAY_API,
+        &["v1"],
+    ),
+    row(
+        Kind::TlsRoute,
+        "TLSRoute",
+        "tlsroutes",
+        GATEWAY_API,
+        &["v1", "v1alpha3", "v1alpha2"],
+    ),
+    row(
+        Kind::TcpRoute,
+        "TCPRoute",
+        "tcproutes",
+        GATEWAY_API,
+        &["v1", "v1alpha2"],
+    ),
+    row(
+        Kind::ReferenceGrant,
+        "ReferenceGrant",
+        "referencegrants",
         GATEWAY_API,
         &["v1", "v1beta1"],
     ),

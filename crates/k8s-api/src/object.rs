@@ -13,7 +13,7 @@ use k8s_openapi::{
 use serde::{Deserialize, Deserializer};
 
 use crate::{
-    gateway::{Gateway, GatewayClass},
+    gateway::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
     istio::{
         AuthorizationPolicy, DestinationRule, PeerAuthentication, RequestAuthentication,
         ServiceEntry, Telemetry, VirtualService, WorkloadEntry,
@@ -45,6 +45,11 @@ pub enum Object {
     Telemetry(Box<Telemetry>),
     GatewayClass(Box<GatewayClass>),
     Gateway(Box<Gateway>),
+    HttpRoute(Box<HttpRoute>),
+    GrpcRoute(Box<GrpcRoute>),
+    TlsRoute(Box<TlsRoute>),
+    TcpRoute(Box<TcpRoute>),
+    ReferenceGrant(Box<ReferenceGrant>),
 }
 
 /// What names an object in a cluster. The namespace is empty for kinds of cluster scope.
@@ -104,6 +109,11 @@ macro_rules! each_kind {
             Object::Telemetry($inner) => $body,
             Object::GatewayClass($inner) => $body,
             Object::Gateway($inner) => $body,
+            Object::HttpRoute($inner) => $body,
+            Object::GrpcRoute($inner) => $body,
+            Object::TlsRoute($inner) => $body,
+            Object::TcpRoute($inner) => $body,
+            Object::ReferenceGrant($inner) => $body,
         }
     };
 }
@@ -133,6 +143,11 @@ impl Object {
             Kind::Telemetry => Self::Telemetry(Box::deserialize(input)?),
             Kind::GatewayClass => Self::GatewayClass(Box::deserialize(input)?),
             Kind::Gateway => Self::Gateway(Box::deserialize(input)?),
+            Kind::HttpRoute => Self::HttpRoute(Box::deserialize(input)?),
+            Kind::GrpcRoute => Self::GrpcRoute(Box::deserialize(input)?),
+            Kind::TlsRoute => Self::TlsRoute(Box::deserialize(input)?),
+            Kind::TcpRoute => Self::TcpRoute(Box::deserialize(input)?),
+            Kind::ReferenceGrant => Self::ReferenceGrant(Box::deserialize(input)?),
         })
     }
 
@@ -156,6 +171,11 @@ impl Object {
             Self::Telemetry(_) => Kind::Telemetry,
             Self::GatewayClass(_) => Kind::GatewayClass,
             Self::Gateway(_) => Kind::Gateway,
+            Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TlsRoute(_) => Kind::TlsRoute,
+            Self::TcpRoute(_) => Kind::TcpRoute,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
         }
     }
 

@@ -95,6 +95,11 @@ pub(crate) fn to_json(object: &Object) -> Value {
         Object::Telemetry(object) => serde_json::to_value(object),
         Object::GatewayClass(object) => serde_json::to_value(object),
         Object::Gateway(object) => serde_json::to_value(object),
+        Object::HttpRoute(object) => serde_json::to_value(object),
+        Object::GrpcRoute(object) => serde_json::to_value(object),
+        Object::TlsRoute(object) => serde_json::to_value(object),
+        Object::TcpRoute(object) => serde_json::to_value(object),
+        Object::ReferenceGrant(object) => serde_json::to_value(object),
     };
     let mut value = value.unwrap_or_default();
     value["apiVersion"] = json!(object.kind().api_version());

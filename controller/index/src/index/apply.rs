@@ -68,6 +68,11 @@ impl Index {
             | Object::Telemetry(_) => {}
             Object::GatewayClass(class) => self.gateway_class(&name.name, Some(&class)),
             Object::Gateway(gateway) => self.gateway(&name, Some(&gateway)),
+            Object::HttpRoute(_)
+            | Object::GrpcRoute(_)
+            | Object::TlsRoute(_)
+            | Object::TcpRoute(_)
+            | Object::ReferenceGrant(_) => {}
         }
     }
 
@@ -91,6 +96,11 @@ impl Index {
             | Kind::Telemetry => {}
             Kind::GatewayClass => self.gateway_class(&name.name, None),
             Kind::Gateway => self.gateway(&name, None),
+            Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
+            | Kind::ReferenceGrant => {}
         }
     }
 
