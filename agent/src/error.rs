@@ -64,13 +64,17 @@ pub(crate) enum OutboundError {
     #[error("service {service} has no endpoint to send this to: {why}")]
     NoEndpoint { service: ServiceKey, why: String },
     #[error(
-        "{name} must be reached through its waypoint {waypoint}, and none of its endpoints can be: {why}"
+        "{name} must be reached through its waypoint {waypoint}, and that cannot be used: {why}"
     )]
     Waypoint {
         name: String,
         waypoint: String,
         why: String,
     },
+    #[error(
+        "port {port} of {name} is sealed: it accepts its waypoint only, and none is bound to the service"
+    )]
+    Sealed { name: String, port: u16 },
     #[error("{name} is in network {network}, for which no gateway is known")]
     OtherNetwork { name: String, network: String },
     #[error("cannot reach {addr}")]
@@ -95,6 +99,7 @@ impl OutboundError {
             Self::NoPort { .. }
             | Self::NoEndpoint { .. }
             | Self::Waypoint { .. }
+            | Self::Sealed { .. }
             | Self::OtherNetwork { .. }
             | Self::Connect { .. } => Flag::Connect,
         }

@@ -8,8 +8,13 @@ use karst_identity::Store;
 use karst_runtime::supervise::Shutdown;
 
 use crate::{
-    capture::datapath::Datapath, config::Config, inbound::authorize::Authorizer,
-    live::LiveConnections, metrics::Metrics, node::Node, outbound::balancer::Balancer,
+    capture::datapath::Datapath,
+    config::Config,
+    inbound::authorize::Authorizer,
+    live::LiveConnections,
+    metrics::Metrics,
+    node::Node,
+    outbound::{balancer::Balancer, waypoint::WaypointStreams},
 };
 
 /// One per process, immutable after start; each field owns its own synchronisation.
@@ -22,6 +27,8 @@ pub(crate) struct Mesh {
     pub(crate) authorizer: Authorizer,
     pub(crate) live: Arc<LiveConnections>,
     pub(crate) balancer: Balancer,
+    /// Streams to waypoints.
+    pub(crate) waypoints: WaypointStreams,
     pub(crate) metrics: Arc<Metrics>,
     /// HBONE connections from each peer address, for all pods of this node together.
     pub(crate) peers: Peers,

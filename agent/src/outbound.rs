@@ -4,6 +4,7 @@ pub(crate) mod balancer;
 pub(crate) mod dial;
 mod first_bytes;
 pub(crate) mod resolve;
+pub(crate) mod waypoint;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use karst_hbone::{End, Flag};
 use karst_telemetry::{
-    access_log::{Destination, Direction, Record, Source},
+    access_log::{Client, Destination, Direction, Record, Source},
     error_chain::Chain,
     metrics::tcp::{Handles, Peer, Reporter, ResponseFlags, TcpLabels, TcpMetrics},
 };
@@ -79,6 +79,14 @@ impl<'a> Tracked<'a> {
     pub(crate) fn through_tunnel(&mut self, addr: SocketAddr, authority: String) {
         self.record.destination.addr = Some(addr);
         self.record.destination.hbone_addr = Some(authority);
+    }
+
+    /// Names the client for whom a waypoint asks.
+    pub(crate) fn on_behalf_of(&mut self, client: &karst_hbone::Client) {
+        self.record.client = Client {
+            addr: client.addr,
+            identity: client.identity.as_ref().map(ToString::to_string),
+        };
     }
 
     /// The connection reached its destination.

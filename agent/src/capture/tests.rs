@@ -25,8 +25,13 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::*;
 use crate::{
-    capture::datapath::Datapath, config::Config, inbound::authorize::Authorizer,
-    live::LiveConnections, metrics::Metrics, node::Node, outbound::balancer::Balancer,
+    capture::datapath::Datapath,
+    config::Config,
+    inbound::authorize::Authorizer,
+    live::LiveConnections,
+    metrics::Metrics,
+    node::Node,
+    outbound::{balancer::Balancer, waypoint::WaypointStreams},
 };
 
 /// A kernel side that captures by writing it down, and does what a test wants in the middle of it.
@@ -161,6 +166,7 @@ impl World {
             authorizer: Authorizer::new(state.clone()),
             live: Arc::new(LiveConnections::default()),
             balancer: Balancer::default(),
+            waypoints: WaypointStreams::default(),
             peers: Peers::bounded(10),
             shutdown: Shutdown::new(),
             stopped: Shutdown::new(),

@@ -27,6 +27,7 @@ use crate::{
     inbound::{admit, dial_application, labels, own_workload},
     live::Registered,
     mesh::Mesh,
+    outbound::waypoint::replicas,
     tracked::{Bytes, Tracked},
     workers::Worker,
 };
@@ -143,6 +144,11 @@ impl Session {
         let mut tracked = Tracked::start(&mesh.metrics.tcp, labels, self.peer, self.local);
         tracked.through_tunnel(self.local, incoming.request.authority.to_string());
         let client = self.client_to_show(&incoming.request);
+        if let (Some(own), Some(behind)) = (own.as_deref(), &incoming.request.client)
+            && is_its_waypoint(mesh, own, &self.identity)
+        {
+            tracked.on_behalf_of(behind);
+        }
         let prepared = match target {
             Ok(_) => tokio::select! {
                 prepared = self.prepare(&connection, client) => prepared,
@@ -250,6 +256,18 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether a peer is a replica of a waypoint that the workload, or a service of it, is bound to: only such a one is
+/// believed for whom it asks.
+fn is_its_waypoint(mesh: &Mesh, own: &Workload, peer: &SpiffeId) -> bool {
+    let services = own.services.keys();
+    let services = services.filter_map(|key| mesh.state.service(key)?.waypoint.clone());
+    let waypoints = own.waypoint.clone().into_iter().chain(services);
+    waypoints
+        .into_iter()
+        .flat_map(|waypoint| replicas(&mesh.state, &waypoint))
+        .any(|replica| replica.identity() == *peer)
 }
 
 /// The service that telemetry names: the one the peer says it meant if it is ours, else the first with this port.

@@ -1,7 +1,8 @@
 //! From the dialled address to where the connection goes: service and endpoint, waypoint, or the address itself.
 //!
 //! No I/O: reads the discovered state and decides. The order is Istio's node proxy's: a service address is looked at
-//! before a workload address; a waypoint that is named and cannot be used closes the connection.
+//! before a workload address; a waypoint that is bound and cannot be used closes the connection. What is sent to a pod's
+//! own address goes through a waypoint only where that is for pods, or the port is sealed.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -14,13 +15,20 @@ use karst_model::{
     workload::{GatewayAddr, GatewayDestination, Workload},
 };
 
-use crate::{error::OutboundError, mesh::Mesh};
+use crate::{
+    error::OutboundError,
+    mesh::Mesh,
+    outbound::waypoint::{self, Stream},
+};
 
 /// Where a connection goes, and what telemetry says about it.
 pub(crate) struct Route {
     pub(crate) upstream: Upstream,
     pub(crate) service: Option<Arc<Service>>,
+    /// What is connected: an endpoint, or a replica of the waypoint.
     pub(crate) workload: Option<Arc<Workload>>,
+    /// Counts a stream to a waypoint for as long as the route is held.
+    pub(crate) _stream: Option<Stream>,
 }
 
 /// How the destination is reached.
@@ -47,15 +55,20 @@ pub(crate) fn resolve(
             upstream: Upstream::Direct { addr: dialled },
             service: None,
             workload: None,
+            _stream: None,
         });
     };
-    if let Some(waypoint) = &workload.waypoint {
-        return Err(waypoint_unsupported(&workload.uid.to_string(), waypoint));
+    if let Some(waypoint) = waypoint_of_pod(&workload, dialled.port())?
+        && !is_replica(source, &waypoint)
+    {
+        let name = workload.uid.to_string();
+        return to_waypoint(mesh, source, dialled, &name, &waypoint);
     }
     Ok(Route {
         upstream: upstream(source, &workload, dialled, &[]),
         service: None,
         workload: Some(workload),
+        _stream: None,
     })
 }
 
@@ -65,20 +78,26 @@ fn to_service(
     dialled: SocketAddr,
     service: Arc<Service>,
 ) -> Result<Route, OutboundError> {
-    if let Some(waypoint) = &service.waypoint {
-        return Err(waypoint_unsupported(&service.key.to_string(), waypoint));
+    let passthrough = service.load_balancing.mode == LoadBalancingMode::Passthrough;
+    if !passthrough && !service.ports.contains_key(&dialled.port()) {
+        return Err(OutboundError::NoPort {
+            service: service.key.clone(),
+            port: dialled.port(),
+        });
     }
-    if service.load_balancing.mode == LoadBalancingMode::Passthrough {
+    if let Some(waypoint) = &service.waypoint {
+        let route = to_waypoint(mesh, source, dialled, &service.key.to_string(), waypoint)?;
+        return Ok(Route {
+            service: Some(service),
+            ..route
+        });
+    }
+    if passthrough {
         return Ok(Route {
             upstream: Upstream::Direct { addr: dialled },
             service: Some(service),
             workload: None,
-        });
-    }
-    if !service.ports.contains_key(&dialled.port()) {
-        return Err(OutboundError::NoPort {
-            service: service.key.clone(),
-            port: dialled.port(),
+            _stream: None,
         });
     }
     let endpoints = mesh.state.endpoints(&service.key);
@@ -107,6 +126,7 @@ fn to_service(
         upstream,
         service: Some(service),
         workload: Some(workload),
+        _stream: None,
     })
 }
 
@@ -119,34 +139,89 @@ fn upstream(
     match workload.tunnel {
         TunnelProtocol::None => Upstream::Direct { addr: target },
         TunnelProtocol::Hbone => {
-            let further = further_names
-                .iter()
-                .filter_map(|name| name.parse::<SpiffeId>().ok());
-            let accepted: Arc<[SpiffeId]> = std::iter::once(workload.identity())
-                .chain(further)
-                .collect();
-            let key = PoolKey {
-                source: source.uid.clone(),
-                source_identity: source.identity(),
-                destination: workload.uid.clone(),
-                addr: SocketAddr::new(target.ip(), HBONE_PORT),
-                accepted,
-            };
+            let addr = SocketAddr::new(target.ip(), HBONE_PORT);
+            let key = pool_key(source, workload, addr, further_names);
             Upstream::Tunnel { key, target }
         }
     }
 }
 
-/// Waypoints are the next step of the road map; until then one that is named cannot be used, and nothing goes around it.
-fn waypoint_unsupported(name: &str, waypoint: &GatewayAddr) -> OutboundError {
-    let waypoint = match &waypoint.destination {
-        GatewayDestination::Service(key) => key.to_string(),
-        GatewayDestination::Address(addr) => addr.to_string(),
-    };
-    let why = "this version has no waypoints".to_owned();
-    OutboundError::Waypoint {
-        name: name.to_owned(),
-        waypoint,
-        why,
+fn pool_key(
+    source: &Workload,
+    destination: &Workload,
+    addr: SocketAddr,
+    further_names: &[Arc<str>],
+) -> PoolKey {
+    let further = further_names
+        .iter()
+        .filter_map(|name| name.parse::<SpiffeId>().ok());
+    PoolKey {
+        source: source.uid.clone(),
+        source_identity: source.identity(),
+        destination: destination.uid.clone(),
+        addr,
+        accepted: std::iter::once(destination.identity())
+            .chain(further)
+            .collect(),
     }
+}
+
+/// The waypoint that a connection to a pod's own address goes through.
+fn waypoint_of_pod(workload: &Workload, port: u16) -> Result<Option<GatewayAddr>, OutboundError> {
+    let sealed = workload.sealed.iter().find(|sealed| sealed.port == port);
+    match sealed.map(|sealed| &sealed.waypoint) {
+        Some(Some(waypoint)) => Ok(Some(waypoint.clone())),
+        Some(None) => Err(OutboundError::Sealed {
+            name: workload.uid.to_string(),
+            port,
+        }),
+        None => Ok(workload.waypoint.clone()),
+    }
+}
+
+/// Whether the source is a replica of the waypoint itself.
+fn is_replica(source: &Workload, waypoint: &GatewayAddr) -> bool {
+    match &waypoint.destination {
+        GatewayDestination::Service(key) => source.services.contains_key(key),
+        GatewayDestination::Address(addr) => source.addresses.contains(&addr.ip),
+    }
+}
+
+/// HBONE to a replica of the waypoint, whatever its workload says it speaks; the authority is what was dialled.
+fn to_waypoint(
+    mesh: &Mesh,
+    source: &Workload,
+    dialled: SocketAddr,
+    name: &str,
+    waypoint: &GatewayAddr,
+) -> Result<Route, OutboundError> {
+    let network = mesh.config.own_network();
+    let chosen = mesh
+        .waypoints
+        .choose(&mesh.state, &network, waypoint, dialled.ip());
+    let chosen = chosen.map_err(|why| OutboundError::Waypoint {
+        name: name.to_owned(),
+        waypoint: waypoint::shown(waypoint),
+        why,
+    })?;
+    let names = match &waypoint.destination {
+        GatewayDestination::Service(key) => mesh.state.service(key),
+        GatewayDestination::Address(_) => None,
+    };
+    let names = names.map(|service| service.subject_alt_names.clone());
+    let key = pool_key(
+        source,
+        &chosen.workload,
+        chosen.addr,
+        &names.unwrap_or_default(),
+    );
+    Ok(Route {
+        upstream: Upstream::Tunnel {
+            key,
+            target: dialled,
+        },
+        service: None,
+        workload: Some(chosen.workload.clone()),
+        _stream: Some(chosen.stream),
+    })
 }

@@ -28,7 +28,9 @@ pub use error::{
 pub use io::TunnelIo;
 pub use pool::{Connect, Pool, PoolConfig, PoolKey};
 pub use relay::{AppIo, End, Flow, RelayEnd, copy_tcp, join_tunnels, relay};
-pub use request::{Authority, Baggage, Forwarded, InboundRequest, TraceParent, TunnelRequest};
+pub use request::{
+    Authority, Baggage, Client, Forwarded, InboundRequest, TraceParent, TunnelRequest,
+};
 pub use server::{Incoming, ServerConfig};
 pub use stream::{Tunnel, TunnelReader, TunnelWriter};
 

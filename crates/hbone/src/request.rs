@@ -11,7 +11,10 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, request::Parts};
-use karst_model::workload::{Workload, WorkloadType};
+use karst_model::{
+    identity::SpiffeId,
+    workload::{Workload, WorkloadType},
+};
 
 use crate::error::RequestError;
 
@@ -172,6 +175,33 @@ pub struct InboundRequest {
     pub traceparent: Option<TraceParent>,
     /// Name of the network that the request came from, where it came through a gateway.
     pub forwarded_network: Option<Arc<str>>,
+    /// The client for whom a waypoint asks, as it says: worth nothing from anybody but the workload's own waypoint.
+    pub client: Option<Client>,
+}
+
+/// The client for whom a waypoint asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// `None`: the client was not in the mesh.
+    pub identity: Option<SpiffeId>,
+    /// `None`: requests of several connections share the tunnel.
+    pub addr: Option<SocketAddr>,
+}
+
+impl Client {
+    /// Of `<SPIFFE ID>;<address>`, either of which may be empty; an unreadable part makes the whole worthless.
+    fn parse(text: &str) -> Option<Self> {
+        let (identity, addr) = text.split_once(';')?;
+        let identity = match identity {
+            "" => None,
+            id => Some(id.parse().ok()?),
+        };
+        let addr = match addr {
+            "" => None,
+            addr => Some(addr.parse().ok()?),
+        };
+        Some(Self { identity, addr })
+    }
 }
 
 /// Reads a request. Pure and total: any `parts` give a request or the reason to answer 400.
@@ -195,6 +225,7 @@ pub fn parse(parts: &Parts) -> Result<InboundRequest, RequestError> {
         forwarded_network: text(&parts.headers, &FORWARDED_NETWORK)
             .filter(|n| !n.is_empty())
             .map(Into::into),
+        client: text(&parts.headers, &CLIENT).and_then(Client::parse),
     })
 }
 

@@ -53,6 +53,15 @@ pub struct Destination {
     pub cluster: Option<String>,
 }
 
+/// For whom a waypoint asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// Its address and port.
+    pub addr: Option<SocketAddr>,
+    /// SPIFFE ID.
+    pub identity: Option<String>,
+}
+
 /// Everything the line of one connection says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -60,6 +69,8 @@ pub struct Record {
     pub source: Source,
     /// What was asked for.
     pub destination: Destination,
+    /// The client behind a waypoint, as the waypoint tells it.
+    pub client: Client,
     /// Which way.
     pub direction: Direction,
     /// Bytes sent, see the module's text.
@@ -100,6 +111,8 @@ macro_rules! line {
             dst.namespace = dst.namespace.as_deref(),
             dst.identity = dst.identity.as_deref(),
             dst.cluster = dst.cluster.as_deref(),
+            client.addr = $record.client.addr.map(tracing::field::display),
+            client.identity = $record.client.identity.as_deref(),
             direction = %$record.direction,
             $($field = $value,)*
             },
@@ -114,6 +127,7 @@ impl Record {
         Self {
             source: Source::default(),
             destination: Destination::default(),
+            client: Client::default(),
             direction,
             bytes_sent: 0,
             bytes_recv: 0,

@@ -143,6 +143,9 @@ fn headers_round_trip() {
         forwarded: Some(forwarded),
         traceparent: Some(traceparent),
         forwarded_network: Some(HeaderValue::from_static("n1")),
+        client: Some(HeaderValue::from_static(
+            "spiffe://td/ns/a/sa/b;10.0.0.4:51234",
+        )),
     };
     let inbound = parse(&request.to_http().unwrap().into_parts().0).unwrap();
     assert_eq!(
@@ -154,8 +157,32 @@ fn headers_round_trip() {
             forwarded_host: Some("orders.shop".into()),
             traceparent: Some(traceparent),
             forwarded_network: Some("n1".into()),
+            client: Some(Client {
+                identity: Some("spiffe://td/ns/a/sa/b".parse().unwrap()),
+                addr: Some("10.0.0.4:51234".parse().unwrap()),
+            }),
         }
     );
+}
+
+#[test]
+fn a_client_is_named_whole_or_not_at_all() {
+    let client = |text: &str| {
+        let request = connect("10.0.0.1:80").header("karst-client", text);
+        parse(&parts(request)).unwrap().client
+    };
+    let id = "spiffe://td/ns/a/sa/b";
+    assert_eq!(
+        client(&format!("{id};")),
+        Some(Client {
+            identity: Some(id.parse().unwrap()),
+            addr: None
+        })
+    );
+    assert!(client(";[fd00::9]:4000").is_some_and(|one| one.identity.is_none()));
+    for bad in ["", id, "a;b", "spiffe://td/x;10.0.0.4:1", ";10.0.0.4"] {
+        assert_eq!(client(bad), None, "{bad}");
+    }
 }
 
 #[test]
