@@ -115,7 +115,7 @@ fn address(workload: &Workload, like: IpAddr) -> Option<IpAddr> {
         .addresses
         .iter()
         .find(|ip| ip.is_ipv4() == like.is_ipv4());
-    same.or(workload.addresses.first()).copied()
+    same.or_else(|| workload.addresses.first()).copied()
 }
 
 /// As messages name it.
