@@ -11,12 +11,14 @@
 
 pub mod capture;
 pub mod cluster;
+pub mod load;
 pub mod namespace;
 pub mod shop;
 pub mod wait;
 
 pub use capture::Capture;
 pub use cluster::Cluster;
+pub use load::{Amount, Load};
 pub use namespace::Namespace;
 pub use shop::Shop;
 pub use wait::{eventually, until};

@@ -1,0 +1,73 @@
+//! Every agent is replaced under load: new connections wait rather than fail, and those that an agent carried are lost
+//! with it at the end of its drain, no other.
+
+use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run};
+
+const LOAD: Amount = Amount {
+    rate: 200,
+    long: 10,
+    seconds: 75,
+};
+
+const PODS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: server, labels: {app: server}}
+spec:
+  nodeSelector: {kubernetes.io/hostname: n2}
+  containers:
+    - name: echo
+      image: karst.test/echo:1
+      command: [karst-echo, server, '--mode=echo:9000']
+      readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: server}
+spec:
+  selector: {app: server}
+  ports: [{name: tcp, port: 9000}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client}
+spec:
+  nodeSelector: {kubernetes.io/hostname: n1}
+  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
+";
+
+#[test]
+fn replacing_every_agent_loses_only_what_outlasts_the_drain() {
+    let cluster = Cluster::get();
+    let namespace = Namespace::new("rollout-agents");
+    namespace.apply(PODS);
+    cluster.wait_ready(namespace.name());
+    namespace.label();
+    namespace.wait_enrolled();
+    let before = cluster.lives(namespace.name());
+
+    let client = format!("{}/client", namespace.name());
+    let target = format!("server.{}:9000", namespace.name());
+    let mut load = Load::start(cluster, &client, &target, LOAD);
+    for verb in ["restart", "status"] {
+        let mut rollout = cluster.kubectl();
+        run(rollout.args([
+            "-n",
+            "karst-system",
+            "rollout",
+            verb,
+            "daemonset/karst-agent",
+        ]));
+    }
+    assert!(!load.is_over(), "the load must outlast the last agent");
+    let report = load.report();
+    println!("every agent replaced: {report}");
+    let lost = report["failures_by_kind"].as_object().expect("a map");
+    let (long, short): (Vec<_>, Vec<_>) =
+        lost.iter().partition(|(kind, _)| kind.starts_with("long "));
+    assert!(short.is_empty(), "new connections failed: {report}");
+    // Each long connection goes through both nodes' agents, and is lost with the first that ends.
+    let long: u64 = long.iter().filter_map(|(_, count)| count.as_u64()).sum();
+    assert!(long <= u64::from(LOAD.long), "{report}");
+    assert_eq!(cluster.lives(namespace.name()), before, "pods restarted");
+}
