@@ -21,6 +21,7 @@ use karst_model::identity::TrustDomain;
 use karst_netns::{cgroup_exists, cgroup_id, own_cgroup_id, raise_nofile_limit};
 use karst_runtime::{
     admin, drain,
+    liveness::Liveness,
     readiness::Readiness,
     signal,
     supervise::{Shutdown, spawn_essential},
@@ -256,7 +257,7 @@ fn load_kernel(config: &Config, node: &Node, kubelets: Vec<u64>) -> anyhow::Resu
 async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()> {
     let (shutdown, stopped) = (Shutdown::new(), Shutdown::new());
     signal::cancel_on_signal(&shutdown)?;
-    let readiness = Readiness::new();
+    let (readiness, liveness) = (Readiness::new(), Liveness::default());
     let registry = Arc::new(Registry::new());
     let metrics = Arc::new(Metrics::register(&registry));
     let (drain, watch) = drain::channel();
@@ -269,7 +270,9 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
     .await?;
     listen(
         everywhere(config.ready_port),
-        admin::Router::new().readiness(readiness.clone()),
+        admin::Router::new()
+            .readiness(readiness.clone())
+            .liveness(liveness.clone()),
         &stopped,
     )
     .await?;
@@ -319,7 +322,7 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
         datapath,
         metrics,
     });
-    let (workers, threads) = Workers::start(mesh.config.workers(), &mesh)?;
+    let (workers, threads) = Workers::start(mesh.config.workers(), &mesh, &liveness)?;
     let (enroller, captured) = Enroller::new(mesh.clone(), workers, watch);
     let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
     // Only now is somebody there to answer: until then the plugin sees that the agent is away.

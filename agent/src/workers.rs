@@ -14,7 +14,10 @@ use std::{
 };
 
 use karst_netns::Netns;
-use karst_runtime::supervise;
+use karst_runtime::{
+    liveness::{BEAT_PERIOD, Beat, Liveness},
+    supervise,
+};
 use tokio::{net::TcpStream, sync::mpsc};
 
 use crate::{mesh::Mesh, outbound::dial::TunnelPool};
@@ -62,7 +65,11 @@ impl Drop for Load {
 
 impl Workers {
     /// Starts `count` threads. They end when the last clone of the returned handle and all their tasks are gone.
-    pub(crate) fn start(count: usize, mesh: &Arc<Mesh>) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
+    pub(crate) fn start(
+        count: usize,
+        mesh: &Arc<Mesh>,
+        liveness: &Liveness,
+    ) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
         let (lanes, inboxes): (Vec<_>, Vec<_>) = (0..count)
             .map(|_| {
                 let (jobs, inbox) = mpsc::channel(MAX_QUEUED_JOBS);
@@ -83,9 +90,11 @@ impl Workers {
             .enumerate()
             .map(|(index, inbox)| {
                 let (workers, mesh) = (workers.clone(), mesh.clone());
+                let name = format!("karst-data-{index}");
+                let beat = liveness.register(&name);
                 std::thread::Builder::new()
-                    .name(format!("karst-data-{index}"))
-                    .spawn(move || run_thread(index, workers, mesh, inbox))
+                    .name(name)
+                    .spawn(move || run_thread(index, workers, mesh, inbox, beat))
             })
             .collect::<io::Result<_>>()?;
         Ok((workers, threads))
@@ -161,7 +170,13 @@ fn spawn_counted(name: &'static str, load: Load, task: impl Future<Output = ()> 
     });
 }
 
-fn run_thread(index: usize, workers: Workers, mesh: Arc<Mesh>, mut inbox: mpsc::Receiver<Job>) {
+fn run_thread(
+    index: usize,
+    workers: Workers,
+    mesh: Arc<Mesh>,
+    mut inbox: mpsc::Receiver<Job>,
+    beat: Beat,
+) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -186,8 +201,10 @@ fn run_thread(index: usize, workers: Workers, mesh: Arc<Mesh>, mut inbox: mpsc::
             workers,
             index,
         });
+        let mut beats = tokio::time::interval(BEAT_PERIOD);
         loop {
             tokio::select! {
+                _ = beats.tick() => beat.beat(),
                 job = inbox.recv() => match job {
                     Some(job) => job(worker.clone()),
                     None => break,

@@ -1,4 +1,4 @@
-//! How Karst programs run: supervised tasks, drain, signals, readiness, admin endpoints, build information.
+//! How Karst programs run: supervised tasks, drain, signals, readiness, liveness, admin endpoints, build information.
 //!
 //! ```text
 //!   signal ──► Shutdown ──► drain ──► listeners stop, connections finish or are cut at the deadline
@@ -10,6 +10,7 @@ pub mod admin;
 pub mod build_info;
 pub mod clock;
 pub mod drain;
+pub mod liveness;
 pub mod readiness;
 pub mod signal;
 pub mod supervise;

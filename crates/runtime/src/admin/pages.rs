@@ -1,5 +1,7 @@
 //! The pages that every program has: metrics, readiness, log levels, version.
 
+use std::time::Instant;
+
 use http::{Method, StatusCode};
 use karst_telemetry::{
     logging::{LogError, LogHandle},
@@ -7,7 +9,7 @@ use karst_telemetry::{
 };
 
 use super::{Request, Response, Router};
-use crate::{build_info::BUILD, readiness::Readiness, supervise::Shutdown};
+use crate::{build_info::BUILD, liveness::Liveness, readiness::Readiness, supervise::Shutdown};
 
 impl Router {
     /// `/metrics` and `/stats/prometheus`: the registry as OpenMetrics text.
@@ -42,6 +44,26 @@ impl Router {
                         return Response::text("ready\n");
                     }
                     let body = format!("not ready, pending: {}\n", pending.join(", "));
+                    Response::plain(StatusCode::INTERNAL_SERVER_ERROR, body)
+                }
+            },
+        )
+    }
+
+    /// `/healthz/live`: 200, or 500 and the names of the loops that hang.
+    #[must_use]
+    pub fn liveness(self, liveness: Liveness) -> Self {
+        self.route(
+            Method::GET,
+            "/healthz/live",
+            "200, else which loops hang and need a restart",
+            move |_| {
+                let hanging = liveness.hanging(Instant::now());
+                async move {
+                    if hanging.is_empty() {
+                        return Response::text("live\n");
+                    }
+                    let body = format!("hanging: {}\n", hanging.join(", "));
                     Response::plain(StatusCode::INTERNAL_SERVER_ERROR, body)
                 }
             },
