@@ -82,6 +82,8 @@ pub const GATEWAY_CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-na
 pub const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";
 /// [`GATEWAY_MANAGED`]: made for a waypoint.
 pub const GATEWAY_MANAGED_WAYPOINT: &str = "istio.io-mesh-controller";
+/// Annotation on Gateway, Karst's own: replicas of the waypoint.
+pub const WAYPOINT_REPLICAS: &str = "karst.dev/replicas";
 /// Annotation on Service and ServiceEntry, Karst's own: `true` asks for a seal, `false` waives it.
 pub const SEAL: &str = "karst.dev/seal";
 

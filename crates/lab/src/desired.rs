@@ -7,6 +7,7 @@ use std::{
 
 use karst_k8s_api::{
     Object,
+    gateway::Gateway,
     k8s_openapi::{
         api::{
             apps::v1::Deployment,
@@ -18,6 +19,8 @@ use karst_k8s_api::{
     labels,
 };
 use xxhash_rust::xxh64::xxh64;
+
+use crate::waypoint;
 
 /// Annotation that pins a pod's IPv4 address (and with it the IPv6 one): for tests of address reuse.
 pub(crate) const WANTED_IP: &str = "lab.karst.dev/ip";
@@ -34,6 +37,8 @@ pub(crate) struct Desired {
     pub(crate) pods: Vec<DesiredPod>,
     pub(crate) services: Vec<Service>,
     pub(crate) slices: Vec<EndpointSlice>,
+    /// Gateways that are waypoints: their pods and services are among the others.
+    pub(crate) gateways: Vec<Gateway>,
     /// Objects that pass to the controller as they are.
     pub(crate) others: Vec<Object>,
     /// What the YAML asks for and the lab does not do.
@@ -51,6 +56,8 @@ pub(crate) struct DesiredPod {
     /// Changes when the pod must be started anew; labels and annotations leave it as it is.
     pub(crate) fingerprint: u64,
     pub(crate) wanted_ip: Option<Ipv4Addr>,
+    /// The waypoint that it is a replica of, as `<namespace>/<name>`.
+    pub(crate) waypoint: Option<String>,
 }
 
 impl DesiredPod {
@@ -70,6 +77,7 @@ impl DesiredPod {
 /// One line for each thing that cannot be run, with the object's name.
 pub(crate) fn desired(objects: &[&Object]) -> Result<Desired, Vec<String>> {
     let mut desired = Desired::default();
+    let mut problems = Vec::new();
     let (mut pods, mut config_maps) = (Vec::new(), BTreeMap::new());
     for &object in objects {
         match object {
@@ -81,6 +89,16 @@ pub(crate) fn desired(objects: &[&Object]) -> Result<Desired, Vec<String>> {
             Object::ConfigMap(map) => {
                 let (namespace, name) = names(&map.metadata);
                 config_maps.insert((namespace, name), contents(map));
+            }
+            Object::Gateway(gateway) if waypoint::is_ours(gateway) => {
+                match waypoint::expand(gateway) {
+                    Ok(made) => {
+                        pods.extend(made.pods);
+                        desired.services.push(made.service);
+                    }
+                    Err(problem) => problems.push(problem),
+                }
+                desired.gateways.push((**gateway).clone());
             }
             other => desired.others.push(other.clone()),
         }
@@ -95,7 +113,13 @@ pub(crate) fn desired(objects: &[&Object]) -> Result<Desired, Vec<String>> {
         .nodes
         .sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     add_missing_namespaces(&mut desired.others, &pods, &desired.services);
-    place(&mut desired, pods, &config_maps).map(|()| desired)
+    if let Err(more) = place(&mut desired, pods, &config_maps) {
+        problems.extend(more);
+    }
+    match problems.is_empty() {
+        true => Ok(desired),
+        false => Err(problems),
+    }
 }
 
 fn place(
@@ -208,6 +232,7 @@ fn place_one(
         .into_iter()
         .map(|field| format!("{what}: {field} is not done in the lab"))
         .collect();
+    let waypoint = waypoint::of_pod(&pod);
     let fingerprint = fingerprint(&spec, &maps, &node, wanted_ip);
     Ok((
         DesiredPod {
@@ -218,6 +243,7 @@ fn place_one(
             config_maps: maps,
             fingerprint,
             wanted_ip,
+            waypoint,
         },
         warnings,
     ))
@@ -392,6 +418,32 @@ mod tests {
         assert_eq!(two.pods[..], three.pods[..2]);
         let changed = lower(&deployment(2, "other")).unwrap();
         assert_ne!(two.pods[0].fingerprint, changed.pods[0].fingerprint);
+    }
+
+    #[test]
+    fn a_waypoint_is_pods_and_a_service() {
+        let gateway = |replicas: &str| {
+            format!(
+                "{TWO_NODES}\n{{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {{name: w, namespace: a, annotations: {{karst.dev/replicas: '{replicas}'}}}}, \
+                 spec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}}}"
+            )
+        };
+        let desired = lower(&gateway("2")).unwrap();
+        let waypoints: Vec<_> = desired
+            .pods
+            .iter()
+            .map(|pod| pod.waypoint.as_deref())
+            .collect();
+        assert_eq!(waypoints, [Some("a/w"), Some("a/w")]);
+        assert_eq!(
+            desired.pods[0].spec().service_account_name.as_deref(),
+            Some("w")
+        );
+        assert_eq!(desired.services[0].metadata.name.as_deref(), Some("w"));
+        let error = lower(&gateway("many")).err().unwrap();
+        assert!(error[0].contains("expected 0 to"), "{error:?}");
+        let other = gateway("1").replace("istio-waypoint", "nginx");
+        assert!(lower(&other).unwrap().pods.is_empty());
     }
 
     #[test]

@@ -35,5 +35,6 @@ mod probe;
 mod resolved;
 mod services;
 mod volumes;
+mod waypoint;
 
 pub use self::{error::LabError, names::LabName};

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Port of the controller's discovery and CA services.
-const DISCOVERY_PORT: u16 = 15012;
+pub(crate) const DISCOVERY_PORT: u16 = 15012;
 /// First pause before a program that ended is started again; doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
@@ -264,6 +264,22 @@ pub(crate) fn controller(lab: &LabName) -> Result<Kept, LabError> {
 
 fn controller_state(lab: &LabName) -> String {
     lab.state_dir().join("controller").display().to_string()
+}
+
+/// A join token for a waypoint (`<namespace>/<name>`) on a node.
+pub(crate) fn waypoint_token(
+    lab: &LabName,
+    waypoint: &str,
+    node: &str,
+) -> Result<String, LabError> {
+    let state = controller_state(lab);
+    let args = ["token", "--node", node, "--waypoint", waypoint];
+    let issued = command::run(
+        &binary("karst-controller")?,
+        &[&args[..], &["--state-dir", &state]].concat(),
+        "",
+    )?;
+    Ok(issued.trim().to_owned())
 }
 
 /// The agent of a node, in its namespace and a cgroup of its own.

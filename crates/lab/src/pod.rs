@@ -10,8 +10,9 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io::Write as _,
     net::IpAddr,
-    os::unix::fs::fchown,
+    os::unix::fs::{OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -34,7 +35,7 @@ use crate::{
     probe::Readiness,
     services::CLUSTER_DOMAIN,
     status::Phase,
-    volumes,
+    volumes, waypoint,
 };
 
 /// Pause before the container runtime asks again after a refused CNI ADD.
@@ -65,6 +66,8 @@ pub(crate) struct PodPlan {
     pub(crate) network: PodNetwork,
     pub(crate) mtu: u32,
     pub(crate) mesh: bool,
+    /// With which a waypoint joins.
+    pub(crate) join_token: Option<String>,
     /// The node's own addresses, for `status.hostIP` in environment variables.
     pub(crate) host_ip: IpAddr,
     /// Its name server.
@@ -167,7 +170,8 @@ impl Worker {
         fs::write(etc.join("resolv.conf"), plan.resolv_conf())
             .map_err(LabError::io("writing resolv.conf"))?;
         fs::write(etc.join("hosts"), plan.hosts()).map_err(LabError::io("writing hosts"))?;
-        volumes::create(&plan.pod, &plan.volumes(), plan.user(None).0)
+        volumes::create(&plan.pod, &plan.volumes(), plan.user(None).0)?;
+        plan.write_join_token()
     }
 
     /// Calls the CNI plugin until it agrees: no container of an enrolled pod runs before the pod is captured.
@@ -423,6 +427,29 @@ impl PodPlan {
     /// The pod's cgroup, below the lab's.
     pub(crate) fn cgroup(&self) -> String {
         format!("{}/pods/pod{}", self.pod.node, self.uid)
+    }
+
+    /// Puts the join token of a waypoint where only its user reads it.
+    fn write_join_token(&self) -> Result<(), LabError> {
+        let Some(token) = &self.join_token else {
+            return Ok(());
+        };
+        let path = self
+            .volumes()
+            .join(waypoint::RUN_VOLUME)
+            .join(waypoint::JOIN_TOKEN);
+        let (uid, gid) = self.user(None);
+        let write = || {
+            let mut file = File::options()
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&path)?;
+            fchown(&file, Some(uid), Some(gid))?;
+            file.write_all(token.as_bytes())
+        };
+        write().map_err(LabError::io(format!("writing {}", path.display())))
     }
 
     fn resolv_conf(&self) -> String {

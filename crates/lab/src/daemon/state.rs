@@ -1,7 +1,7 @@
 //! What the daemon knows and the steps that make the lab as it should be: nodes, pods, translation, names, objects.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::Path,
     sync::{Arc, PoisonError, mpsc::Sender},
@@ -28,6 +28,7 @@ use crate::{
     resolved::{ResolvedObjects, to_json},
     services::{self, Backend},
     status::{NodeStatus, Phase, PodStatus, ServiceStatus, Status},
+    waypoint,
 };
 
 struct NodeEntry {
@@ -63,6 +64,8 @@ pub(crate) struct Core {
     leaving: Vec<PodEntry>,
     addresses: ServiceAddresses,
     controller: Option<Kept>,
+    /// Waypoints that have been in place, by namespace and name.
+    in_place: BTreeSet<(String, String)>,
     resolved: ResolvedObjects,
     zone: SharedZone,
 }
@@ -90,6 +93,7 @@ impl Core {
             leaving: Vec::new(),
             addresses: ServiceAddresses::default(),
             controller: None,
+            in_place: BTreeSet::new(),
             resolved,
             zone: SharedZone::default(),
         })
@@ -125,6 +129,9 @@ impl Core {
             )]));
         }
         self.desired = desired;
+        if !self.options.mesh {
+            self.desired.pods.retain(|pod| pod.waypoint.is_none());
+        }
         for service in &mut self.desired.services {
             assign_addresses(service, &mut self.addresses, self.options.families);
         }
@@ -288,7 +295,12 @@ impl Core {
             v4: (self.options.families == Families::Dual).then_some(v4),
             v6,
         };
+        let join_token = match &pod.waypoint {
+            Some(waypoint) => Some(mesh::waypoint_token(&self.lab, waypoint, &pod.node)?),
+            None => None,
+        };
         let plan = PodPlan {
+            join_token,
             lab: self.lab.clone(),
             uid: uid.clone(),
             pod: pod.clone(),
@@ -332,13 +344,24 @@ impl Core {
     }
 
     fn write_objects(&mut self) -> Result<(), LabError> {
+        self.note_waypoints();
         let Desired {
             nodes,
             services,
             slices,
+            gateways,
             others,
             ..
         } = &self.desired;
+        let gateways = gateways.iter().map(|gateway| {
+            let mut value = to_json(&Object::Gateway(Box::new(gateway.clone())));
+            let (namespace, name) = names(&gateway.metadata);
+            let key = (namespace, name);
+            if self.in_place.contains(&key) && value["status"].is_null() {
+                value["status"] = waypoint::in_place(&key.0, &key.1);
+            }
+            value
+        });
         let entries = self.pods.values().chain(&self.leaving);
         let nodes = nodes.iter().map(|node| self.resolved_node(node));
         let pods = entries.map(|entry| entry.resolved(self.node_ips(&entry.desired.node)));
@@ -352,9 +375,28 @@ impl Core {
             .chain(pods)
             .chain(services)
             .chain(slices)
+            .chain(gateways)
             .chain(others.iter().map(to_json))
             .collect();
         self.resolved.write(all)
+    }
+
+    /// A waypoint has been in place once one of its replicas was ready.
+    fn note_waypoints(&mut self) {
+        let wanted: BTreeSet<_> = self
+            .desired
+            .gateways
+            .iter()
+            .map(|gateway| names(&gateway.metadata))
+            .collect();
+        self.in_place.retain(|key| wanted.contains(key));
+        let ready = self
+            .pods
+            .values()
+            .filter(|entry| entry.running.state().ready);
+        let ready = ready.filter_map(|entry| entry.desired.waypoint.as_deref()?.split_once('/'));
+        self.in_place
+            .extend(ready.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())));
     }
 
     fn node_ips(&self, name: &str) -> Vec<IpAddr> {
