@@ -4,7 +4,7 @@ use std::process::Child;
 
 use serde_json::Value;
 
-use crate::Cluster;
+use crate::{Cluster, eventually};
 
 /// Load that runs until its time is over.
 pub struct Load {
@@ -23,8 +23,23 @@ pub struct Amount {
 }
 
 impl Load {
-    /// Starts it in a pod (`namespace/name`) that has karst-echo, against `host:port`.
+    /// Starts it in a pod (`namespace/name`) that has karst-echo, against `host:port`, as soon as that is reached:
+    /// kube-proxy refuses connections to a service until it has heard of the first endpoint.
     pub fn start(cluster: &Cluster, pod: &str, target: &str, amount: Amount) -> Self {
+        let try_out = [
+            "karst-echo",
+            "load",
+            target,
+            "--rate",
+            "5",
+            "--duration",
+            "1",
+        ];
+        eventually(&format!("{target} is reached"), || {
+            let said = cluster.exec(pod, &try_out).stdout;
+            let report: Value = serde_json::from_slice(&said).unwrap_or_default();
+            report["failures"] == 0
+        });
         let [rate, long, seconds] =
             [amount.rate, amount.long, amount.seconds].map(|number| number.to_string());
         let words = [
