@@ -23,7 +23,9 @@ pub const PATH: &str = "/validate";
 pub const CONFIGURATION: &str = "karst";
 
 /// What a verdict depends on beside the object.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Surroundings {
     pub root_namespace: std::sync::Arc<str>,
+    /// Service accounts of the waypoints that there are.
+    pub waypoints: karst_ca::authorize::OwnAccounts,
 }

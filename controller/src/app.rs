@@ -292,6 +292,7 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
             certificate: certificate.clone(),
             registry,
             shutdown: shutdown.clone(),
+            waypoints: outputs.waypoints.clone(),
         };
         admission::start(&cfg, webhook).await?;
     }

@@ -73,6 +73,7 @@ impl Manifest {
             .unwrap_or_else(|| ("", self.text("apiVersion")));
         let surroundings = Surroundings {
             root_namespace: ROOT_NAMESPACE.into(),
+            ..Surroundings::default()
         };
         verdict(
             &surroundings,

@@ -363,10 +363,15 @@ impl Waypoints {
         let Some(Wish { gateway, own }) = wish else {
             return Binding::Unasked;
         };
-        let refused = |reason, message: String| Binding::Refused {
-            gateway: gateway.clone(),
-            reason,
-            message,
+        // What a namespace's label comes to is said of the namespace and of services; pods are many.
+        let silent = !own && subject == Subject::Workload;
+        let refused = |reason, message: String| match silent {
+            true => Binding::Unasked,
+            false => Binding::Refused {
+                gateway: gateway.clone(),
+                reason,
+                message,
+            },
         };
         let shown = format!("{}/{}", gateway.namespace, gateway.name);
         let facts = self

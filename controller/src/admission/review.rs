@@ -92,6 +92,7 @@ mod tests {
     fn the_answer_carries_the_question_s_uid() {
         let surroundings = Surroundings {
             root_namespace: "karst-system".into(),
+            ..Surroundings::default()
         };
         let body = json!({
             "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",

@@ -1,9 +1,11 @@
 //! The decision about one object: refused, or taken with warnings. Pure.
 
+use karst_ca::authorize::Account;
 use karst_files::{Complaint, Severity};
 use karst_k8s_api::{
     Kind,
     honoured::{REFUSED_KINDS, RefusedKind},
+    labels,
 };
 use serde_json::{Value, json};
 
@@ -80,6 +82,7 @@ fn complaints(surroundings: &Surroundings, asked: &Asked<'_>) -> Vec<Complaint> 
         Ok(kind) => {
             let mut all = karst_files::check(kind, asked.object);
             all.extend(in_place(surroundings, kind, asked.object));
+            all.extend(unknown_waypoint(surroundings, kind, asked.object));
             all
         }
         // Other workloads with a pod template are looked at like a Deployment.
@@ -101,6 +104,34 @@ fn in_place(surroundings: &Surroundings, kind: Kind, object: &Value) -> Option<C
     (kind == Kind::PeerAuthentication && in_root && selects).then(|| {
         let message = "a PeerAuthentication of the root namespace holds for the whole mesh, and with a selector it holds for nothing: put it into the workloads' namespace";
         error("spec.selector", message.to_owned())
+    })
+}
+
+/// A label that names a waypoint which does not exist: it binds nothing until that is there.
+fn unknown_waypoint(surroundings: &Surroundings, kind: Kind, object: &Value) -> Option<Complaint> {
+    let takes = matches!(
+        kind,
+        Kind::Namespace | Kind::Service | Kind::ServiceEntry | Kind::Pod
+    );
+    let metadata = object.get("metadata").filter(|_| takes)?;
+    let label = |name: &str| metadata.get("labels")?.get(name)?.as_str();
+    let name = label(labels::USE_WAYPOINT).filter(|name| *name != labels::USE_WAYPOINT_NONE)?;
+    let own = match kind {
+        Kind::Namespace => metadata.get("name"),
+        _ => metadata.get("namespace"),
+    };
+    let own = own.and_then(Value::as_str).unwrap_or_default();
+    let namespace = label(labels::USE_WAYPOINT_NAMESPACE).unwrap_or(own);
+    let account = Account {
+        namespace: namespace.to_owned(),
+        service_account: name.to_owned(),
+    };
+    (!surroundings.waypoints.contains(&account)).then(|| Complaint {
+        severity: Severity::Warning,
+        field: format!("metadata.labels[{:?}]", labels::USE_WAYPOINT),
+        message: format!(
+            "there is no waypoint {namespace}/{name}: until there is, traffic goes as without it"
+        ),
     })
 }
 
@@ -160,6 +191,7 @@ mod tests {
     fn ask(group: &str, kind: &str, operation: Operation, object: Value, old: Value) -> Verdict {
         let surroundings = Surroundings {
             root_namespace: "root".into(),
+            ..Surroundings::default()
         };
         verdict(
             &surroundings,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use karst_ca::Authority;
+use karst_ca::{Authority, authorize::OwnAccounts};
 use karst_identity::tls::ServingCertificate;
 use karst_runtime::supervise::{Shutdown, spawn_essential};
 use karst_telemetry::metrics::Registry;
@@ -21,6 +21,8 @@ pub(super) struct Parts {
     pub(super) certificate: Arc<ServingCertificate>,
     pub(super) registry: Registry,
     pub(super) shutdown: Shutdown,
+    /// Service accounts of waypoints.
+    pub(super) waypoints: OwnAccounts,
 }
 
 /// Opens the webhook, and keeps its configuration while this replica leads.
@@ -31,12 +33,14 @@ pub(super) async fn start(cfg: &Config, parts: Parts) -> anyhow::Result<()> {
         certificate,
         registry,
         shutdown,
+        waypoints,
     } = parts;
     let listener = TcpListener::bind(cfg.webhook)
         .await
         .with_context(|| format!("cannot listen on --webhook {}", cfg.webhook))?;
     let surroundings = Surroundings {
         root_namespace: cfg.root_namespace().into(),
+        waypoints,
     };
     let metrics = server::AdmissionMetrics::register(&registry);
     let answering = server::serve(
