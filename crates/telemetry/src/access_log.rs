@@ -17,6 +17,8 @@ pub enum Direction {
     Inbound,
     /// From a local workload.
     Outbound,
+    /// Through a waypoint.
+    Waypoint,
 }
 
 /// The side that opened the connection.
@@ -88,6 +90,7 @@ impl fmt::Display for Direction {
         f.write_str(match self {
             Self::Inbound => "inbound",
             Self::Outbound => "outbound",
+            Self::Waypoint => "waypoint",
         })
     }
 }

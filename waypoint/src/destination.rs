@@ -1,0 +1,120 @@
+//! From the authority of a tunnel to what is behind it: a port of a service, or one workload.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use karst_hbone::Authority;
+use karst_model::{addr::NetworkAddr, name::ServiceKey, service::Service, workload::Workload};
+
+use crate::{
+    error::InboundError,
+    mesh::Mesh,
+    services::{Endpoint, EndpointKey, Slot},
+};
+
+/// What a client asked for.
+pub(crate) struct Destination {
+    /// The service whose policies and telemetry apply.
+    pub(crate) slot: Option<Arc<Slot>>,
+    /// The service's own port; the port that was dialled where there is no service.
+    pub(crate) port: u16,
+    /// The client named a workload: there is nothing to choose and nothing to route.
+    pub(crate) pinned: Option<Arc<Endpoint>>,
+}
+
+/// Finds what `authority` means for a client of `client_namespace`.
+pub(crate) fn find(
+    mesh: &Mesh,
+    authority: &Authority,
+    client_namespace: &str,
+) -> Result<Destination, InboundError> {
+    let not_served = || InboundError::NotServed {
+        asked: authority.clone(),
+    };
+    let state = &mesh.state;
+    match authority {
+        Authority::Host(host, port) => {
+            let service = state
+                .service_by_host(host, client_namespace)
+                .ok_or_else(not_served)?;
+            to_service(mesh, &service, *port)
+        }
+        Authority::Addr(addr) => {
+            let at = NetworkAddr::new(mesh.config.own_network(), addr.ip());
+            if let Some(service) = state.service_at(&at, client_namespace) {
+                return to_service(mesh, &service, addr.port());
+            }
+            let workload = state.workload_at(&at).ok_or_else(not_served)?;
+            to_workload(mesh, &workload, *addr).ok_or_else(not_served)
+        }
+    }
+}
+
+fn to_service(mesh: &Mesh, service: &Service, port: u16) -> Result<Destination, InboundError> {
+    let named = || service.key.to_string();
+    if !mesh.services.is_own(service.waypoint.as_ref()) {
+        return Err(InboundError::NotServed {
+            asked: Authority::Host(service.key.hostname.clone(), port),
+        });
+    }
+    if !service.ports.contains_key(&port) {
+        return Err(InboundError::NoPort {
+            service: named(),
+            port,
+        });
+    }
+    let slot = mesh.services.get(&service.key);
+    Ok(Destination {
+        slot: Some(slot.ok_or_else(|| InboundError::NoPort {
+            service: named(),
+            port,
+        })?),
+        port,
+        pinned: None,
+    })
+}
+
+/// A workload is served when it names this waypoint, or when the port is sealed behind it.
+fn to_workload(mesh: &Mesh, workload: &Arc<Workload>, addr: SocketAddr) -> Option<Destination> {
+    let services = &mesh.services;
+    let sealed = workload
+        .sealed
+        .iter()
+        .any(|sealed| sealed.port == addr.port() && services.is_own(sealed.waypoint.as_ref()));
+    if !sealed && !services.is_own(workload.waypoint.as_ref()) {
+        return None;
+    }
+    let behind = service_behind(mesh, workload, addr.port());
+    let key = EndpointKey {
+        workload: workload.uid.clone(),
+        addr,
+    };
+    let (slot, port) = match behind {
+        Some((slot, port)) => (Some(slot), port),
+        None => (None, addr.port()),
+    };
+    Some(Destination {
+        slot,
+        port,
+        pinned: Some(services.endpoint(workload, key)),
+    })
+}
+
+/// The service behind this waypoint whose port is this target port at the workload.
+fn service_behind(mesh: &Mesh, workload: &Workload, target: u16) -> Option<(Arc<Slot>, u16)> {
+    let port_of = |key: &ServiceKey, ports: &std::collections::BTreeMap<u16, u16>| {
+        let mapped = ports.iter().find(|(_, mapped)| **mapped == target);
+        let declared = mesh.state.service(key)?;
+        let direct = declared
+            .ports
+            .iter()
+            .find(|(_, port)| port.target_port == target);
+        mapped
+            .map(|(port, _)| *port)
+            .or_else(|| direct.map(|(port, _)| *port))
+    };
+    workload.services.iter().find_map(|(key, ports)| {
+        let slot = mesh.services.get(key)?;
+        slot.load().bound.then_some(())?;
+        Some((slot, port_of(key, ports)?))
+    })
+}

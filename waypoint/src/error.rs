@@ -1,0 +1,93 @@
+//! What can go wrong before there is a request: small enums, each with the status that the HBONE client sees.
+
+use std::{io, net::SocketAddr};
+
+use karst_hbone::{Authority, Flag, OpenError};
+use karst_routing::balance::NoEndpoint;
+
+/// Why a client's stream is not served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InboundError {
+    /// Config lags behind, or the client was misled: another try elsewhere may help.
+    #[error("{asked} is no service or workload whose waypoint this is")]
+    NotServed { asked: Authority },
+    #[error("service {service} has no port {port}")]
+    NoPort { service: String, port: u16 },
+    #[error("too many client connections are open")]
+    Full,
+}
+
+impl InboundError {
+    /// Status of the CONNECT response.
+    pub(crate) fn status(&self) -> u16 {
+        match self {
+            Self::NotServed { .. } | Self::NoPort { .. } => 404,
+            Self::Full => 503,
+        }
+    }
+
+    pub(crate) fn flag(&self) -> Flag {
+        Flag::Connect
+    }
+}
+
+/// Why there is no connection to an endpoint. Nothing was sent then.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("cannot connect to {addr}")]
+    Tcp {
+        addr: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot open a tunnel to {addr}")]
+    Tunnel {
+        addr: SocketAddr,
+        #[source]
+        source: OpenError,
+    },
+    #[error("the endpoint at {addr} does not speak HTTP")]
+    Handshake {
+        addr: SocketAddr,
+        #[source]
+        source: hyper::Error,
+    },
+}
+
+impl ConnectError {
+    pub(crate) fn flag(&self) -> Flag {
+        match self {
+            Self::Tunnel { source, .. } => source.flag(),
+            _ => Flag::Connect,
+        }
+    }
+}
+
+/// Why a connection that is no HTTP is not carried.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TcpError {
+    #[error("{0}")]
+    Denied(String),
+    #[error("no route of this service takes the connection: {0}")]
+    NoRoute(String),
+    #[error("the route's backend cannot be used: {0}")]
+    Backend(String),
+    #[error(transparent)]
+    NoEndpoint(#[from] NoEndpoint),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the client's connection broke")]
+    ClientIo(#[source] io::Error),
+    #[error("the client's first bytes are no TLS ClientHello")]
+    Hello,
+}
+
+impl TcpError {
+    pub(crate) fn flag(&self) -> Flag {
+        match self {
+            Self::Denied(_) => Flag::Deny,
+            Self::Connect(error) => error.flag(),
+            _ => Flag::Connect,
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! The body of a request on its way to an endpoint: what the client sends, or kept bytes.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+/// Bytes of a body that are kept for another try or for a mirror.
+const KEPT_MAX: usize = 64 << 10;
+
+/// A request's body for one try.
+pub(crate) enum RequestBody {
+    Empty,
+    /// Shared with the next try, which goes on where this one stopped, or begins again with what was kept.
+    Client(Reading),
+    /// A copy.
+    Kept(std::vec::IntoIter<Bytes>),
+}
+
+/// One try's place in a client's body.
+pub(crate) struct Reading {
+    source: Rc<Source>,
+    /// Kept chunks that this try has had.
+    had: usize,
+    try_number: u32,
+}
+
+/// The client's body, for all tries.
+pub(crate) struct Source {
+    incoming: RefCell<Incoming>,
+    hint: SizeHint,
+    kept: RefCell<Kept>,
+    bytes: Cell<u64>,
+    /// Frames were taken from the client.
+    started: Cell<bool>,
+    ended: Cell<bool>,
+    /// Only the newest try may read.
+    current: Cell<u32>,
+}
+
+#[derive(Default)]
+struct Kept {
+    wanted: bool,
+    chunks: Vec<Bytes>,
+    bytes: usize,
+    /// Something was taken that is not kept.
+    overflowed: bool,
+}
+
+/// What a request's body is.
+pub(crate) enum ClientBody {
+    Empty,
+    Source(Rc<Source>),
+}
+
+impl ClientBody {
+    /// `keep`: it may be needed again.
+    pub(crate) fn new(incoming: Incoming, keep: bool) -> Self {
+        if incoming.is_end_stream() {
+            return Self::Empty;
+        }
+        Self::Source(Rc::new(Source {
+            hint: incoming.size_hint(),
+            incoming: RefCell::new(incoming),
+            kept: RefCell::new(Kept {
+                wanted: keep,
+                ..Kept::default()
+            }),
+            bytes: Cell::new(0),
+            started: Cell::new(false),
+            ended: Cell::new(false),
+            current: Cell::new(0),
+        }))
+    }
+
+    /// The body for the next try.
+    pub(crate) fn next_try(&self) -> RequestBody {
+        match self {
+            Self::Empty => RequestBody::Empty,
+            Self::Source(source) => {
+                let try_number = source.current.get() + 1;
+                source.current.set(try_number);
+                RequestBody::Client(Reading {
+                    source: source.clone(),
+                    had: 0,
+                    try_number,
+                })
+            }
+        }
+    }
+
+    /// Whether another try can send all of it.
+    pub(crate) fn is_replayable(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Source(source) => {
+                let kept = source.kept.borrow();
+                !source.started.get() || (kept.wanted && !kept.overflowed)
+            }
+        }
+    }
+
+    /// Bytes that the client has sent.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Empty => 0,
+            Self::Source(source) => source.bytes.get(),
+        }
+    }
+
+    /// The whole of it, where it has ended and was kept.
+    pub(crate) fn copy(&self) -> Option<RequestBody> {
+        match self {
+            Self::Empty => Some(RequestBody::Empty),
+            Self::Source(source) => {
+                let kept = source.kept.borrow();
+                let whole = source.ended.get() && kept.wanted && !kept.overflowed;
+                whole.then(|| RequestBody::Kept(kept.chunks.clone().into_iter()))
+            }
+        }
+    }
+}
+
+impl Source {
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
+        match &frame {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.started.set(true);
+                if let Some(data) = frame.data_ref() {
+                    self.bytes.set(self.bytes.get() + data.len() as u64);
+                    self.kept.borrow_mut().keep(data);
+                }
+            }
+            Poll::Ready(None) => self.ended.set(true),
+            _ => {}
+        }
+        if self.incoming.borrow().is_end_stream() {
+            self.ended.set(true);
+        }
+        frame
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, data: &Bytes) {
+        if !self.wanted || self.overflowed {
+            return;
+        }
+        if self.bytes + data.len() > KEPT_MAX {
+            self.overflowed = true;
+            self.chunks = Vec::new();
+            return;
+        }
+        self.bytes += data.len();
+        self.chunks.push(data.clone());
+    }
+}
+
+impl Reading {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if self.source.current.get() != self.try_number {
+            // Another try has taken over; this one's connection is about to be dropped.
+            return Poll::Pending;
+        }
+        let kept = {
+            let kept = self.source.kept.borrow();
+            kept.chunks.get(self.had).cloned()
+        };
+        if let Some(chunk) = kept {
+            self.had += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        let frame = self.source.poll(cx);
+        self.had = self.source.kept.borrow().chunks.len();
+        frame
+    }
+
+    fn is_end(&self) -> bool {
+        let all_had = self.had >= self.source.kept.borrow().chunks.len();
+        all_had && self.source.incoming.borrow().is_end_stream()
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Client(reading) => reading.poll(cx),
+            Self::Kept(chunks) => Poll::Ready(chunks.next().map(|chunk| Ok(Frame::data(chunk)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Client(reading) => reading.is_end(),
+            Self::Kept(chunks) => chunks.as_slice().is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Client(reading) if reading.had == 0 => reading.source.hint.clone(),
+            Self::Client(_) => SizeHint::default(),
+            Self::Kept(chunks) => {
+                let left = chunks.as_slice().iter().map(|chunk| chunk.len() as u64);
+                SizeHint::with_exact(left.sum())
+            }
+        }
+    }
+}

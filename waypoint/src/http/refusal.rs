@@ -1,0 +1,141 @@
+//! Answers of the waypoint itself: a status, a response flag, and a short text that names the cause. A gRPC client gets
+//! the same as a gRPC status.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{self, HeaderName},
+};
+use karst_telemetry::metrics::http::RequestFlag;
+
+use super::answer::Content;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// An answer instead of an endpoint's.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) flag: RequestFlag,
+    /// For the client and the access log.
+    pub(crate) cause: Cow<'static, str>,
+    pub(crate) headers: HeaderMap,
+    /// The client gets this text instead of the cause.
+    pub(crate) body: Option<Bytes>,
+    /// Nothing went wrong: the route wants this answer.
+    pub(crate) wanted: bool,
+}
+
+impl Refusal {
+    pub(crate) fn new(
+        status: StatusCode,
+        flag: RequestFlag,
+        cause: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self {
+            status,
+            flag,
+            cause: cause.into(),
+            headers: HeaderMap::new(),
+            body: None,
+            wanted: false,
+        }
+    }
+
+    /// An answer that a route's filter gives.
+    pub(crate) fn wanted(status: StatusCode, headers: HeaderMap, body: Bytes) -> Self {
+        Self {
+            status,
+            flag: RequestFlag::None,
+            cause: "".into(),
+            headers,
+            body: Some(body),
+            wanted: true,
+        }
+    }
+
+    /// The response for an HTTP client.
+    pub(crate) fn into_response(self) -> Response<Content> {
+        let text = match self.body {
+            Some(body) => body,
+            None => Bytes::from(format!("{}\n", self.cause)),
+        };
+        let mut response = Response::new(Content::Fixed((!text.is_empty()).then_some(text)));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        let has_body = matches!(response.body(), Content::Fixed(Some(_)));
+        if has_body && !response.headers().contains_key(header::CONTENT_TYPE) {
+            response.headers_mut().insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("text/plain; charset=utf-8"),
+            );
+        }
+        response
+    }
+
+    /// The response for a gRPC client: trailers only, status 200.
+    pub(crate) fn into_grpc(self) -> Response<Content> {
+        let mut response = Response::new(Content::Fixed(None));
+        let headers = response.headers_mut();
+        *headers = self.headers;
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/grpc"),
+        );
+        headers.insert(GRPC_STATUS, HeaderValue::from(grpc_status(self.status)));
+        if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.cause)) {
+            headers.insert(GRPC_MESSAGE, message);
+        }
+        response
+    }
+}
+
+/// Statuses as gRPC maps them ("HTTP to gRPC Status Code Mapping").
+fn grpc_status(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+/// The status that a response's header or trailer says.
+pub(super) fn grpc_status_of(headers: &HeaderMap) -> Option<u32> {
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+/// Printable ASCII without the percent sign stays (gRPC over HTTP/2, "Status-Message").
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_client_gets_a_grpc_status() {
+        let refusal = Refusal::new(
+            StatusCode::NOT_FOUND,
+            RequestFlag::NoRoute,
+            "no route: 100%\n",
+        );
+        let response = refusal.into_grpc();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["grpc-status"], "12");
+        assert_eq!(response.headers()["grpc-message"], "no route: 100%25%0A");
+    }
+}

@@ -1,0 +1,258 @@
+//! One try: the request to one endpoint, and its response or what went wrong.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use http::{
+    HeaderValue, Request, Response, StatusCode, Uri, header,
+    request::Parts,
+    uri::{Authority, Scheme},
+};
+use hyper::client::conn::TrySendError;
+use karst_routing::retry::{Failure, Why};
+use karst_telemetry::{error_chain::Chain, metrics::http::RequestFlag};
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Conversation, RequestBody, Version,
+    answer::{Content, is_of_client},
+    refusal::Refusal,
+};
+use crate::{error::ConnectError, services::Endpoint};
+
+/// A request as it goes out, for any number of tries.
+#[derive(Clone)]
+pub(crate) struct Outgoing {
+    parts: Parts,
+    version: Version,
+}
+
+/// A try without a response that the client should get.
+pub(super) struct Failed {
+    pub(super) failure: Failure,
+    /// Decided already: try again after this.
+    pub(super) pause: Option<Duration>,
+    status: StatusCode,
+    flag: RequestFlag,
+    cause: String,
+}
+
+impl Failed {
+    /// A response that is tried again.
+    pub(super) fn status(pause: Duration) -> Self {
+        Self {
+            failure: Failure::Reset,
+            pause: Some(pause),
+            status: StatusCode::BAD_GATEWAY,
+            flag: RequestFlag::None,
+            cause: String::new(),
+        }
+    }
+
+    pub(super) fn into_refusal(self, why: Why, tries: u32) -> Refusal {
+        let flag = match why {
+            Why::Exhausted if tries > 1 && self.flag == RequestFlag::None => {
+                RequestFlag::RetryLimit
+            }
+            _ => self.flag,
+        };
+        Refusal::new(self.status, flag, self.cause)
+    }
+}
+
+impl Outgoing {
+    pub(super) fn new(mut parts: Parts, version: Version, from_http2: bool) -> Self {
+        if version == Version::Http1 {
+            parts.version = http::Version::HTTP_11;
+            if from_http2 {
+                join_cookies(&mut parts);
+            }
+        } else {
+            parts.version = http::Version::HTTP_2;
+        }
+        Self { parts, version }
+    }
+
+    /// The same request for an endpoint that speaks another version.
+    pub(super) fn speaking(&self, version: Version) -> Self {
+        let mut parts = self.parts.clone();
+        match (self.version, version) {
+            (Version::Http1, Version::Http2) => {
+                parts.uri = absolute(&parts).unwrap_or_default();
+                parts.headers.remove(header::HOST);
+            }
+            (Version::Http2, Version::Http1) => {
+                let host = parts.uri.authority().map(Authority::as_str);
+                if let Some(Ok(host)) = host.map(HeaderValue::from_str) {
+                    parts.headers.insert(header::HOST, host);
+                }
+                parts.uri = parts
+                    .uri
+                    .path_and_query()
+                    .cloned()
+                    .map(Uri::from)
+                    .unwrap_or_default();
+            }
+            _ => {}
+        }
+        Self::new(parts, version, self.version == Version::Http2)
+    }
+
+    /// Sends it to `endpoint`, waiting for the head of the response until `until`.
+    pub(super) async fn send(
+        &self,
+        conversation: &Conversation,
+        endpoint: &Arc<Endpoint>,
+        body: RequestBody,
+        until: Option<Instant>,
+    ) -> Result<Response<Content>, Failed> {
+        let exchange = self.exchange(conversation, endpoint, body);
+        match until {
+            None => exchange.await,
+            Some(until) => timeout_at(until, exchange)
+                .await
+                .unwrap_or_else(|_elapsed| Err(timed_out(endpoint))),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        conversation: &Conversation,
+        endpoint: &Arc<Endpoint>,
+        body: RequestBody,
+    ) -> Result<Response<Content>, Failed> {
+        let upstreams = &conversation.worker.upstreams;
+        let baggage = conversation.worker.mesh.baggage.clone();
+        let key = &conversation.client.key;
+        let request = Request::from_parts(self.parts.clone(), body);
+        match self.version {
+            Version::Http1 => {
+                let connection = upstreams
+                    .http1(endpoint, key, baggage)
+                    .await
+                    .map_err(|error| not_connected(&error))?;
+                let reused = connection.reused;
+                let idempotent = self.parts.method.is_idempotent();
+                let response = connection
+                    .exchange(request)
+                    .await
+                    .map_err(|error| broken(&error, reused && idempotent))?;
+                Ok(response.map(|exchange| Content::Http1(Box::new(exchange))))
+            }
+            Version::Http2 => {
+                let connection = upstreams
+                    .http2(endpoint, key, baggage)
+                    .await
+                    .map_err(|error| not_connected(&error))?;
+                let (response, load) = connection
+                    .exchange(request)
+                    .await
+                    .map_err(|error| broken(&error, false))?;
+                Ok(response.map(|incoming| Content::Http2(incoming, load)))
+            }
+        }
+    }
+}
+
+/// The URI with scheme and authority, from a path and the Host header.
+fn absolute(parts: &Parts) -> Option<Uri> {
+    let host = parts.headers.get(header::HOST)?;
+    let mut uri = parts.uri.clone().into_parts();
+    uri.authority = Some(Authority::try_from(host.as_bytes()).ok()?);
+    uri.scheme = Some(Scheme::HTTP);
+    Uri::from_parts(uri).ok()
+}
+
+/// HTTP/2 may split cookies over fields, HTTP/1 may not (RFC 9113, section 8.2.3).
+fn join_cookies(parts: &mut Parts) {
+    if parts.headers.get_all(header::COOKIE).iter().count() < 2 {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = parts
+        .headers
+        .get_all(header::COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        parts.headers.insert(header::COOKIE, joined);
+    }
+}
+
+fn timed_out(endpoint: &Endpoint) -> Failed {
+    Failed {
+        failure: Failure::Timeout,
+        pause: None,
+        status: StatusCode::GATEWAY_TIMEOUT,
+        flag: RequestFlag::UpstreamTimeout,
+        cause: format!(
+            "the endpoint at {} did not answer within the time of the request",
+            endpoint.addr
+        ),
+    }
+}
+
+fn not_connected(error: &ConnectError) -> Failed {
+    Failed {
+        failure: Failure::NotSent,
+        pause: None,
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        flag: RequestFlag::UpstreamFailure,
+        cause: Chain(error).to_string(),
+    }
+}
+
+/// `again`: a request that ended with the connection may be sent again, since the connection was an old one and the
+/// request is idempotent (RFC 9110, section 9.2.2).
+fn broken(error: &TrySendError<Request<RequestBody>>, again: bool) -> Failed {
+    let unsent = error.message().is_some();
+    let error = error.error();
+    let (status, flag) = if is_of_client(error) {
+        (StatusCode::BAD_REQUEST, RequestFlag::DownstreamTermination)
+    } else if error.is_parse() {
+        (StatusCode::BAD_GATEWAY, RequestFlag::UpstreamProtocol)
+    } else if is_reset(error) {
+        (StatusCode::SERVICE_UNAVAILABLE, RequestFlag::UpstreamReset)
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            RequestFlag::UpstreamTermination,
+        )
+    };
+    let gone = error.is_incomplete_message() || error.is_canceled() || error.is_closed();
+    let not_sent = unsent || is_unprocessed(error) || (again && (gone || is_io(error)));
+    Failed {
+        failure: if not_sent {
+            Failure::NotSent
+        } else {
+            Failure::Reset
+        },
+        pause: None,
+        status,
+        flag,
+        cause: format!("the endpoint did not answer: {}", Chain(error)),
+    }
+}
+
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    error.source()?.downcast_ref()
+}
+
+fn is_reset(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(h2::Error::is_reset)
+}
+
+fn is_io(error: &hyper::Error) -> bool {
+    error
+        .source()
+        .is_some_and(|source| source.is::<std::io::Error>())
+}
+
+/// The endpoint says that it did nothing with the request (RFC 9113, sections 6.8 and 8.7).
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(|error| {
+        error.reason() == Some(h2::Reason::REFUSED_STREAM)
+            || (error.is_go_away()
+                && error.is_remote()
+                && error.reason() == Some(h2::Reason::NO_ERROR))
+    })
+}

@@ -1,0 +1,135 @@
+//! One HTTP connection of a client: the codec, its limits, and its drain.
+
+use std::{cell::RefCell, convert::Infallible, error::Error, pin::pin, rc::Rc};
+
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use karst_runtime::drain;
+use karst_telemetry::error_chain::Chain;
+
+use super::{Client, LocalExec, limits, phases, record::KeptHandles};
+use crate::{bounds::Place, destination::Destination, stream::HttpIo, workers::Worker};
+
+/// What all requests of one connection share.
+pub(crate) struct Conversation {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) client: Client,
+    pub(crate) destination: Destination,
+    pub(super) handles: RefCell<KeptHandles>,
+    _place: Option<Place>,
+}
+
+impl Conversation {
+    pub(crate) fn new(
+        worker: Rc<Worker>,
+        client: Client,
+        destination: Destination,
+        place: Option<Place>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            client,
+            destination,
+            handles: RefCell::default(),
+            _place: place,
+        })
+    }
+}
+
+/// Which HTTP a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    Http1,
+    Http2,
+}
+
+/// Serves a client's connection to its end.
+pub(crate) async fn serve(
+    conversation: Rc<Conversation>,
+    io: HttpIo,
+    version: Version,
+    drain: drain::Watch,
+) {
+    let served = match version {
+        Version::Http1 => serve_http1(conversation.clone(), io, drain).await,
+        Version::Http2 => serve_http2(conversation.clone(), io, drain).await,
+    };
+    if let Err(error) = served {
+        if error.is_parse() {
+            phases::malformed(&conversation, &error);
+        } else {
+            tracing::debug!(error = %Chain(&error), "a client's HTTP connection ended with an error");
+        }
+    }
+}
+
+async fn serve_http1(
+    conversation: Rc<Conversation>,
+    io: HttpIo,
+    mut drain: drain::Watch,
+) -> Result<(), hyper::Error> {
+    let service = service_fn(move |request| {
+        let conversation = conversation.clone();
+        async move { Ok::<_, Infallible>(phases::serve(&conversation, request).await) }
+    });
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEAD_TIMEOUT)
+        .preserve_header_case(true)
+        .half_close(true)
+        .max_buf_size(limits::BUFFER)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
+    let mut serving = pin!(serving);
+    tokio::select! {
+        ended = serving.as_mut() => return ended,
+        () = drain.signaled() => serving.as_mut().graceful_shutdown(),
+    }
+    serving.await
+}
+
+async fn serve_http2(
+    conversation: Rc<Conversation>,
+    io: HttpIo,
+    mut drain: drain::Watch,
+) -> Result<(), hyper::Error> {
+    let service = service_fn(move |request| {
+        let conversation = conversation.clone();
+        async move { Ok::<_, Infallible>(phases::serve(&conversation, request).await) }
+    });
+    let serving = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::STREAMS)
+        .max_header_list_size(limits::HEADER_LIST)
+        .max_pending_accept_reset_streams(limits::RESET_STREAMS)
+        .max_local_error_reset_streams(limits::RESET_STREAMS)
+        .initial_stream_window_size(limits::WINDOWS.0)
+        .initial_connection_window_size(limits::WINDOWS.1)
+        .keep_alive_interval(limits::PING)
+        .keep_alive_timeout(limits::PING_TIMEOUT)
+        .enable_connect_protocol()
+        .serve_connection(TokioIo::new(io), service);
+    let mut serving = pin!(serving);
+    tokio::select! {
+        ended = serving.as_mut() => return quiet(ended),
+        () = drain.signaled() => serving.as_mut().graceful_shutdown(),
+    }
+    quiet(serving.await)
+}
+
+/// A client that closes its HTTP/2 connection without a word is how most of them end.
+fn quiet(ended: Result<(), hyper::Error>) -> Result<(), hyper::Error> {
+    match ended {
+        Err(error) if !error.is_parse() && error.source().is_some_and(is_closed) => Ok(()),
+        ended => ended,
+    }
+}
+
+fn is_closed(error: &(dyn Error + 'static)) -> bool {
+    error
+        .downcast_ref::<h2::Error>()
+        .is_some_and(h2::Error::is_io)
+}

@@ -1,0 +1,227 @@
+//! What is compiled for each service: its ports with routes and endpoints, and its policies. An immutable snapshot per
+//! service, swapped whole when something about it changes; requests in flight keep the one they began with.
+//!
+//! Services are compiled when somebody asks for them first, and kept up to date from then on by [`Services::follow`].
+
+mod endpoint;
+mod port;
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicUsize};
+
+use arc_swap::{ArcSwap, Guard};
+use hashbrown::{HashMap, HashSet};
+use karst_discovery::{Change, Changed, State};
+use karst_model::{
+    name::ServiceKey,
+    service::Service,
+    workload::{GatewayAddr, GatewayDestination, Workload},
+};
+use karst_runtime::supervise::Shutdown;
+use karst_telemetry::metrics::tcp::ServiceLabels;
+
+pub(crate) use self::{
+    endpoint::{Endpoint, EndpointKey, Endpoints, InFlight, Way},
+    port::Port,
+};
+use crate::{config::Config, labels};
+
+/// All services that somebody asked for.
+pub(crate) struct Services {
+    state: Arc<State>,
+    whose: Whose,
+    served: RwLock<HashMap<ServiceKey, Arc<Slot>>>,
+    endpoints: Mutex<Endpoints>,
+}
+
+/// Which services this waypoint serves.
+struct Whose {
+    own: ServiceKey,
+    place: Workload,
+}
+
+/// One service, now and after every change.
+pub(crate) struct Slot {
+    pub(crate) key: ServiceKey,
+    current: ArcSwap<Served>,
+    /// Requests in flight.
+    pub(crate) in_flight: Arc<AtomicUsize>,
+}
+
+impl Slot {
+    /// The service as it is now.
+    pub(crate) fn load(&self) -> Guard<Arc<Served>> {
+        self.current.load()
+    }
+}
+
+/// One service, compiled.
+pub(crate) struct Served {
+    /// `None`: it is gone.
+    pub(crate) service: Option<Arc<Service>>,
+    pub(crate) labels: Arc<ServiceLabels>,
+    /// This waypoint is the way to it: its routes and policies apply.
+    pub(crate) bound: bool,
+    pub(crate) ports: HashMap<u16, Arc<Port>>,
+}
+
+impl Services {
+    /// `place`: where this waypoint runs decides which endpoints are near.
+    pub(crate) fn new(state: Arc<State>, config: &Config, place: Workload) -> Self {
+        let identity = config.identity();
+        Self {
+            state,
+            whose: Whose {
+                own: config.own_service(),
+                place,
+            },
+            served: RwLock::default(),
+            endpoints: Mutex::new(Endpoints::new(identity, config.workload_uid())),
+        }
+    }
+
+    /// The service, compiled on first use; `None` where there is none of this name.
+    pub(crate) fn get(&self, key: &ServiceKey) -> Option<Arc<Slot>> {
+        if let Some(slot) = self.read(key) {
+            return slot.load().service.is_some().then_some(slot);
+        }
+        self.state.service(key)?;
+        // Compiled under the lock: a change that comes meanwhile finds the slot when it gets the lock.
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        let slot = served.entry(key.clone()).or_insert_with(|| {
+            Arc::new(Slot {
+                key: key.clone(),
+                current: ArcSwap::from_pointee(self.compile(key)),
+                in_flight: Arc::default(),
+            })
+        });
+        Some(slot.clone())
+    }
+
+    /// The endpoint that a workload is at one address and port.
+    pub(crate) fn endpoint(&self, workload: &Arc<Workload>, key: EndpointKey) -> Arc<Endpoint> {
+        self.endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(workload, &[], key)
+    }
+
+    /// Whether a waypoint address means this waypoint.
+    pub(crate) fn is_own(&self, waypoint: Option<&GatewayAddr>) -> bool {
+        self.whose.is_own(&self.state, waypoint)
+    }
+
+    /// Every service that is compiled, for people who look.
+    pub(crate) fn slots(&self) -> Vec<Arc<Slot>> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        served.values().cloned().collect()
+    }
+
+    fn read(&self, key: &ServiceKey) -> Option<Arc<Slot>> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        served.get(key).cloned()
+    }
+
+    fn compile(&self, key: &ServiceKey) -> Served {
+        let service = self.state.service(key);
+        let Some(service) = service else {
+            return Served {
+                service: None,
+                labels: Arc::default(),
+                bound: false,
+                ports: HashMap::new(),
+            };
+        };
+        let bound = self.is_own(service.waypoint.as_ref());
+        let routes = if bound {
+            self.state.routes_of(key)
+        } else {
+            Vec::new()
+        };
+        let endpoints = self.state.endpoints(key);
+        let mut known = self
+            .endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let ports = service.ports.iter().map(|(number, declared)| {
+            let port = Port::compile(
+                &service,
+                (*number, declared.app_protocol),
+                &routes,
+                (&endpoints, &self.whose.place),
+                &mut known,
+            );
+            (*number, Arc::new(port))
+        });
+        Served {
+            ports: ports.collect(),
+            labels: Arc::new(labels::service(Some(&service))),
+            bound,
+            service: Some(service),
+        }
+    }
+
+    /// Compiles again what changes, until `stopped`.
+    pub(crate) async fn follow(&self, stopped: &Shutdown) {
+        let mut changes = self.state.changes();
+        loop {
+            let changed = tokio::select! {
+                changed = changes.next() => changed,
+                () = stopped.cancelled() => return,
+            };
+            match changed {
+                Some(Changed::Some(changes)) => self.apply(&changes),
+                Some(Changed::Everything) => self.refresh(None),
+                None => return,
+            }
+        }
+    }
+
+    fn apply(&self, changes: &[Change]) {
+        let mut touched = HashSet::new();
+        for change in changes {
+            match change {
+                Change::Service(key) | Change::Endpoints(key) | Change::Routes(key) => {
+                    touched.insert(key);
+                }
+                Change::WaypointPolicy(_) => return self.refresh(None),
+                _ => {}
+            }
+        }
+        self.refresh(Some(&touched));
+    }
+
+    /// Compiles these services again, or all that are held.
+    fn refresh(&self, touched: Option<&HashSet<&ServiceKey>>) {
+        let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
+        let is_touched = |key: &ServiceKey| touched.is_none_or(|touched| touched.contains(key));
+        // One that is gone and that nobody holds leaves; one that is held stays, so that its holders see it come back.
+        served.retain(|key, slot| {
+            if is_touched(key) {
+                slot.current.store(Arc::new(self.compile(key)));
+            }
+            slot.load().service.is_some() || Arc::strong_count(slot) > 1
+        });
+        self.endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .forget_unused();
+    }
+}
+
+impl Whose {
+    fn is_own(&self, state: &State, waypoint: Option<&GatewayAddr>) -> bool {
+        match waypoint.map(|waypoint| &waypoint.destination) {
+            Some(GatewayDestination::Service(key)) => *key == self.own,
+            Some(GatewayDestination::Address(addr)) => {
+                let own = state.service(&self.own);
+                let of_service = own.is_some_and(|own| {
+                    own.addresses
+                        .iter()
+                        .any(|vip| vip.ip == addr.ip && vip.network == addr.network)
+                });
+                of_service || self.place.addresses.contains(&addr.ip)
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! A connection on either side of the waypoint, as a relay or an HTTP codec wants it.
+
+use std::{
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use karst_hbone::{Flow, RelayEnd, Tunnel, TunnelIo, copy_tcp, join_tunnels, relay};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// A connection to a client or an endpoint.
+pub(crate) enum Stream {
+    Tunnel(Tunnel),
+    Tcp(TcpStream),
+}
+
+/// Bytes that a peek at a plain socket looks at.
+const PEEK: usize = 4096;
+
+impl Stream {
+    /// The first bytes, at least `wanted` of them unless no more are to be had; they stay unread.
+    pub(crate) async fn peek(&mut self, wanted: usize) -> io::Result<Bytes> {
+        match self {
+            Self::Tunnel(tunnel) => {
+                poll_fn(|cx| {
+                    let peeked = ready!(tunnel.poll_peek(cx, wanted));
+                    Poll::Ready(peeked.cloned().map_err(io::Error::other))
+                })
+                .await
+            }
+            Self::Tcp(stream) => {
+                let mut seen = vec![0; PEEK];
+                let len = stream.peek(&mut seen).await?;
+                seen.truncate(len);
+                Ok(seen.into())
+            }
+        }
+    }
+
+    /// Moves bytes between a client and an endpoint until both directions have ended or one side has failed. `sent` is
+    /// what the client sent.
+    pub(crate) async fn join(self, endpoint: Self, flow: &Flow) -> RelayEnd {
+        match (self, endpoint) {
+            (Self::Tunnel(client), Self::Tunnel(endpoint)) => {
+                join_tunnels(client, endpoint, flow).await
+            }
+            (Self::Tcp(client), Self::Tunnel(endpoint)) => relay(client, endpoint, flow).await,
+            (Self::Tcp(client), Self::Tcp(endpoint)) => copy_tcp(client, endpoint, flow).await,
+            (Self::Tunnel(client), Self::Tcp(endpoint)) => {
+                let RelayEnd {
+                    sent,
+                    received,
+                    end,
+                } = relay(endpoint, client, flow).await;
+                RelayEnd {
+                    sent: received,
+                    received: sent,
+                    end,
+                }
+            }
+        }
+    }
+}
+
+/// A connection as a byte stream: a tunnel or a socket, on either side of the waypoint.
+pub(crate) enum HttpIo {
+    Tunnel(TunnelIo),
+    Tcp(TcpStream),
+}
+
+impl From<Stream> for HttpIo {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Tunnel(tunnel) => Self::Tunnel(tunnel.into()),
+            Stream::Tcp(stream) => Self::Tcp(stream),
+        }
+    }
+}
+
+impl AsyncRead for HttpIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for HttpIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
+            Self::Tcp(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

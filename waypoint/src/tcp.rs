@@ -1,0 +1,283 @@
+//! Connections that are no HTTP: routed by port or by the server name of TLS, authorized by what a connection tells, and
+//! relayed.
+
+use std::{rc::Rc, sync::Arc, time::Instant};
+
+use karst_hbone::{End, Flag, Flow, RelayEnd};
+use karst_model::{route::Backend, workload::Workload};
+use karst_routing::table::{L4Rule, Routes};
+use karst_telemetry::{
+    access_log::{Destination as Shown, Direction, Record, Source},
+    error_chain::Chain,
+    metrics::tcp::{Peer, Reporter, ResponseFlags, ServiceLabels, TcpLabels},
+};
+use rand::Rng as _;
+
+use crate::{
+    destination::Destination,
+    detect::{self, Hello},
+    error::TcpError,
+    http::Client,
+    services::{Endpoint, InFlight, Port},
+    stream::Stream,
+    workers::Worker,
+};
+
+/// Endpoints that are tried before a connection is given up; nothing was sent to any of them.
+const TRIES: usize = 3;
+
+/// A connection to an endpoint, which nothing was sent on yet.
+pub(crate) struct Opened {
+    pub(crate) stream: Stream,
+    pub(crate) in_flight: InFlight,
+}
+
+/// Relays a connection; `opened`: its endpoint is connected already.
+pub(crate) async fn serve(
+    worker: &Rc<Worker>,
+    client: &Client,
+    destination: &Destination,
+    stream: Stream,
+    opened: Option<Opened>,
+) {
+    let tracked = Tracked::start(worker, client, destination);
+    let opened = match opened {
+        Some(opened) => Ok(opened),
+        None => open(worker, client, destination, None).await,
+    };
+    match opened {
+        Ok(opened) => tracked.carry(stream, opened).await,
+        Err(error) => tracked.refuse(&error),
+    }
+}
+
+/// Relays a TLS connection to where its server name is routed.
+pub(crate) async fn serve_tls(
+    worker: &Rc<Worker>,
+    client: &Client,
+    destination: &Destination,
+    mut stream: Stream,
+) {
+    let tracked = Tracked::start(worker, client, destination);
+    let opened = async {
+        let name = server_name(&mut stream).await?;
+        open(worker, client, destination, Some(name.as_deref())).await
+    };
+    match opened.await {
+        Ok(opened) => tracked.carry(stream, opened).await,
+        Err(error) => tracked.refuse(&error),
+    }
+}
+
+async fn server_name(stream: &mut Stream) -> Result<Option<String>, TcpError> {
+    let mut wanted = 6;
+    loop {
+        let seen = stream.peek(wanted).await.map_err(TcpError::ClientIo)?;
+        match detect::client_hello(&seen) {
+            Hello::Name(name) => return Ok(name),
+            Hello::More(more) if seen.len() >= wanted => wanted = more,
+            _ => return Err(TcpError::Hello),
+        }
+    }
+}
+
+/// Connects to an endpoint that the connection is routed to. `sni`: it is TLS, with this server name.
+pub(crate) async fn open(
+    worker: &Rc<Worker>,
+    client: &Client,
+    destination: &Destination,
+    sni: Option<Option<&str>>,
+) -> Result<Opened, TcpError> {
+    let mut avoid = Vec::new();
+    let port = target(worker, client, destination, sni)?;
+    loop {
+        let endpoint = match (&destination.pinned, &port) {
+            (Some(endpoint), _) => endpoint.clone(),
+            (None, Some(port)) => port.choose(&avoid, &mut rand::rng())?,
+            (None, None) => return Err(TcpError::Backend("the service is gone".to_owned())),
+        };
+        let in_flight = endpoint.start();
+        let baggage = worker.mesh.baggage.clone();
+        let connected = worker
+            .upstreams
+            .connect(&endpoint, client.header(), baggage)
+            .await;
+        match connected {
+            Ok(stream) => return Ok(Opened { stream, in_flight }),
+            Err(error) => {
+                avoid.push(endpoint.id);
+                if destination.pinned.is_some() || avoid.len() >= TRIES {
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+}
+
+/// The port whose endpoints take the connection.
+fn target(
+    worker: &Worker,
+    client: &Client,
+    destination: &Destination,
+    sni: Option<Option<&str>>,
+) -> Result<Option<Arc<Port>>, TcpError> {
+    let served = destination.slot.as_ref().map(|slot| slot.load());
+    let port = served
+        .as_ref()
+        .and_then(|served| served.ports.get(&destination.port));
+    let Some(port) = port.filter(|_| destination.pinned.is_none()) else {
+        return Ok(None);
+    };
+    let rule = match port.table.routes(client.namespace()) {
+        Routes::None | Routes::Http(_) => return Ok(Some(port.clone())),
+        Routes::Tcp(rule) => rule,
+        Routes::Tls(table) => table.pick(sni.flatten()).ok_or_else(|| {
+            TcpError::NoRoute(match sni.flatten() {
+                Some(name) => format!("no rule for server name {name}"),
+                None => "it names no server".to_owned(),
+            })
+        })?,
+    };
+    backend(worker, rule).map(Some)
+}
+
+fn backend(worker: &Worker, rule: &L4Rule) -> Result<Arc<Port>, TcpError> {
+    let index = rule.weights.pick(rand::rng().next_u64());
+    let backend = index.and_then(|index| rule.backends.get(index));
+    let Some(backend) = backend else {
+        return Err(TcpError::Backend("none has a weight above zero".to_owned()));
+    };
+    match &backend.backend {
+        Backend::Invalid(why) => Err(TcpError::Backend(why.to_string())),
+        Backend::Service { service, port } => {
+            let slot = worker.mesh.services.get(service);
+            let found = slot.and_then(|slot| slot.load().ports.get(port).cloned());
+            found.ok_or_else(|| TcpError::Backend(format!("{service} has no port {port}")))
+        }
+    }
+}
+
+/// Keeps a connection that turned out to be wanted for HTTP/1.
+pub(crate) async fn give_to_http(worker: &Rc<Worker>, client: &Client, opened: Opened) {
+    let endpoint: Arc<Endpoint> = opened.in_flight.endpoint().clone();
+    if let Err(error) = worker
+        .upstreams
+        .keep_opened(&endpoint, &client.key, opened.stream)
+        .await
+    {
+        tracing::debug!(error = %Chain(&error), "a connection to an endpoint ended before it was used");
+    }
+}
+
+/// One connection from its start to its end, as metrics and access log tell it.
+pub(crate) struct Tracked<'a> {
+    worker: &'a Worker,
+    labels: TcpLabels,
+    record: Record,
+    since: Instant,
+}
+
+impl<'a> Tracked<'a> {
+    pub(crate) fn start(worker: &'a Worker, client: &Client, destination: &Destination) -> Self {
+        let service = destination
+            .slot
+            .as_ref()
+            .map(|slot| slot.load().labels.clone());
+        let service: ServiceLabels = service.map(Arc::unwrap_or_clone).unwrap_or_default();
+        let mut record = Record::new(Direction::Waypoint);
+        record.source = Source {
+            addr: Some(client.addr),
+            workload: text(&client.labels.workload),
+            namespace: text(&client.labels.namespace),
+            identity: text(&client.labels.principal),
+            cluster: text(&client.labels.cluster),
+        };
+        record.destination.service = text(&service.host);
+        Self {
+            worker,
+            labels: TcpLabels {
+                reporter: Reporter::Waypoint,
+                source: (*client.labels).clone(),
+                destination: Peer::default(),
+                service,
+                response_flags: ResponseFlags::None,
+                security: client.security(),
+            },
+            record,
+            since: Instant::now(),
+        }
+    }
+
+    /// The connection was not made.
+    pub(crate) fn refuse(mut self, error: &TcpError) {
+        self.labels.response_flags = flag(error.flag());
+        self.worker.mesh.metrics.tcp.failed(&self.labels);
+        self.record.error = Some(Chain(error).to_string());
+        self.record.failed();
+    }
+
+    async fn carry(mut self, client: Stream, opened: Opened) {
+        let endpoint = opened.in_flight.endpoint();
+        self.labels.destination = (*endpoint.labels).clone();
+        self.record.destination = Shown {
+            addr: Some(endpoint.addr),
+            service: self.record.destination.service.take(),
+            ..shown(&endpoint.workload)
+        };
+        let tcp = &self.worker.mesh.metrics.tcp;
+        let handles = tcp.handles(&self.labels);
+        let sockets = tcp.sockets_open(Reporter::Waypoint);
+        handles.opened.inc();
+        sockets.inc();
+        self.record.opened();
+        let flow = Flow::default();
+        let RelayEnd {
+            sent,
+            received,
+            end,
+        } = client.join(opened.stream, &flow).await;
+        sockets.dec();
+        handles.closed.inc();
+        handles.received.inc_by(sent);
+        handles.sent.inc_by(received);
+        self.record.bytes_recv = sent;
+        self.record.bytes_sent = received;
+        self.record.duration = self.since.elapsed();
+        self.record.error = describe(&end);
+        self.record.completed();
+    }
+}
+
+fn describe(end: &End) -> Option<String> {
+    match end {
+        End::Finished => None,
+        End::App(error) | End::Upstream(error) => Some(format!("a side ended it: {error}")),
+        End::Tunnel(error) => Some(Chain(error).to_string()),
+        End::Cut => Some("closed because policy changed".to_owned()),
+    }
+}
+
+fn text(value: &Arc<str>) -> Option<String> {
+    (!value.is_empty()).then(|| value.to_string())
+}
+
+fn shown(workload: &Workload) -> Shown {
+    Shown {
+        workload: text(&workload.workload_name),
+        namespace: text(&workload.namespace),
+        cluster: text(&workload.cluster_id),
+        ..Shown::default()
+    }
+}
+
+fn flag(flag: Flag) -> ResponseFlags {
+    match flag {
+        Flag::None => ResponseFlags::None,
+        Flag::Connect => ResponseFlags::Connect,
+        Flag::Deny => ResponseFlags::Deny,
+        Flag::TlsFailure => ResponseFlags::TlsFailure,
+        Flag::H2HandshakeFailure => ResponseFlags::H2HandshakeFailure,
+        Flag::NetworkPolicy => ResponseFlags::NetworkPolicy,
+        Flag::IdentityError => ResponseFlags::IdentityError,
+    }
+}
