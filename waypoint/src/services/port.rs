@@ -5,20 +5,24 @@ use std::{
     sync::Arc,
 };
 
-use karst_model::{protocol::AppProtocol, route::Route, service::Service, workload::Workload};
+use karst_model::{
+    name::ServiceKey, protocol::AppProtocol, route::Route, service::Service, workload::Workload,
+};
 use karst_routing::{
-    balance::{self, Mode, NoEndpoint},
+    balance::{self, Algorithm, Candidates, Found, Mode, NoEndpoint},
     table::Table,
 };
-use rand::{Rng, RngExt as _};
+use rand::Rng;
 
 use super::{Endpoint, EndpointKey, Endpoints};
 
 /// One port, compiled.
 pub(crate) struct Port {
+    service: ServiceKey,
+    number: u16,
     pub(crate) app_protocol: AppProtocol,
     pub(crate) table: Table,
-    cluster: Result<Vec<Arc<Endpoint>>, NoEndpoint>,
+    cluster: Result<Cluster, NoEndpoint>,
 }
 
 /// The outcome of a choice.
@@ -43,19 +47,30 @@ impl Port {
         Self {
             app_protocol,
             table: Table::compile(&service.key, number, routes.iter().cloned()),
-            cluster: cluster(&request, endpoints, known),
+            cluster: Cluster::new(&request, endpoints, known),
+            service: service.key.clone(),
+            number,
         }
     }
 
     /// An endpoint for one request: the less loaded of two at random; not one of `avoid` where there is another.
     pub(crate) fn choose(&self, avoid: &[u64], rng: &mut impl Rng) -> Chosen {
-        let all = self.cluster.as_ref().map_err(Clone::clone)?;
-        Ok(pick(all, avoid, rng).clone())
+        let cluster = self.cluster.as_ref().map_err(Clone::clone)?;
+        cluster
+            .choose(avoid, rng)
+            .ok_or_else(|| NoEndpoint::NoneUsable {
+                service: self.service.clone(),
+                port: self.number,
+                found: Found {
+                    without_address: cluster.endpoints.len(),
+                    ..Found::default()
+                },
+            })
     }
 
     /// Every endpoint that may be chosen, for people who look.
     pub(crate) fn endpoints(&self) -> &[Arc<Endpoint>] {
-        self.cluster.as_deref().unwrap_or_default()
+        self.cluster.as_ref().map_or(&[], |cluster| &cluster.all)
     }
 }
 
@@ -66,30 +81,47 @@ fn family(service: &Service, place: &Workload) -> IpAddr {
         .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
-/// The endpoints of the port that may be chosen.
-fn cluster(
-    request: &balance::Request<'_>,
-    endpoints: &[Arc<Workload>],
-    known: &mut Endpoints,
-) -> Result<Vec<Arc<Endpoint>>, NoEndpoint> {
-    // Says why there is none.
-    balance::choose(request, endpoints, &mut rand::rng())?;
-    let usable = endpoints.iter().filter_map(|endpoint| {
-        let one = std::slice::from_ref(endpoint);
-        let choice = balance::choose(request, one, &mut rand::rng()).ok()?;
-        let addr = SocketAddr::new(choice.ip()?, choice.target_port);
-        let key = EndpointKey {
-            workload: endpoint.uid.clone(),
-            addr,
-        };
-        Some(known.get(endpoint, &request.service.subject_alt_names, key))
-    });
-    Ok(usable.collect())
+/// The endpoints of the port that may be chosen; for each choice what we know of it, in the same order.
+struct Cluster {
+    candidates: Candidates,
+    /// `None`: its address is not known here.
+    endpoints: Vec<Option<Arc<Endpoint>>>,
+    all: Vec<Arc<Endpoint>>,
 }
 
-fn pick<'a>(all: &'a [Arc<Endpoint>], avoid: &[u64], rng: &mut impl Rng) -> &'a Arc<Endpoint> {
-    let mut draw = || &all[rng.random_range(0..all.len())];
-    let (one, other) = (draw(), draw());
-    let load = |endpoint: &Endpoint| (avoid.contains(&endpoint.id), endpoint.in_flight());
-    if load(other) < load(one) { other } else { one }
+impl Cluster {
+    fn new(
+        request: &balance::Request<'_>,
+        endpoints: &[Arc<Workload>],
+        known: &mut Endpoints,
+    ) -> Result<Self, NoEndpoint> {
+        let candidates = Candidates::new(request, endpoints)?;
+        let further = &request.service.subject_alt_names;
+        let endpoints: Vec<_> = candidates
+            .choices()
+            .iter()
+            .map(|choice| {
+                let key = EndpointKey {
+                    workload: choice.workload.uid.clone(),
+                    addr: SocketAddr::new(choice.ip()?, choice.target_port),
+                };
+                Some(known.get(&choice.workload, further, key))
+            })
+            .collect();
+        Ok(Self {
+            all: endpoints.iter().flatten().cloned().collect(),
+            candidates,
+            endpoints,
+        })
+    }
+
+    fn choose(&self, avoid: &[u64], rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
+        let at = |index: usize| self.endpoints.get(index).and_then(Option::as_ref);
+        let useless = |index| at(index).is_none_or(|endpoint| avoid.contains(&endpoint.id));
+        let load = |index| at(index).map_or(u32::MAX, |endpoint| endpoint.in_flight());
+        let index = self
+            .candidates
+            .pick(Algorithm::LeastRequest, useless, load, rng)?;
+        at(index).cloned()
+    }
 }
