@@ -47,6 +47,49 @@ pub(crate) enum Site {
     IndexDestination,
 }
 
+/// The same for decisions about requests, which a reference of their own checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RequestSite {
+    Exact(RequestText),
+    Prefix(RequestText),
+    Suffix(RequestText),
+    Presence(RequestText),
+    Template,
+    RemoteFamily,
+    RemoteBits,
+    HeaderThere,
+    /// The connection's part of a match.
+    Connection,
+    /// A positive list is empty or has a hit; a negative one has a hit.
+    Wanted,
+    Excluded,
+    /// A hit of this list lets a request in, so only the plainest reading counts.
+    Admits,
+    Empty,
+    Unreadable,
+    Clause,
+    Rule,
+    DryRun,
+    AllowApplies,
+    DryRunAllowApplies,
+    /// A look-up of the index.
+    Index,
+}
+
+/// A text of a request that string matches look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RequestText {
+    Method,
+    Path,
+    Host,
+    Authority,
+    Header,
+    /// One of several readings of a header.
+    HeaderReading,
+    Sni,
+    RequestPrincipal,
+}
+
 /// A text that string matches look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Text {
@@ -75,8 +118,15 @@ pub(crate) fn holds(_site: Site, comparison: bool) -> bool {
     comparison
 }
 
+/// [`holds`] for decisions about requests.
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) fn holds_request(_site: RequestSite, comparison: bool) -> bool {
+    comparison
+}
+
 #[cfg(test)]
-pub(crate) use mutant::holds;
+pub(crate) use mutant::{holds, holds_request};
 
 #[cfg(test)]
 pub(crate) mod mutant {
@@ -84,10 +134,71 @@ pub(crate) mod mutant {
 
     use std::cell::Cell;
 
-    use super::{Needs, Range, Site, Text};
+    use super::{Needs, Range, RequestSite, RequestText, Site, Text};
 
     thread_local! {
         static INVERTED: Cell<Option<Site>> = const { Cell::new(None) };
+        static REQUEST_INVERTED: Cell<Option<RequestSite>> = const { Cell::new(None) };
+    }
+
+    pub(crate) fn holds_request(site: RequestSite, comparison: bool) -> bool {
+        comparison != (REQUEST_INVERTED.get() == Some(site))
+    }
+
+    /// [`inverted`] for decisions about requests.
+    pub(crate) fn request_inverted<T>(site: RequestSite, f: impl FnOnce() -> T) -> T {
+        REQUEST_INVERTED.set(Some(site));
+        let result = f();
+        REQUEST_INVERTED.set(None);
+        result
+    }
+
+    /// Every comparison of decisions about requests.
+    pub(crate) fn all_of_requests() -> Vec<RequestSite> {
+        let texts = [
+            RequestText::Method,
+            RequestText::Path,
+            RequestText::Host,
+            RequestText::Authority,
+            RequestText::Header,
+            RequestText::HeaderReading,
+            RequestText::Sni,
+            RequestText::RequestPrincipal,
+        ];
+        let of_texts = texts.into_iter().flat_map(|text| {
+            [
+                RequestSite::Exact(text),
+                RequestSite::Prefix(text),
+                RequestSite::Suffix(text),
+                RequestSite::Presence(text),
+            ]
+        });
+        let others = [
+            RequestSite::Template,
+            RequestSite::RemoteFamily,
+            RequestSite::RemoteBits,
+            RequestSite::HeaderThere,
+            RequestSite::Connection,
+            RequestSite::Wanted,
+            RequestSite::Excluded,
+            RequestSite::Admits,
+            RequestSite::Empty,
+            RequestSite::Unreadable,
+            RequestSite::Clause,
+            RequestSite::Rule,
+            RequestSite::DryRun,
+            RequestSite::AllowApplies,
+            RequestSite::DryRunAllowApplies,
+            RequestSite::Index,
+        ];
+        // Whether there is a host or a header at all is asked elsewhere.
+        let asked = |site: &RequestSite| {
+            !matches!(
+                site,
+                RequestSite::Presence(RequestText::Authority | RequestText::HeaderReading)
+            )
+        };
+        of_texts.filter(asked).chain(others).collect()
     }
 
     pub(crate) fn holds(site: Site, comparison: bool) -> bool {

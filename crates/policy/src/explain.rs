@@ -90,6 +90,14 @@ pub enum Attribute {
     DestinationIp,
     DestinationPort,
     ServiceAccount,
+    Method,
+    Path,
+    Host,
+    /// Values are shown with the header's name.
+    Header,
+    RemoteIp,
+    Sni,
+    RequestPrincipal,
 }
 
 /// Evaluates policies, sorted by key, without an index.
@@ -230,6 +238,11 @@ fn unmet(m: &Match, action: Action, view: &View<'_>) -> Option<Unmet> {
     if is_unreadable(m) {
         return (!holds(Site::PolicyDenies, action == Action::Deny)).then_some(Unmet::Unreadable);
     }
+    unmet_of_connection(m, view)
+}
+
+/// The first group of a readable match that does not hold.
+pub(crate) fn unmet_of_connection(m: &Match, view: &View<'_>) -> Option<Unmet> {
     let source = |b: &IpBlock| Block::new(b).is_some_and(|b| OfSource(b).hits(view));
     let destination = |b: &IpBlock| Block::new(b).is_some_and(|b| OfDestination(b).hits(view));
     let principal = |s: &StringMatch| OfPrincipal(s).hits(view);
@@ -336,7 +349,7 @@ fn failing_group<T>(
     holds(Site::NotListHit, negative.iter().any(&hits)).then(|| failing(negative, false))
 }
 
-fn string_text(s: &StringMatch) -> String {
+pub(crate) fn string_text(s: &StringMatch) -> String {
     match s {
         StringMatch::Exact(text) => text.to_string(),
         StringMatch::Prefix(text) => format!("{text}*"),
@@ -345,7 +358,7 @@ fn string_text(s: &StringMatch) -> String {
     }
 }
 
-fn block_text(block: &IpBlock) -> String {
+pub(crate) fn block_text(block: &IpBlock) -> String {
     let host_len = if block.ip.is_ipv4() { 32 } else { 128 };
     if block.prefix_len == host_len {
         block.ip.to_string()
@@ -379,6 +392,13 @@ impl Attribute {
             Self::SourceIp => ip(view.source_ip),
             Self::DestinationIp => ip(view.destination_ip),
             Self::DestinationPort => Some(view.port.to_string()),
+            Self::Method
+            | Self::Path
+            | Self::Host
+            | Self::Header
+            | Self::RemoteIp
+            | Self::Sni
+            | Self::RequestPrincipal => None,
         }
     }
 
@@ -390,10 +410,28 @@ impl Attribute {
             Self::SourceIp => "source address",
             Self::DestinationIp => "destination address",
             Self::DestinationPort => "destination port",
+            Self::Method => "method",
+            Self::Path => "path",
+            Self::Host => "host",
+            Self::Header => "header",
+            Self::RemoteIp => "remote address",
+            Self::Sni => "server name",
+            Self::RequestPrincipal => "request principal",
         }
     }
 
-    /// How the connection's value is introduced.
+    /// What is said where there is no value.
+    fn absent(self) -> &'static str {
+        match self {
+            Self::Header => "the request has no such header",
+            Self::Sni => "the client named no server",
+            Self::RequestPrincipal => "the request has no verified token",
+            Self::Host => "the request names no host",
+            _ => "the peer has no identity (plain text)",
+        }
+    }
+
+    /// How the value is introduced.
     fn subject(self) -> &'static str {
         match self {
             Self::Namespace => "the peer is in namespace",
@@ -401,6 +439,10 @@ impl Attribute {
             Self::SourceIp => "the peer's address is",
             Self::DestinationIp => "the destination is",
             Self::DestinationPort => "the port is",
+            Self::Method | Self::Path | Self::Host | Self::Header => "the request has",
+            Self::RemoteIp => "the client's address is",
+            Self::Sni => "the client named",
+            Self::RequestPrincipal => "the token is of",
         }
     }
 }
@@ -488,7 +530,7 @@ impl fmt::Display for Unmet {
         more(f, any_of.len(), " or")?;
         match is {
             Some(value) => write!(f, ", {} {value}", attribute.subject()),
-            None => f.write_str(", the peer has no identity (plain text)"),
+            None => write!(f, ", {}", attribute.absent()),
         }
     }
 }

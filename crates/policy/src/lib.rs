@@ -1,4 +1,6 @@
-//! Authorization: policies compiled per workload, decided in under a microsecond, explained on request.
+//! Authorization: policies compiled per workload or service, decided in under a microsecond, explained on request.
+//!
+//! Connections (L4) are decided here, requests (L7) in [`request`].
 //!
 //! ```text
 //!   model::Authorization ──applies?──► Compiled::compile ──► Compiled ──decide──► Decision   (every connection)
@@ -23,6 +25,7 @@ mod list;
 mod matcher;
 #[cfg(test)]
 mod mutation;
+pub mod request;
 mod scope;
 
 pub use compile::Compiled;

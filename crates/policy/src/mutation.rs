@@ -82,7 +82,9 @@ fn every_site_is_listed() {
     }
     let source =
         fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/compare.rs")).unwrap();
-    let (declared, _) = source.split_once("/// A text that string matches").unwrap();
+    let (declared, _) = source
+        .split_once("/// The same for decisions about requests")
+        .unwrap();
     let variants = declared
         .lines()
         .map(str::trim)

@@ -17,7 +17,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("karst-netns", &[]),
     ("karst-ebpf-abi", &[]),
     ("xtask", &[]),
-    ("karst-policy", &["karst-model"]),
+    ("karst-policy", &["karst-model", "karst-routing"]),
     ("karst-routing", &["karst-model"]),
     ("karst-proto", &["karst-model"]),
     (
