@@ -39,6 +39,8 @@ pub enum ConditionType {
     Conflicted,
     /// What the object refers to is there and permitted.
     ResolvedRefs,
+    /// Some rules of a route hold and some do not.
+    PartiallyInvalid,
 }
 
 impl fmt::Display for ConditionType {
@@ -51,6 +53,7 @@ impl fmt::Display for ConditionType {
             Self::Programmed => "Programmed",
             Self::Conflicted => "Conflicted",
             Self::ResolvedRefs => "ResolvedRefs",
+            Self::PartiallyInvalid => "PartiallyInvalid",
         })
     }
 }

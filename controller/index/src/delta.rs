@@ -14,7 +14,7 @@ use karst_model::{
     workload::Workload,
 };
 
-use crate::{conditions::ObjectConditions, gateways::GatewayStatus};
+use crate::{conditions::ObjectConditions, gateways::GatewayStatus, routes::RouteStatus};
 
 /// What differs from the output before. A key is either updated or removed, and only once.
 ///
@@ -33,6 +33,8 @@ pub struct Delta {
     pub conditions: Vec<ObjectConditions>,
     /// Gateways that are waypoints; `None`: it is one no more.
     pub gateways: Vec<(ObjectKey, Option<GatewayStatus>)>,
+    /// What routes are told by each of their parents that is ours.
+    pub route_statuses: Vec<RouteStatus>,
     /// Steps of pods into and out of the mesh that have just begun and that others must end. Publish this delta first.
     pub transitions: Vec<Transition>,
 }
@@ -103,6 +105,7 @@ impl Delta {
             && self.node_workloads.is_empty()
             && self.conditions.is_empty()
             && self.gateways.is_empty()
+            && self.route_statuses.is_empty()
             && self.transitions.is_empty()
     }
 }
@@ -124,6 +127,10 @@ impl<K, V> Default for Table<K, V> {
 impl<K: Eq + Hash + Clone, V: PartialEq> Table<K, V> {
     pub(crate) fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Option<&Arc<V>> {
+        self.rows.get(key)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {

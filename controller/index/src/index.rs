@@ -6,6 +6,7 @@
 mod apply;
 mod attach;
 mod flush;
+mod routing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -58,6 +59,7 @@ pub struct Index {
     peers: HashMap<Name, PeerFacts>,
     peer_defaults: Defaults,
     waypoints: Waypoints,
+    routes: routing::Routes,
     /// Request policies, by what they are attached to.
     sealers: Sealers,
     pods_by_uid: HashMap<PodUid, Name>,
@@ -110,6 +112,7 @@ struct Dirty {
     peers: HashSet<Name>,
     namespaces: HashSet<Arc<str>>,
     gateways: HashSet<Name>,
+    routes: HashSet<RouteKey>,
     /// Services, and entries (`true`).
     seals: HashSet<(Name, bool)>,
 }
@@ -157,6 +160,7 @@ impl Index {
             peers: HashMap::new(),
             peer_defaults: Defaults::default(),
             waypoints: Waypoints::default(),
+            routes: routing::Routes::default(),
             sealers: Sealers::default(),
             pods_by_uid: HashMap::new(),
             pods_by_node: HashMap::new(),
@@ -267,6 +271,7 @@ impl Index {
             waypoint_policies: all(&self.out.waypoint_policies),
             node_workloads: self.out.nodes.iter().filter_map(node_row).collect(),
             conditions: conditions.collect(),
+            route_statuses: self.routes.statuses().cloned().collect(),
             gateways: self
                 .out
                 .gateways

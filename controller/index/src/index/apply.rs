@@ -12,13 +12,14 @@ use karst_k8s_api::{
     k8s_openapi::api::core::v1::{Namespace, Node},
     labels,
 };
-use karst_model::{locality::Locality, name::PolicyKey};
+use karst_model::{locality::Locality, name::PolicyKey, route::RouteKind};
 
 use super::{Claim, Index};
 use crate::{
     facts::{Created, EntryFacts, Name, pod::PodFacts, service::ServiceFacts, slice::SliceFacts},
     peer_authentication::PeerFacts,
     policies::PolicyFacts,
+    routes::{RouteFacts, RouteSpec},
     seals::SealWish,
     selector::{Labels, matches, remove_from},
     service_entries, services,
@@ -68,11 +69,23 @@ impl Index {
             | Object::Telemetry(_) => {}
             Object::GatewayClass(class) => self.gateway_class(&name.name, Some(&class)),
             Object::Gateway(gateway) => self.gateway(&name, Some(&gateway)),
-            Object::HttpRoute(_)
-            | Object::GrpcRoute(_)
-            | Object::TlsRoute(_)
-            | Object::TcpRoute(_)
-            | Object::ReferenceGrant(_) => {}
+            Object::HttpRoute(route) => {
+                let facts = RouteFacts::new(&route.metadata, RouteSpec::Http(route.spec));
+                self.route(RouteKind::HttpRoute, &name, Some(facts));
+            }
+            Object::GrpcRoute(route) => {
+                let facts = RouteFacts::new(&route.metadata, RouteSpec::Grpc(route.spec));
+                self.route(RouteKind::GrpcRoute, &name, Some(facts));
+            }
+            Object::TlsRoute(route) => {
+                let facts = RouteFacts::new(&route.metadata, RouteSpec::Tls(route.spec));
+                self.route(RouteKind::TlsRoute, &name, Some(facts));
+            }
+            Object::TcpRoute(route) => {
+                let facts = RouteFacts::new(&route.metadata, RouteSpec::Tcp(route.spec));
+                self.route(RouteKind::TcpRoute, &name, Some(facts));
+            }
+            Object::ReferenceGrant(grant) => self.grant(&name, Some(grant.spec)),
         }
     }
 
@@ -96,11 +109,11 @@ impl Index {
             | Kind::Telemetry => {}
             Kind::GatewayClass => self.gateway_class(&name.name, None),
             Kind::Gateway => self.gateway(&name, None),
-            Kind::HttpRoute
-            | Kind::GrpcRoute
-            | Kind::TlsRoute
-            | Kind::TcpRoute
-            | Kind::ReferenceGrant => {}
+            Kind::HttpRoute => self.route(RouteKind::HttpRoute, &name, None),
+            Kind::GrpcRoute => self.route(RouteKind::GrpcRoute, &name, None),
+            Kind::TlsRoute => self.route(RouteKind::TlsRoute, &name, None),
+            Kind::TcpRoute => self.route(RouteKind::TcpRoute, &name, None),
+            Kind::ReferenceGrant => self.grant(&name, None),
         }
     }
 

@@ -71,6 +71,11 @@ impl Index {
             .seals
             .iter()
             .for_each(|seal| self.flush_seal(seal, &mut delta));
+        self.flush_routes(
+            dirty.routes,
+            &[&dirty.services, &dirty.entries, &dirty.gateways],
+            &mut delta,
+        );
         dirty
             .slices
             .iter()
@@ -164,7 +169,7 @@ impl Index {
         self.set_conditions(key(Kind::Service, name), conditions, delta);
     }
 
-    fn service_key(&self, name: &Name) -> ServiceKey {
+    pub(super) fn service_key(&self, name: &Name) -> ServiceKey {
         ServiceKey {
             namespace: name.namespace.clone(),
             hostname: services::hostname(&self.config, name),
@@ -339,7 +344,7 @@ impl Index {
     }
 
     /// Services of the hosts for which this entry stands in its namespace.
-    fn keys_of_entry(&self, name: &Name, facts: &EntryFacts) -> Vec<ServiceKey> {
+    pub(super) fn keys_of_entry(&self, name: &Name, facts: &EntryFacts) -> Vec<ServiceKey> {
         let owns = |host: &Arc<str>| {
             let mut owners = self.owners(host);
             owners.any(|claim| claim.is_entry && claim.name == *name)

@@ -2,13 +2,17 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use karst_index::{Changes, Condition, Delta, Event, Index, IndexConfig, NodeChange, Transition};
+use karst_index::{
+    Changes, Condition, Delta, Event, Index, IndexConfig, NodeChange, RouteStatus, Transition,
+};
 use karst_k8s_api::{Kind, Object, ObjectKey};
 use karst_model::{
     enrollment::{Generation, NodeWorkload, PodCapture},
-    name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
+    name::{GatewayKey, PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
+    route::{Route, RouteKey},
     service::Service,
+    waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
 
@@ -31,6 +35,9 @@ pub(crate) struct Model {
     pub(crate) policies: BTreeMap<PolicyKey, Arc<Authorization>>,
     pub(crate) nodes: BTreeMap<(Arc<str>, PodUid), Arc<NodeWorkload>>,
     pub(crate) conditions: BTreeMap<ObjectKey, Vec<Condition>>,
+    pub(crate) routes: BTreeMap<(GatewayKey, RouteKey), Arc<Route>>,
+    pub(crate) waypoint_policies: BTreeMap<(GatewayKey, PolicyKey), Arc<WaypointPolicy>>,
+    pub(crate) route_statuses: BTreeMap<ObjectKey, RouteStatus>,
 }
 
 pub(crate) struct World {
@@ -188,6 +195,17 @@ impl Model {
         put(&mut self.workloads, &delta.workloads);
         put(&mut self.services, &delta.services);
         put(&mut self.policies, &delta.policies);
+        put(&mut self.routes, &delta.routes);
+        put(&mut self.waypoint_policies, &delta.waypoint_policies);
+        for status in &delta.route_statuses {
+            match status.parents.is_empty() {
+                true => drop(self.route_statuses.remove(&status.route)),
+                false => drop(
+                    self.route_statuses
+                        .insert(status.route.clone(), status.clone()),
+                ),
+            }
+        }
         for change in &delta.node_workloads {
             match change.clone() {
                 NodeChange::Updated { node, workload } => {
