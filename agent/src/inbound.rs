@@ -3,6 +3,7 @@
 
 pub(crate) mod authorize;
 pub(crate) mod passthrough;
+pub(crate) mod target;
 pub(crate) mod tunnel;
 
 use std::{net::SocketAddr, os::fd::AsFd as _, sync::Arc, time::Duration};
@@ -41,17 +42,19 @@ fn admit(
     }
 }
 
-/// Connects to the application at one of the pod's own addresses, showing it `client` as its peer.
+/// Connects to the application at one of the pod's own addresses, showing it `client` as its peer, or the pod itself.
 async fn dial_application(
     mesh: &Mesh,
     pod: &LocalPod,
     addr: SocketAddr,
-    client: SocketAddr,
+    client: Option<SocketAddr>,
 ) -> Result<TcpStream, InboundError> {
     let failed = |source| InboundError::Application { addr, source };
     let socket = karst_netns::connect_socket(&pod.netns, Family::of(&addr)).map_err(failed)?;
     let cookie = karst_netns::socket_cookie(socket.as_fd()).map_err(failed)?;
-    if let Err(error) = mesh.datapath.announce_dial(cookie, client) {
+    if let Some(client) = client
+        && let Err(error) = mesh.datapath.announce_dial(cookie, client)
+    {
         tracing::debug!(%error, "the application will see the agent's port instead of its client's");
     }
     connected(socket, addr, CONNECT_TIMEOUT)

@@ -22,7 +22,7 @@ pub(crate) struct Tracked<'a> {
 }
 
 /// What a connection carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bytes {
     /// From client to server.
     pub(crate) request: u64,

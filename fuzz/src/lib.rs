@@ -33,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     targets::discovery::RESOURCE,
     targets::identity::CERTIFICATE,
     targets::identity::JOIN_TOKEN,
+    targets::proxy_protocol::HEADER,
     targets::yaml::FILE,
 ];
 

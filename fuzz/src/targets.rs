@@ -5,4 +5,5 @@ pub mod discovery;
 pub mod dns;
 pub mod hbone;
 pub mod identity;
+pub mod proxy_protocol;
 pub mod yaml;

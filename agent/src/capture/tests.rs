@@ -19,7 +19,7 @@ use karst_model::{
     identity::SpiffeId,
 };
 use karst_netns::{Netns, NetnsCookie};
-use karst_runtime::{drain, supervise::Shutdown};
+use karst_runtime::{drain, liveness::Liveness, supervise::Shutdown};
 use karst_telemetry::metrics::Registry;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
@@ -182,7 +182,7 @@ impl World {
             datapath: kernel.clone(),
             metrics: Arc::new(Metrics::register(&Registry::new())),
         });
-        let (workers, _threads) = Workers::start(1, &mesh).unwrap();
+        let (workers, _threads) = Workers::start(1, &mesh, &Liveness::default()).unwrap();
         let (trigger, watch) = drain::channel();
         let (enroller, captured) = Enroller::new(mesh, workers, watch);
         Some(Self {

@@ -97,5 +97,8 @@ async fn prepare(
     } else {
         Some(admit(mesh, pod, connection)?)
     };
-    Ok((registered, dial_application(mesh, pod, target, peer).await?))
+    Ok((
+        registered,
+        dial_application(mesh, pod, target, Some(peer)).await?,
+    ))
 }

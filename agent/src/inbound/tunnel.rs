@@ -4,8 +4,7 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use karst_hbone::{
-    Authority, Baggage, ConnectError, Flag, InboundRequest, Incoming, RelayEnd, ServerConfig,
-    relay,
+    Baggage, ConnectError, End, Flag, InboundRequest, Incoming, RelayEnd, ServerConfig, relay,
     server::{self, peers::PeerSlot},
     tls,
 };
@@ -19,12 +18,15 @@ use karst_telemetry::{
     access_log::{Direction, Record},
     error_chain::Chain,
 };
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{
     capture::pods::LocalPod,
     error::InboundError,
-    inbound::{admit, dial_application, labels, own_workload},
+    inbound::{
+        admit, dial_application, labels, own_workload,
+        target::{Handover, Target},
+    },
     live::Registered,
     mesh::Mesh,
     outbound::waypoint::replicas,
@@ -123,6 +125,14 @@ fn refused(peer: SocketAddr, local: SocketAddr, flag: Flag, error: &dyn std::err
     record.failed();
 }
 
+/// A request that was let in, and the application's end of it.
+struct Prepared {
+    registered: Registered,
+    application: TcpStream,
+    /// What the application reads before what the client sends.
+    header: Option<Vec<u8>>,
+}
+
 impl Session {
     async fn stream(&self, mut incoming: Incoming) {
         let mesh = &self.worker.mesh;
@@ -130,8 +140,11 @@ impl Session {
         let target = own
             .as_deref()
             .ok_or_else(|| InboundError::UnknownWorkload(self.pod.workload_uid.clone()))
-            .and_then(|own| self.target(own, &incoming.request));
-        let destination = *target.as_ref().unwrap_or(&self.local);
+            .and_then(|own| Target::of(&mesh.state, own, self.local.ip(), &incoming.request));
+        let destination = match &target {
+            Ok(target) => target.destination,
+            Err(_refused) => self.local,
+        };
         let connection = Arc::new(Connection {
             source: Some(self.identity.clone()),
             source_ip: self.peer.ip(),
@@ -150,14 +163,18 @@ impl Session {
             tracked.on_behalf_of(behind);
         }
         let prepared = match target {
-            Ok(_) => tokio::select! {
-                prepared = self.prepare(&connection, client) => prepared,
+            Ok(target) => tokio::select! {
+                prepared = self.prepare(&connection, &target, client) => prepared,
                 // Nobody waits any more: the dial ends here, and what it held is free again.
                 () = incoming.abandoned() => return tracked.refuse(&Abandoned, Flag::None),
             },
             Err(error) => Err(error),
         };
-        let (registered, application) = match prepared {
+        let Prepared {
+            registered,
+            mut application,
+            header,
+        } = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 incoming.reject(
@@ -171,6 +188,13 @@ impl Session {
             return;
         };
         tracked.opened();
+        if let Some(header) = header
+            && let Err(error) = application.write_all(&header).await
+        {
+            // Dropped unfinished, the tunnel is reset.
+            drop(tunnel);
+            return tracked.finish(Bytes::default(), &End::App(error), None);
+        }
         let cut = &registered.cut;
         let RelayEnd {
             sent,
@@ -194,18 +218,23 @@ impl Session {
     async fn prepare(
         &self,
         connection: &Arc<Connection>,
+        target: &Target,
         client: SocketAddr,
-    ) -> Result<(Registered, TcpStream), InboundError> {
+    ) -> Result<Prepared, InboundError> {
         let mesh = &self.worker.mesh;
-        let port = connection.destination.port();
-        if self.pod.is_reserved(port) {
-            return Err(InboundError::Reserved { port });
+        let dialled = target.dialled();
+        if self.pod.is_reserved(dialled.port()) {
+            return Err(InboundError::Reserved {
+                port: dialled.port(),
+            });
         }
-        let registered = admit(mesh, &self.pod, connection)?;
-        Ok((
-            registered,
-            dial_application(mesh, &self.pod, connection.destination, client).await?,
-        ))
+        // Told by the header where there is one: the connection itself is the agent's.
+        let shown = (target.handover == Handover::Plain).then_some(client);
+        Ok(Prepared {
+            registered: admit(mesh, &self.pod, connection)?,
+            application: dial_application(mesh, &self.pod, dialled, shown).await?,
+            header: target.header(client, &self.identity),
+        })
     }
 
     /// The application sees the TCP peer's address, with the client's own port where the peer tells it. The port is
@@ -214,46 +243,6 @@ impl Session {
         match request.forwarded_for {
             Some(claimed) if canonical_ip(claimed.ip()) == self.peer.ip() => claimed,
             _ => self.peer,
-        }
-    }
-
-    /// Where the request really goes: always this pod; the authority only chooses among its addresses and ports.
-    fn target(&self, own: &Workload, request: &InboundRequest) -> Result<SocketAddr, InboundError> {
-        match &request.authority {
-            Authority::Addr(addr) => {
-                let addr = canonical(*addr);
-                let ours = addr.ip() == self.local.ip();
-                if ours {
-                    Ok(addr)
-                } else {
-                    Err(InboundError::NotOurs {
-                        asked: addr.to_string(),
-                    })
-                }
-            }
-            Authority::Host(host, port) => {
-                let asked = || InboundError::NoSuchService {
-                    asked: format!("{host}:{port}"),
-                };
-                let service = self
-                    .worker
-                    .mesh
-                    .state
-                    .service_by_host(host, &own.namespace)
-                    .ok_or_else(asked)?;
-                let mapped = own
-                    .services
-                    .get(&service.key)
-                    .and_then(|ports| ports.get(port))
-                    .copied();
-                let declared = service.ports.get(port).map(|declared| declared.target_port);
-                match mapped.or(declared) {
-                    Some(target) if target != 0 && own.services.contains_key(&service.key) => {
-                        Ok(SocketAddr::new(self.local.ip(), target))
-                    }
-                    _ => Err(asked()),
-                }
-            }
         }
     }
 }

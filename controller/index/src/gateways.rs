@@ -82,6 +82,13 @@ fn accepted(facts: &GatewayFacts) -> Condition {
         );
         return no("Invalid", message);
     }
+    if let Some(bad) = facts.bad_inbound() {
+        let message = format!(
+            "annotation ambient.istio.io/waypoint-inbound-binding is {bad:?}, expected NONE, PROXY or PROXY/PORT: taken as if \
+             it were not there"
+        );
+        return no("Invalid", message);
+    }
     if !facts.listeners.iter().any(|listener| listener.is_hbone()) {
         let message = format!(
             "a waypoint needs a listener of protocol {HBONE} on port 15008: nothing can attach to it"

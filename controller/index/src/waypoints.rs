@@ -20,7 +20,7 @@ use karst_k8s_api::{
 use karst_model::{
     name::ServiceKey,
     protocol::HBONE_PORT,
-    workload::{GatewayAddr, GatewayDestination},
+    workload::{ApplicationTunnel, GatewayAddr, GatewayDestination},
 };
 
 use crate::{
@@ -49,6 +49,7 @@ pub(crate) struct GatewayFacts {
     hostname: Option<Arc<str>>,
     /// Its status has addresses: it was in place once.
     pub(crate) has_addresses: bool,
+    inbound: Inbound,
 }
 
 #[derive(Debug, PartialEq)]
@@ -65,6 +66,17 @@ pub(crate) struct ListenerFacts {
 pub(crate) struct ClassFacts {
     controller: String,
     traffic: Option<Traffic>,
+    inbound: Inbound,
+}
+
+/// What an annotation says of how pods of a Gateway get what came through HBONE.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Inbound {
+    #[default]
+    Unsaid,
+    Said(Option<ApplicationTunnel>),
+    /// It cannot be read, and counts as unsaid.
+    Unreadable(String),
 }
 
 /// What a waypoint is for: the value of `istio.io/waypoint-for`.
@@ -142,6 +154,7 @@ impl GatewayFacts {
             listeners: gateway.spec.listeners.iter().map(listener).collect(),
             hostname: hostname.map(|address| address.value.as_str().into()),
             has_addresses: addresses.is_some_and(|all| !all.is_empty()),
+            inbound: Inbound::of(meta.annotations.as_ref()),
         }
     }
 
@@ -152,10 +165,19 @@ impl GatewayFacts {
             && self.listeners == other.listeners
             && self.hostname == other.hostname
             && self.has_addresses == other.has_addresses
+            && self.inbound == other.inbound
     }
 
     pub(crate) fn bad_traffic(&self) -> Option<&str> {
         self.bad_traffic.as_deref()
+    }
+
+    /// An inbound binding that cannot be read.
+    pub(crate) fn bad_inbound(&self) -> Option<&str> {
+        match &self.inbound {
+            Inbound::Unreadable(text) => Some(text),
+            Inbound::Unsaid | Inbound::Said(_) => None,
+        }
     }
 
     /// Somebody else runs it.
@@ -231,6 +253,28 @@ impl ClassFacts {
             traffic: labels
                 .and_then(|all| all.get(labels::WAYPOINT_FOR))
                 .and_then(|text| Traffic::of(text)),
+            inbound: Inbound::of(class.metadata.annotations.as_ref()),
+        }
+    }
+}
+
+impl Inbound {
+    fn of(annotations: Option<&Labels>) -> Self {
+        let said = annotations.and_then(|all| all.get(labels::WAYPOINT_INBOUND_BINDING));
+        let Some(text) = said else {
+            return Self::Unsaid;
+        };
+        let (protocol, port) = match text.split_once('/') {
+            Some((protocol, port)) => match port.parse() {
+                Ok(0) | Err(_) => return Self::Unreadable(text.clone()),
+                Ok(port) => (protocol, Some(port)),
+            },
+            None => (text.as_str(), None),
+        };
+        match protocol {
+            "NONE" => Self::Said(None),
+            "PROXY" => Self::Said(Some(ApplicationTunnel::Proxy { port })),
+            _ => Self::Unreadable(text.clone()),
         }
     }
 }
@@ -321,6 +365,19 @@ impl Waypoints {
 
     pub(crate) fn gateway(&self, name: &Name) -> Option<&GatewayFacts> {
         self.gateways.get(name)
+    }
+
+    /// How the pods of a Gateway get what came through HBONE: as the Gateway says, else as its class does.
+    pub(crate) fn application_tunnel(&self, gateway: &Name) -> Option<ApplicationTunnel> {
+        let facts = self.gateways.get(gateway)?;
+        let class = self.classes.get(&facts.class).map(|class| &class.inbound);
+        [Some(&facts.inbound), class]
+            .into_iter()
+            .flatten()
+            .find_map(|inbound| match inbound {
+                Inbound::Said(tunnel) => Some(*tunnel),
+                Inbound::Unsaid | Inbound::Unreadable(_) => None,
+            })?
     }
 
     /// The Gateways that are waypoints.

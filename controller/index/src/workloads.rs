@@ -10,7 +10,7 @@ use karst_model::{
     name::{PolicyKey, ServiceKey, WorkloadUid},
     protocol::TunnelProtocol,
     service::PortMap,
-    workload::{GatewayAddr, Health, SealedPort, Workload, WorkloadType},
+    workload::{ApplicationTunnel, GatewayAddr, Health, SealedPort, Workload, WorkloadType},
 };
 
 use crate::{
@@ -26,6 +26,7 @@ pub(crate) struct Surroundings {
     pub(crate) policies: Vec<PolicyKey>,
     pub(crate) waypoint: Option<GatewayAddr>,
     pub(crate) sealed: Vec<SealedPort>,
+    pub(crate) application_tunnel: Option<ApplicationTunnel>,
     pub(crate) locality: Locality,
     pub(crate) network: Network,
     /// Captured and published.
@@ -78,6 +79,7 @@ pub(crate) fn of_pod(
             TunnelProtocol::None
         },
         native_tunnel,
+        application_tunnel: around.application_tunnel,
         waypoint: around.waypoint,
         sealed: around.sealed,
         network_gateway: None,

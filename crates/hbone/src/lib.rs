@@ -16,6 +16,7 @@ pub mod error;
 pub mod io;
 pub mod keepalive;
 pub mod pool;
+pub mod proxy_protocol;
 pub mod relay;
 pub mod request;
 pub mod server;

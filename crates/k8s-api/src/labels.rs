@@ -74,6 +74,9 @@ pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 pub const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
 /// Label on Gateway, else on GatewayClass: `service`, `workload`, `all` or `none`.
 pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+/// Annotation on Gateway, else on GatewayClass: how its pods' agents hand over what came through HBONE: `NONE` or
+/// `PROXY`, then optionally `/` and a port.
+pub const WAYPOINT_INBOUND_BINDING: &str = "ambient.istio.io/waypoint-inbound-binding";
 /// Label on everything that is made for a Gateway: its name.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// Label on everything that is made for a Gateway: the name of its class.

@@ -29,6 +29,8 @@ pub struct Workload {
     pub tunnel: TunnelProtocol,
     /// The application itself speaks HBONE (a waypoint): its traffic is not redirected.
     pub native_tunnel: bool,
+    /// How its node's agent hands over what came through HBONE, where not as plain TCP.
+    pub application_tunnel: Option<ApplicationTunnel>,
     pub waypoint: Option<GatewayAddr>,
     /// Its ports that accept a waypoint only, in order.
     pub sealed: Vec<SealedPort>,
@@ -66,6 +68,7 @@ impl Workload {
             hostname: None,
             tunnel: TunnelProtocol::None,
             native_tunnel: false,
+            application_tunnel: None,
             waypoint: None,
             sealed: Vec::new(),
             network_gateway: None,
@@ -100,6 +103,16 @@ pub struct SealedPort {
     pub port: u16,
     /// `None`: no waypoint is bound, so nobody is let in.
     pub waypoint: Option<GatewayAddr>,
+}
+
+/// What an application wants to be told of the connections that its node's agent ends for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ApplicationTunnel {
+    /// The PROXY protocol, version 2.
+    Proxy {
+        /// Where all of them go; to the port that was asked for where unset.
+        port: Option<u16>,
+    },
 }
 
 /// Whether an endpoint should get traffic.

@@ -11,7 +11,7 @@ use karst_model::{
     name::{PolicyKey, ServiceKey},
     service::{PortMap, Visibility},
     waypoint_policy::PolicyTarget,
-    workload::{GatewayAddr, SealedPort},
+    workload::{ApplicationTunnel, GatewayAddr, SealedPort},
 };
 
 use super::{Claim, Index, key};
@@ -74,7 +74,8 @@ impl Index {
         let pods = self.pods.iter().filter(|(name, facts)| {
             asks(&facts.labels, labels_of(&name.namespace), &name.namespace)
         });
-        let pods: Vec<Name> = pods.map(|(name, _)| name.clone()).collect();
+        let mut pods: Vec<Name> = pods.map(|(name, _)| name.clone()).collect();
+        pods.extend(self.pods_of_gateway(gateway));
         let spaces = self.spaces.iter().filter(|(name, space)| {
             let none = Labels::new();
             asks(&none, space.labels.as_ref(), name)
@@ -498,6 +499,29 @@ impl Index {
         self.set_conditions(object, complaints.unwrap_or_default(), delta);
     }
 
+    /// What a Gateway asks for its pods.
+    pub(super) fn application_tunnel(
+        &self,
+        name: &Name,
+        pod: &PodFacts,
+    ) -> Option<ApplicationTunnel> {
+        let gateway = pod.label(labels::GATEWAY_NAME)?.into();
+        let gateway = Name::new(&name.namespace, &gateway);
+        self.waypoints.application_tunnel(&gateway)
+    }
+
+    /// The pods among which those of a Gateway are.
+    fn pods_of_gateway(&self, gateway: &Name) -> impl Iterator<Item = Name> {
+        let wanted = Labels::from([(labels::GATEWAY_NAME.to_owned(), gateway.name.to_string())]);
+        let space = self.space(&gateway.namespace);
+        let pods: Vec<_> = space
+            .into_iter()
+            .flat_map(|space| space.pods.candidates(&wanted))
+            .map(|pod| Name::new(&gateway.namespace, pod))
+            .collect();
+        pods.into_iter()
+    }
+
     fn gateway_status(&self, name: &Name, facts: &GatewayFacts) -> gateways::GatewayStatus {
         let service = self.services.get(name);
         let serves = |pod: &&PodFacts| {
@@ -506,13 +530,9 @@ impl Index {
                 && !pod.terminating
                 && !pod.finished
         };
-        let wanted = Labels::from([(labels::GATEWAY_NAME.to_owned(), name.name.to_string())]);
-        let ready = self.space(&name.namespace).map_or(0, |space| {
-            let pods = space.pods.candidates(&wanted);
-            pods.filter_map(|pod| self.pods.get(&Name::new(&name.namespace, pod)))
-                .filter(serves)
-                .count()
-        });
+        let pods = self.pods_of_gateway(name);
+        let ready = pods.filter_map(|pod| self.pods.get(&pod)).filter(serves);
+        let ready = ready.count();
         gateways::status(gateways::Surroundings {
             facts,
             hostname: services::hostname(&self.config, name),

@@ -390,6 +390,7 @@ impl Index {
             policies,
             waypoint: behind.waypoint,
             sealed: behind.sealed,
+            application_tunnel: self.application_tunnel(name, pod),
             locality: self.nodes.get(&pod.node).cloned().unwrap_or_default(),
             network: self.network.clone(),
             hbone: standing.hbone,

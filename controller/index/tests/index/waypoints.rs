@@ -3,7 +3,7 @@
 use karst_k8s_api::Kind;
 use karst_model::{
     policy::{Action, StringMatch},
-    workload::GatewayDestination,
+    workload::{ApplicationTunnel, GatewayDestination},
 };
 
 use crate::world::{World, pod};
@@ -281,4 +281,38 @@ fn a_gateways_status_says_whether_it_is_in_place() {
         world.reasons(Kind::Gateway, "shop", "w")[..1],
         ["ListenersNotValid"]
     );
+}
+
+#[test]
+fn pods_of_a_gateway_get_the_header_that_it_or_its_class_asks_for() {
+    let binding = |value: &str| {
+        format!(", annotations: {{ambient.istio.io/waypoint-inbound-binding: {value:?}}}")
+    };
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop, uid: u-p, labels: {gateway.networking.k8s.io/gateway-name: w}}\nspec: {nodeName: a}\nstatus: {podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}]}\n";
+    let class = |more: &str| {
+        format!(
+            "\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: istio-waypoint{more}}}\nspec: {{controllerName: istio.io/mesh-controller}}\n"
+        )
+    };
+    let mut world = World::empty();
+    world.apply(pod);
+    assert_eq!(world.pod("p").application_tunnel, None);
+    let proxy = |port| Some(ApplicationTunnel::Proxy { port });
+    for (of_gateway, of_class, wanted) in [
+        (binding("PROXY/15088"), String::new(), proxy(Some(15088))),
+        (binding("PROXY"), binding("NONE"), proxy(None)),
+        (binding("NONE"), binding("PROXY"), None),
+        (String::new(), binding("PROXY/1"), proxy(Some(1))),
+        // What cannot be read is said, and counts as unsaid.
+        (binding("PROXY/x"), binding("PROXY/2"), proxy(Some(2))),
+        (String::new(), String::new(), None),
+    ] {
+        world.apply(&class(&of_class));
+        world.apply(&gateway("shop", true, &of_gateway, ""));
+        assert_eq!(
+            world.pod("p").application_tunnel,
+            wanted,
+            "{of_gateway} {of_class}"
+        );
+    }
 }

@@ -490,10 +490,10 @@ pub const KEYS: &[KeyRow] = &[
     row(
         Annotation,
         "ambient.istio.io/waypoint-inbound-binding",
-        "Gateway",
-        &[],
-        NotYet,
-        "this version deploys no gateways",
+        "Gateway, GatewayClass",
+        &["NONE", "PROXY", "PROXY/15088"],
+        Honoured,
+        "pods of the Gateway get a PROXY protocol header, version 2, before what came through HBONE",
     ),
     row(
         Label,

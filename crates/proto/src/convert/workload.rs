@@ -9,7 +9,7 @@ use karst_model::{
     name::{PolicyKey, ServiceKey, WorkloadUid},
     protocol::TunnelProtocol,
     service::PortMap,
-    workload::{Health, SealedPort, Workload, WorkloadType},
+    workload::{ApplicationTunnel, Health, SealedPort, Workload, WorkloadType},
 };
 use prost::Message as _;
 
@@ -50,6 +50,7 @@ pub(super) fn workload_from(
         hostname: (!w.hostname.is_empty()).then(|| w.hostname.as_str().into()),
         tunnel: tunnel_from(w.tunnel_protocol)?,
         native_tunnel: w.native_tunnel,
+        application_tunnel: application_tunnel_from(w.application_tunnel)?,
         sealed: sealed_from(&w.extensions, interner)?,
         waypoint: w
             .waypoint
@@ -115,7 +116,7 @@ pub fn workload_to(w: &Workload) -> wire::Address {
             .iter()
             .map(|(key, ports)| (key.to_string(), ports_to(ports)))
             .collect(),
-        application_tunnel: None,
+        application_tunnel: w.application_tunnel.map(application_tunnel_to),
         locality: locality_to(&w.locality),
         network_mode: match w.host_network {
             false => wire::NetworkMode::Standard,
@@ -151,6 +152,33 @@ fn tunnel_from(value: i32) -> Result<TunnelProtocol, ConvertError> {
             Err(Problem::Unsupported("LEGACY_ISTIO_MTLS").at("tunnel_protocol"))
         }
         Err(_) => Err(Problem::UnknownValue(value).at("tunnel_protocol")),
+    }
+}
+
+/// A protocol that we do not speak refuses the workload: bytes without what it waits for are not for the application.
+fn application_tunnel_from(
+    tunnel: Option<wire::ApplicationTunnel>,
+) -> Result<Option<ApplicationTunnel>, ConvertError> {
+    use wire::application_tunnel::Protocol;
+    let Some(tunnel) = tunnel else {
+        return Ok(None);
+    };
+    match Protocol::try_from(tunnel.protocol) {
+        Ok(Protocol::None) => Ok(None),
+        Ok(Protocol::Proxy) => {
+            let port = port_from(tunnel.port).map_err(|p| p.at("application_tunnel.port"))?;
+            let port = (port != 0).then_some(port);
+            Ok(Some(ApplicationTunnel::Proxy { port }))
+        }
+        Err(_) => Err(Problem::UnknownValue(tunnel.protocol).at("application_tunnel.protocol")),
+    }
+}
+
+fn application_tunnel_to(tunnel: ApplicationTunnel) -> wire::ApplicationTunnel {
+    let ApplicationTunnel::Proxy { port } = tunnel;
+    wire::ApplicationTunnel {
+        protocol: wire::application_tunnel::Protocol::Proxy.into(),
+        port: port.unwrap_or(0).into(),
     }
 }
 
