@@ -427,6 +427,7 @@ impl Attribute {
             Self::Sni => "the client named no server",
             Self::RequestPrincipal => "the request has no verified token",
             Self::Host => "the request names no host",
+            Self::Method | Self::Path => "the connection is no HTTP",
             _ => "the peer has no identity (plain text)",
         }
     }

@@ -75,6 +75,17 @@ pub struct Asked<'a> {
     pub request_principal: Option<&'a str>,
 }
 
+/// A connection through a waypoint that is no HTTP, or not known to be.
+#[derive(Clone, Copy, Debug)]
+pub struct AskedConnection<'a> {
+    /// The client's connection; its destination port is the service's.
+    pub connection: &'a Connection,
+    /// The client's address: without HTTP nobody tells another than the peer's own.
+    pub remote_ip: IpAddr,
+    /// Server name of the client's TLS ClientHello, if it sent one.
+    pub sni: Option<&'a str>,
+}
+
 /// All policies that apply to requests for one service at one waypoint. Immutable: a change of policies compiles a new
 /// one.
 #[derive(Debug)]
@@ -99,6 +110,15 @@ pub struct RequestDecision {
 }
 
 impl RequestDecision {
+    /// Nothing has anything to say.
+    fn allowed() -> Self {
+        Self {
+            verdict: Verdict::Allow,
+            audit: None,
+            dry_run: DryRun::default(),
+        }
+    }
+
     pub fn is_allowed(&self) -> bool {
         self.verdict == Verdict::Allow
     }
@@ -154,19 +174,27 @@ impl RequestPolicies {
 
     /// Whether the request may go on.
     pub fn decide(&self, asked: &Asked<'_>) -> RequestDecision {
-        if self.policies.is_empty() && self.missing.is_empty() {
-            return RequestDecision {
-                verdict: Verdict::Allow,
-                audit: None,
-                dry_run: DryRun::default(),
-            };
+        if self.is_empty() {
+            return RequestDecision::allowed();
         }
-        let view = View::new(asked);
-        let candidates = self.index.candidates(&view);
+        self.decide_view(&View::new(asked))
+    }
+
+    /// Whether a connection that is no HTTP may go on. What rules ask of requests cannot be read there: an ALLOW rule
+    /// with such parts allows nothing, a DENY rule denies without them.
+    pub fn decide_connection(&self, asked: &AskedConnection<'_>) -> RequestDecision {
+        if self.is_empty() {
+            return RequestDecision::allowed();
+        }
+        self.decide_view(&View::of_connection(asked))
+    }
+
+    fn decide_view(&self, view: &View<'_>) -> RequestDecision {
+        let candidates = self.index.candidates(view);
         let first = |phase| {
             let found = candidates
                 .of(phase)
-                .find(|rule| self.rules.hold(*rule, &view))?;
+                .find(|rule| self.rules.hold(*rule, view))?;
             Some(self.rules.reference(found, &self.policies))
         };
         let audit = first(Phase::Audit);
@@ -208,7 +236,16 @@ impl RequestPolicies {
 
     /// The same decision, with what every policy says about it. Takes time and memory in proportion to the policies.
     pub fn explain(&self, asked: &Asked<'_>) -> RequestExplanation {
-        explain::explain(&self.policies, &self.rules, &self.missing, asked)
+        self.explain_view(&View::new(asked))
+    }
+
+    /// The same for [`Self::decide_connection`].
+    pub fn explain_connection(&self, asked: &AskedConnection<'_>) -> RequestExplanation {
+        self.explain_view(&View::of_connection(asked))
+    }
+
+    fn explain_view(&self, view: &View<'_>) -> RequestExplanation {
+        explain::explain(&self.policies, &self.rules, &self.missing, view)
     }
 
     /// Whether nothing applies: every request may go on.

@@ -20,7 +20,10 @@ use karst_model::{
 };
 use karst_policy::{
     Connection, DenyReason, DryRunAllow, RuleRef, Verdict,
-    request::{Asked, GatewayRef, RequestDecision, RequestExplanation, RequestPolicies, applies},
+    request::{
+        Asked, AskedConnection, GatewayRef, RequestDecision, RequestExplanation, RequestPolicies,
+        applies,
+    },
 };
 use karst_routing::request::{Request, Scheme, Seen};
 use rand::{SeedableRng, rngs::SmallRng};
@@ -281,6 +284,45 @@ fn an_explanation_names_policy_rule_and_what_was_missing() {
             .to_string()
             .starts_with("allowed: policy shop/p rule 0 matches\n")
     );
+}
+
+#[test]
+fn a_connection_without_http_is_denied_by_what_cannot_be_read() {
+    let connection = Connection {
+        source: Some("spiffe://cluster.local/ns/shop/sa/front".parse().unwrap()),
+        source_ip: "10.0.0.1".parse().unwrap(),
+        destination: "10.0.0.2:80".parse().unwrap(),
+    };
+    let on_port = |port, m: RequestMatch| RequestMatch {
+        connection: Match {
+            destination_ports: vec![port],
+            ..Match::default()
+        },
+        ..m
+    };
+    let bare = RequestMatch::default;
+    for (action, m, expected) in [
+        (RequestAction::Allow, on_port(80, bare()), true),
+        (RequestAction::Allow, on_port(81, bare()), false),
+        (RequestAction::Allow, on_port(80, paths("/")), false),
+        (RequestAction::Deny, on_port(80, paths("/")), false),
+        (RequestAction::Deny, on_port(81, paths("/")), true),
+        (RequestAction::Deny, paths("/admin"), false),
+    ] {
+        let asked = AskedConnection {
+            connection: &connection,
+            remote_ip: connection.source_ip,
+            sni: None,
+        };
+        let compiled = RequestPolicies::compile([policy(action, vec![m.clone()])], &[]);
+        let explanation = compiled.explain_connection(&asked);
+        assert_eq!(
+            explanation.decision.is_allowed(),
+            expected,
+            "{action:?} {m:?}: {explanation}"
+        );
+        assert_eq!(compiled.decide_connection(&asked), explanation.decision);
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use karst_model::{
 use serde::Serialize;
 
 use super::{
-    Asked, Phase, RequestDecision,
+    Phase, RequestDecision,
     matcher::{Compiled, Meaning, RequestAttribute, Rule, Rules},
     view::View,
 };
@@ -45,16 +45,15 @@ pub(super) fn explain(
     policies: &[Arc<WaypointPolicy>],
     rules: &Rules,
     missing: &[PolicyKey],
-    asked: &Asked<'_>,
+    view: &View<'_>,
 ) -> RequestExplanation {
-    let view = View::new(asked);
     let traces: Vec<(Phase, RequestTrace)> = policies
         .iter()
         .enumerate()
         .map(|(index, policy)| {
             (
                 Phase::of(policy),
-                trace(policy, rules.of_policy(index), &view),
+                trace(policy, rules.of_policy(index), view),
             )
         })
         .collect();
@@ -236,9 +235,10 @@ fn written(of: &RequestAttribute, wanted: bool, m: &RequestMatch) -> Vec<String>
 fn value(of: &RequestAttribute, view: &View<'_>) -> Option<String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match of {
-        RequestAttribute::Method => Some(text(view.method)),
-        RequestAttribute::Path => Some(text(view.path)),
-        RequestAttribute::Host => Some(text(view.host)).filter(|host| !host.is_empty()),
+        RequestAttribute::Method if view.is_request() => Some(text(view.method())),
+        RequestAttribute::Path if view.is_request() => Some(text(view.path())),
+        RequestAttribute::Method | RequestAttribute::Path => None,
+        RequestAttribute::Host => Some(text(view.host())).filter(|host| !host.is_empty()),
         RequestAttribute::Header(name) => view
             .header(name)
             .map(|value| format!("{name}: {}", text(&value))),

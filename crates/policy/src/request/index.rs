@@ -127,6 +127,13 @@ impl Index {
 
     /// Every rule that could match the request.
     pub(super) fn candidates(&self, view: &View<'_>) -> Candidates<'_> {
+        if !view.is_request() {
+            // What a rule asks of requests keeps no DENY from a connection, so it may not hide the rule.
+            return Candidates {
+                index: self,
+                rules: (0..self.phases.len() as RuleId).collect(),
+            };
+        }
         let mut rules: SmallVec<[RuleId; 16]> = self.unanchored.iter().copied().collect();
         let mut add = |posting: Option<&Posting>| {
             let found = posting.filter(|_| holds_request(RequestSite::Index, true));
@@ -144,7 +151,7 @@ impl Index {
             }));
         }
         add(self.ports.get(&connection.port));
-        add(self.methods.get(view.method));
+        add(self.methods.get(view.method()));
         add(self.paths.get(view.decoded_path()));
         if !self.prefixes.is_empty() {
             self.prefixes

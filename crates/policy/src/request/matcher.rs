@@ -74,6 +74,18 @@ pub(super) enum RequestAttribute {
     RequestPrincipal,
 }
 
+impl RequestAttribute {
+    /// Whether a connection that is no HTTP has none of it.
+    fn is_of_request(&self) -> bool {
+        match self {
+            Self::Method | Self::Path | Self::Host | Self::Header(_) | Self::RequestPrincipal => {
+                true
+            }
+            Self::RemoteIp | Self::Sni => false,
+        }
+    }
+}
+
 /// One entry of a list.
 #[derive(Debug)]
 enum Entry {
@@ -205,6 +217,10 @@ impl Compiled {
     /// The first group that does not hold, and whether it is its positive list.
     pub(super) fn failing(&self, view: &View<'_>) -> Option<(&Group, bool)> {
         self.groups.iter().find_map(|group| {
+            if group.attribute.is_of_request() && !view.is_request() {
+                // As with what cannot be read: it lets nothing in and keeps nothing from being refused.
+                return (self.action == RequestAction::Allow).then_some((group, true));
+            }
             let wanted = group.wanted.is_empty()
                 || group.hit(&group.wanted, Readings::of(self.action, true), view);
             if !holds_request(RequestSite::Wanted, wanted) {
@@ -304,9 +320,9 @@ impl Group {
     fn entry_hits(&self, entry: &Entry, readings: Readings, view: &View<'_>) -> bool {
         match entry {
             Entry::Path(path) => match readings {
-                Readings::Plain => shape(&path.plain, view.path),
+                Readings::Plain => shape(&path.plain, view.path()),
                 Readings::All => {
-                    shape(&path.plain, view.path) || shape(&path.decoded, view.decoded_path())
+                    shape(&path.plain, view.path()) || shape(&path.decoded, view.decoded_path())
                 }
             },
             Entry::Block(block) => {
@@ -322,13 +338,14 @@ impl Group {
         let hits = |value: &[u8], of| text(wanted, value, of);
         let present = |value: Option<&[u8]>, of| value.is_some_and(|value| hits(value, of));
         match &self.attribute {
-            RequestAttribute::Method => hits(view.method, RequestText::Method),
+            RequestAttribute::Method => hits(view.method(), RequestText::Method),
             RequestAttribute::Host if *wanted == StringMatch::Presence => {
-                hits(view.host, RequestText::Host)
+                hits(view.host(), RequestText::Host)
             }
             // With the port that was sent, and without.
             RequestAttribute::Host => {
-                hits(view.host, RequestText::Host) || hits(&view.authority, RequestText::Authority)
+                hits(view.host(), RequestText::Host)
+                    || hits(&view.authority, RequestText::Authority)
             }
             RequestAttribute::Sni => present(view.sni(), RequestText::Sni),
             RequestAttribute::RequestPrincipal => {

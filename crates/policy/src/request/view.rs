@@ -2,46 +2,81 @@
 
 use std::{borrow::Cow, cell::OnceCell, net::IpAddr};
 
+use karst_routing::request::Request;
 use smallvec::SmallVec;
 
-use super::Asked;
+use super::{Asked, AskedConnection};
 use crate::connection;
 
 /// What the comparisons look at.
 pub(super) struct View<'a> {
     pub(super) connection: connection::View<'a>,
-    pub(super) method: &'a [u8],
-    /// As it goes to the backend.
-    pub(super) path: &'a [u8],
+    /// `None` for a connection that is no HTTP.
+    request: Option<&'a Request>,
     /// With every escape decoded, as a backend reads it.
     decoded_path: Cow<'a, [u8]>,
-    /// In lower case, without port.
-    pub(super) host: &'a [u8],
     /// The host as it was sent, in lower case.
     pub(super) authority: SmallVec<[u8; 64]>,
     pub(super) remote_ip: IpAddr,
     pub(super) sni: OnceCell<Option<Vec<u8>>>,
-    asked: &'a Asked<'a>,
+    asked_sni: Option<&'a str>,
+    request_principal: Option<&'a str>,
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(asked: &'a Asked<'a>) -> Self {
-        let request = asked.request;
+    pub(super) fn new(asked: &Asked<'a>) -> Self {
+        let connection = AskedConnection {
+            connection: asked.connection,
+            remote_ip: asked.remote_ip,
+            sni: asked.sni,
+        };
         Self {
-            connection: connection::View::new(asked.connection),
-            method: request.method().as_str().as_bytes(),
-            path: request.path().as_bytes(),
-            decoded_path: decoded(request.path()),
-            host: request.host().as_bytes(),
-            authority: request
+            request: Some(asked.request),
+            decoded_path: decoded(asked.request.path()),
+            authority: asked
+                .request
                 .authority()
                 .bytes()
                 .map(|byte| byte.to_ascii_lowercase())
                 .collect(),
+            request_principal: asked.request_principal,
+            ..Self::of_connection(&connection)
+        }
+    }
+
+    pub(super) fn of_connection(asked: &AskedConnection<'a>) -> Self {
+        Self {
+            connection: connection::View::new(asked.connection),
+            request: None,
+            decoded_path: Cow::Borrowed(b""),
+            authority: SmallVec::new(),
             remote_ip: asked.remote_ip.to_canonical(),
             sni: OnceCell::new(),
-            asked,
+            asked_sni: asked.sni,
+            request_principal: None,
         }
+    }
+
+    /// Whether there is a request, or only a connection.
+    pub(super) fn is_request(&self) -> bool {
+        self.request.is_some()
+    }
+
+    pub(super) fn method(&self) -> &'a [u8] {
+        self.request
+            .map_or(b"", |request| request.method().as_str().as_bytes())
+    }
+
+    /// As it goes to the backend.
+    pub(super) fn path(&self) -> &'a [u8] {
+        self.request
+            .map_or(b"", |request| request.path().as_bytes())
+    }
+
+    /// In lower case, without port.
+    pub(super) fn host(&self) -> &'a [u8] {
+        self.request
+            .map_or(b"", |request| request.host().as_bytes())
     }
 
     pub(super) fn decoded_path(&self) -> &[u8] {
@@ -50,13 +85,13 @@ impl<'a> View<'a> {
 
     /// All values of a header as one.
     pub(super) fn header(&self, name: &str) -> Option<Cow<'a, [u8]>> {
-        self.asked.request.header(name)
+        self.request?.header(name)
     }
 
     /// Every value that a header can be read as: of each line the whole and each part between commas.
     pub(super) fn header_readings(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
-        let lines = self.asked.request.headers().get_all(name).into_iter();
-        lines.flat_map(|line| {
+        let lines = self.request.map(|request| request.headers().get_all(name));
+        lines.into_iter().flatten().flat_map(|line| {
             let parts = line.as_bytes().split(|byte| *byte == b',');
             std::iter::once(line.as_bytes()).chain(parts.map(<[u8]>::trim_ascii))
         })
@@ -66,15 +101,14 @@ impl<'a> View<'a> {
     pub(super) fn sni(&self) -> Option<&[u8]> {
         self.sni
             .get_or_init(|| {
-                self.asked
-                    .sni
+                self.asked_sni
                     .map(|sni| sni.to_ascii_lowercase().into_bytes())
             })
             .as_deref()
     }
 
     pub(super) fn request_principal(&self) -> Option<&'a [u8]> {
-        self.asked.request_principal.map(str::as_bytes)
+        self.request_principal.map(str::as_bytes)
     }
 }
 
