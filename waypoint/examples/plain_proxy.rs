@@ -1,0 +1,159 @@
+//! The waypoint's HTTP path between plain connections: what `cargo xtask bench l7` measures beside other proxies, and
+//! what `cargo xtask conformance http2` and `grpc` test. No controller, no tunnel, no identities.
+//!
+//! ```text
+//!   plain_proxy --threads 1 --listen 127.0.0.1:8080=http1:127.0.0.1:9000 --listen 127.0.0.1:8081=http2:127.0.0.1:9001
+//! ```
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::Parser;
+use karst_discovery::{State, Update};
+use karst_identity::{CertificateSigner, SignError, SignedCertificate, Store, StoreConfig};
+use karst_model::{
+    identity::SpiffeId,
+    name::ServiceKey,
+    protocol::AppProtocol,
+    service::{Service, ServicePort},
+    workload::{GatewayAddr, GatewayDestination, Workload},
+};
+use karst_runtime::{
+    drain, signal,
+    supervise::{Shutdown, spawn_connection},
+};
+use karst_telemetry::metrics::Registry;
+use karst_waypoint::{config::Config, mesh::Mesh, plain, workers::Workers};
+use tokio::net::TcpListener;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Proxies plain connections through the waypoint's HTTP path.
+#[derive(Parser)]
+struct Args {
+    /// Data-path threads.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// `ADDRESS=http1|http2:BACKEND`, as often as wanted.
+    #[arg(long, required = true)]
+    listen: Vec<Listen>,
+}
+
+/// One way in, and the one endpoint behind it.
+#[derive(Clone)]
+struct Listen {
+    at: SocketAddr,
+    protocol: AppProtocol,
+    backend: SocketAddr,
+}
+
+impl FromStr for Listen {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (at, rest) = text.split_once('=').context("ADDRESS=PROTOCOL:BACKEND")?;
+        let (protocol, backend) = rest.split_once(':').context("PROTOCOL:BACKEND")?;
+        let protocol = match protocol {
+            "http1" => AppProtocol::Http11,
+            "http2" => AppProtocol::Http2,
+            other => anyhow::bail!("protocol {other:?} is neither http1 nor http2"),
+        };
+        Ok(Self {
+            at: at.parse()?,
+            protocol,
+            backend: backend.parse()?,
+        })
+    }
+}
+
+/// Nothing here has an identity.
+struct NoSigner;
+
+#[async_trait::async_trait]
+impl CertificateSigner for NoSigner {
+    async fn sign(
+        &self,
+        _: &SpiffeId,
+        _: String,
+        _: Duration,
+    ) -> Result<SignedCertificate, SignError> {
+        Err(SignError::Unavailable("plain connections need none".into()))
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    karst_identity::tls::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    let shutdown = Shutdown::new();
+    signal::cancel_on_signal(&shutdown)?;
+    let threads = args.threads.to_string();
+    let flags = ["plain_proxy", "--gateway", "plain", "--namespace", "plain"];
+    let config = Config::parse_from(flags.into_iter().chain(["--worker-threads", &threads]));
+    let state = Arc::new(State::new());
+    let store = Store::new(StoreConfig::default(), Arc::new(NoSigner))?;
+    let registry = Registry::new();
+    let mesh = Mesh::new(config, state.clone(), store, &registry, shutdown.clone());
+    spawn_connection("services", mesh.clone().follow_changes());
+    let (workers, _threads) = Workers::start(mesh.config.workers(), &mesh)?;
+    let (_drain, watch) = drain::channel();
+    for (number, listen) in args.listen.iter().enumerate() {
+        let service = announce(&state, &mesh.config, number, listen);
+        let listener = TcpListener::bind(listen.at).await?;
+        let accepting = plain::accept(
+            listener,
+            (service, 80),
+            mesh.clone(),
+            workers.clone(),
+            watch.clone(),
+        );
+        spawn_connection("plain listener", accepting);
+    }
+    shutdown.cancelled().await;
+    mesh.stopped.cancel();
+    Ok(())
+}
+
+/// Tells the state of a service with one endpoint.
+fn announce(state: &State, config: &Config, number: usize, listen: &Listen) -> ServiceKey {
+    let mut service = Service::new(
+        "plain",
+        &format!("backend-{number}.plain.svc.cluster.local"),
+    );
+    let key = service.key.clone();
+    let port = ServicePort {
+        target_port: listen.backend.port(),
+        app_protocol: listen.protocol,
+    };
+    service.ports.insert(80, port);
+    service.waypoint = Some(GatewayAddr {
+        destination: GatewayDestination::Service(config.own_service()),
+        hbone_port: 15008,
+    });
+    let mut workload = Workload {
+        namespace: "plain".into(),
+        addresses: vec![IpAddr::from(listen.backend.ip())],
+        ..Workload::new(&format!("plain/backend-{number}"))
+    };
+    workload
+        .services
+        .insert(key.clone(), [(80, listen.backend.port())].into());
+    state.apply([
+        Update::Service(Arc::new(service)),
+        Update::Workload(Arc::new(workload)),
+    ]);
+    key
+}
