@@ -9,6 +9,7 @@ use karst_k8s_api::{
         api::core::v1::{Container, Node, NodeSpec, Pod, PodSpec, PodStatus, Service},
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     },
+    labels::CONFIG_MIRROR,
 };
 
 /// The annotation with which `kubectl apply` remembers a whole object.
@@ -81,11 +82,11 @@ fn trim_pod(pod: &mut Pod) {
     });
 }
 
-/// Annotations of the mesh are all in one of its domains.
+/// Annotations of the mesh are all in one of its domains, but for the one that tells static pods.
 fn keep_ours(annotations: &mut BTreeMap<String, String>) {
     let ours = |name: &str| {
         let domain = name.split('/').next().unwrap_or_default();
-        domain.ends_with("istio.io") || domain.ends_with("karst.dev")
+        domain.ends_with("istio.io") || domain.ends_with("karst.dev") || name == CONFIG_MIRROR
     };
     annotations.retain(|name, _| ours(name));
 }
@@ -157,5 +158,25 @@ mod tests {
             assert!(!json.contains(gone), "{gone} is still there: {json}");
         }
         assert_eq!(published(trimmed), published(pod()));
+    }
+
+    #[test]
+    fn the_index_makes_the_same_of_a_trimmed_static_pod() {
+        const HASH: &str = "0123456789abcdef0123456789abcdef";
+        let of_a_file = || {
+            let Object::Pod(mut pod) = pod() else {
+                unreachable!("made as one")
+            };
+            let meta = &mut pod.metadata;
+            let mirror = (CONFIG_MIRROR.to_owned(), HASH.to_owned());
+            meta.annotations.get_or_insert_default().extend([mirror]);
+            meta.owner_references
+                .iter_mut()
+                .flatten()
+                .for_each(|owner| "Node".clone_into(&mut owner.kind));
+            Object::Pod(pod)
+        };
+        assert!(published(of_a_file()).contains(HASH));
+        assert_eq!(published(trim(of_a_file())), published(of_a_file()));
     }
 }

@@ -11,6 +11,8 @@ pub const DATAPLANE_MODE_AMBIENT: &str = "ambient";
 pub const DATAPLANE_MODE_NONE: &str = "none";
 /// Annotation that Istio's injector leaves on a pod with a sidecar; such a pod is never enrolled.
 pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+/// Annotation that a kubelet writes on the API server's picture of a static pod: the UID that the pod has on its node.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 /// Label of a workload that speaks HBONE itself; a value that contains `http` means yes.
 pub const TUNNEL: &str = "networking.istio.io/tunnel";
 

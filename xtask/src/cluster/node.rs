@@ -127,6 +127,7 @@ impl<'a> Node<'a> {
             fs::create_dir_all(disk.join(folder))?;
             mount_point(Path::new(seen))?;
         }
+        fs::create_dir_all(disk.join("kubelet/static"))?;
         plugins(&disk.join("cni-bin"))?;
         let conflist = disk.join("cni-conf/10-ptp.conflist");
         if !conflist.exists() {
@@ -449,6 +450,7 @@ failCgroupV1: false
 failSwapOn: false
 clusterDomain: cluster.local
 clusterDNS: [@DNS@]
+staticPodPath: /var/lib/kubelet/static
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 localStorageCapacityIsolation: false
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%}

@@ -96,9 +96,10 @@ impl PodFacts {
     }
 }
 
-/// `metadata.uid`; objects that never saw an API server may lack one and are then known by their name.
+/// The UID by which the pod's node knows it: `metadata.uid`, but for a static pod. Objects that never saw an API server
+/// may lack one and are then known by their name.
 fn uid(meta: &ObjectMeta) -> PodUid {
-    match meta.uid.as_deref() {
+    match static_uid(meta).or(meta.uid.as_deref()) {
         Some(uid) if !uid.is_empty() => uid.into(),
         _ => {
             let part = |field: &Option<String>| field.clone().unwrap_or_default();
@@ -107,6 +108,17 @@ fn uid(meta: &ObjectMeta) -> PodUid {
                 .into()
         }
     }
+}
+
+/// A static pod's UID, which its cgroup and the CNI call have: a hash of its file. The object at the API server is made
+/// by the kubelet, owned by its Node, and has a UID of its own. Anybody may write an annotation, so the value must look
+/// like such a hash, which no UID of the API server does.
+fn static_uid(meta: &ObjectMeta) -> Option<&str> {
+    let hash = meta.annotations.as_ref()?.get(labels::CONFIG_MIRROR)?;
+    let mut owners = meta.owner_references.iter().flatten();
+    let of_a_node = owners.any(|owner| owner.kind == "Node" && owner.controller == Some(true));
+    let is_hash = hash.len() == 32 && hash.chars().all(|it| it.is_ascii_hexdigit());
+    (of_a_node && is_hash).then_some(hash)
 }
 
 fn addresses(status: &PodStatus) -> Vec<IpAddr> {
@@ -366,5 +378,34 @@ fn owner_name<'a>(owner: &'a OwnerReference, label: &impl Fn(&str) -> Option<&'a
             _ => name,
         },
         _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const HASH: &str = "0123456789abcdef0123456789abcdef";
+
+    fn uid_of(mirror: &str, owner: &str) -> String {
+        let meta = json!({
+            "uid": "0f7f5e3c-91d3-4c3b-9a52-5a3d2b1c0e9f",
+            "annotations": {"kubernetes.io/config.mirror": mirror},
+            "ownerReferences": [
+                {"apiVersion": "v1", "kind": owner, "name": "n1", "uid": "u", "controller": true},
+            ],
+        });
+        let meta: ObjectMeta = serde_json::from_value(meta).unwrap();
+        uid(&meta).to_string()
+    }
+
+    #[test]
+    fn a_static_pod_is_known_by_the_uid_of_its_node_and_nobody_takes_another_pod_s() {
+        let own = "0f7f5e3c-91d3-4c3b-9a52-5a3d2b1c0e9f";
+        assert_eq!(uid_of(HASH, "Node"), HASH);
+        assert_eq!(uid_of(HASH, "ReplicaSet"), own);
+        assert_eq!(uid_of("11111111-2222-3333-4444-555555555555", "Node"), own);
     }
 }
