@@ -191,7 +191,7 @@ impl Mesh {
         let delta = self.index.handle_all(events);
         if delta.is_empty() {
             let revision = self.outputs.resources.read().revision();
-            return self.outputs.statuses.published(&[], revision);
+            return self.outputs.statuses.published(&delta, revision);
         }
         // Before its node hears of it: what it says afterwards about the old enrolment is worth nothing.
         if let Memory::Disk(captured) = &mut self.memory {
@@ -204,7 +204,7 @@ impl Mesh {
         admit_waypoints(&self.outputs.waypoints, &delta);
         let revision = self.outputs.resources.publish(publications(&delta));
         self.outputs.problems.set_conditions(&delta.conditions);
-        self.outputs.statuses.published(&delta.conditions, revision);
+        self.outputs.statuses.published(&delta, revision);
         log(&delta, revision);
         touched.iter().for_each(|node| self.remember(node));
         if !delta.transitions.is_empty() {

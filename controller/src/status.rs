@@ -11,14 +11,16 @@
 
 mod announce;
 mod ledger;
+mod routes;
 mod write;
 
 pub use ledger::{Announcement, Ledger, Reach, Wanted};
+pub use routes::{RouteLedger, WantedParents};
 pub use write::{StatusMetrics, run};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use karst_index::{Event, ObjectConditions};
+use karst_index::{Delta, Event};
 use karst_k8s_api::ObjectKey;
 
 use crate::{serve::resources::Revision, watch::Complaint};
@@ -29,6 +31,7 @@ pub struct Statuses {
     /// Objects of files have no status, and nothing is remembered of them.
     used: bool,
     ledger: Mutex<Ledger>,
+    routes: Mutex<RouteLedger>,
 }
 
 impl Statuses {
@@ -37,6 +40,7 @@ impl Statuses {
         Self {
             used: source == Source::Cluster,
             ledger: Mutex::default(),
+            routes: Mutex::default(),
         }
     }
 
@@ -45,22 +49,29 @@ impl Statuses {
         if !self.used {
             return;
         }
-        let mut ledger = self.lock();
+        let (mut ledger, mut routes) = (self.lock(), self.routes());
         for event in events {
             match event {
-                Event::Apply(object) => ledger.applied(object),
-                Event::Delete(key) => ledger.deleted(key),
+                Event::Apply(object) => {
+                    ledger.applied(object);
+                    routes.applied(object);
+                }
+                Event::Delete(key) => {
+                    ledger.deleted(key);
+                    routes.deleted(key);
+                }
                 _ => {}
             }
         }
     }
 
     /// What the index says of it, and where its effect is published.
-    pub fn published(&self, conditions: &[ObjectConditions], revision: Revision) {
+    pub fn published(&self, delta: &Delta, revision: Revision) {
         if self.used {
             let mut ledger = self.lock();
-            ledger.said(conditions);
+            ledger.said(&delta.conditions);
             ledger.published(revision);
+            self.routes().said(&delta.route_statuses);
         }
     }
 
@@ -76,6 +87,10 @@ impl Statuses {
         if self.used {
             self.lock().complain(key, uid, complaints);
         }
+    }
+
+    pub(super) fn routes(&self) -> MutexGuard<'_, RouteLedger> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Ledger> {

@@ -38,7 +38,7 @@ pub use self::{
 use crate::{mesh::Command, problems::Problems, status::Statuses};
 
 /// The kinds that are watched in every namespace. Those of Istio may come later, or never.
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 18] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
@@ -47,6 +47,11 @@ const KINDS: [Kind; 13] = [
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::ServiceEntry,
+    Kind::HttpRoute,
+    Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::TcpRoute,
+    Kind::ReferenceGrant,
     // Not honoured yet: their status says so.
     Kind::RequestAuthentication,
     Kind::WorkloadEntry,

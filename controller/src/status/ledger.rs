@@ -356,11 +356,13 @@ impl Ledger {
 
 /// Conditions that an object's status says, by us.
 fn ours(present: &[Value]) -> impl Iterator<Item = &Value> {
-    const OURS: [&str; 4] = [
+    const OURS: [&str; 6] = [
         PROGRAMMED,
         ACCEPTED,
         "ZtunnelAccepted",
+        "WaypointAccepted",
         "istio.io/WaypointBound",
+        "karst.dev/Sealed",
     ];
     present
         .iter()

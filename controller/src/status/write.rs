@@ -14,7 +14,7 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{Reach, Statuses, Wanted, announce::Announcer};
+use super::{Reach, Statuses, Wanted, WantedParents, announce::Announcer};
 use crate::serve::{acks::Acks, resources::Revision};
 
 /// Between rounds.
@@ -124,6 +124,7 @@ impl Writer {
         self.round += 1;
         if leads && !self.led {
             self.statuses.lock().refresh();
+            self.statuses.routes().refresh();
         }
         self.led = leads;
         if !leads || self.round < self.silent_until {
@@ -137,7 +138,57 @@ impl Writer {
                 return;
             }
         }
+        if !self.write_routes().await {
+            return;
+        }
         self.announce().await;
+    }
+
+    /// Whether all could be written.
+    async fn write_routes(&mut self) -> bool {
+        let wanted = self.statuses.routes().take(FRESH_MAX, &now());
+        let mut wanted = wanted.into_iter();
+        while let Some(next) = wanted.next() {
+            let key = next.key.clone();
+            if let Err(error) = self.write_parents(next).await {
+                self.failed(&key, &error);
+                let mut routes = self.statuses.routes();
+                routes.again(key);
+                wanted.for_each(|one| routes.again(one.key));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A route that somebody else has changed meanwhile comes again by the watch.
+    async fn write_parents(&mut self, wanted: WantedParents) -> Result<(), kube::Error> {
+        let ObjectKey {
+            kind,
+            namespace,
+            name,
+        } = &wanted.key;
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), namespace, &resource(*kind));
+        let patch = json!({
+            "metadata": {"resourceVersion": wanted.resource_version},
+            "status": {"parents": wanted.parents},
+        });
+        let parameters = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let patch = Patch::Merge(patch);
+        let writing = api.patch_status(name, &parameters, &patch);
+        match tokio::time::timeout(PATIENCE, writing).await {
+            Ok(Ok(_)) => {
+                self.metrics.written.inc();
+                Ok(())
+            }
+            Ok(Err(kube::Error::Api(refusal))) if matches!(refusal.code, 404 | 409) => Ok(()),
+            Ok(Err(error)) => Err(error),
+            Err(_elapsed) => Err(kube::Error::Service("the API server took too long".into())),
+        }
     }
 
     fn wanted(&self) -> Vec<Wanted> {
@@ -146,9 +197,7 @@ impl Writer {
             have: peers.values().filter(|held| **held >= revision).count(),
             of: peers.len(),
         };
-        let now = jiff::Timestamp::now()
-            .strftime("%Y-%m-%dT%H:%M:%SZ")
-            .to_string();
+        let now = now();
         let mut ledger = self.statuses.lock();
         let mut wanted = ledger.take_fresh(FRESH_MAX, reach, &now);
         if self.round.is_multiple_of(MOVED_EVERY) {
@@ -216,6 +265,13 @@ impl Writer {
         self.silent_until = self.round + FAILED_ROUNDS;
         tracing::warn!(object = %key, error = %Chain(error), "status or event could not be written: trying again in 5 s");
     }
+}
+
+/// The time as conditions write it.
+fn now() -> String {
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
 }
 
 fn resource(kind: Kind) -> ApiResource {
