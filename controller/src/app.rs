@@ -44,6 +44,7 @@ use tonic::transport::Server;
 
 use crate::{
     config::{Cli, Command, Config, TokenArgs},
+    deploy::Waypoints,
     mesh::{COMMANDS_MAX, Command as MeshCommand, Memory, Mesh, Outputs, Reporter},
     problems::Problems,
     serve::{
@@ -150,16 +151,18 @@ struct Base {
 pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let registry = Registry::new();
     let readiness = Readiness::new();
+    let source = match cfg.kubernetes {
+        true => Source::Cluster,
+        false => Source::Files,
+    };
     let outputs = Outputs {
         resources: Arc::new(Resources::new()),
         pods: Arc::default(),
         acks: Arc::new(Acks::default()),
         waypoints: OwnAccounts::default(),
         problems: Arc::new(Problems::default()),
-        statuses: Arc::new(Statuses::new(match cfg.kubernetes {
-            true => Source::Cluster,
-            false => Source::Files,
-        })),
+        statuses: Arc::new(Statuses::new(source)),
+        deployments: Arc::new(Waypoints::new(source)),
         metrics: ServeMetrics::register(&registry),
     };
     let reading = readiness.task("objects read");

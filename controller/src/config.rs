@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    env, fs,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -18,6 +18,8 @@ use karst_model::{
     identity::{DEFAULT_TRUST_DOMAIN, TrustDomain},
 };
 use serde::Serialize;
+
+use crate::deploy::Settings;
 
 /// Control plane of the Karst mesh.
 #[derive(Clone, Debug, Parser)]
@@ -122,6 +124,16 @@ pub struct Config {
     /// Take every pod out of the mesh, whatever labels say; `karst uninstall` begins with it.
     #[arg(long, env = "KARST_RELEASE_ALL")]
     pub release_all: bool,
+    /// With --kubernetes: image of waypoints.
+    #[arg(long, env = "KARST_WAYPOINT_IMAGE", default_value = concat!("karst.test/waypoint:", env!("CARGO_PKG_VERSION")))]
+    pub waypoint_image: String,
+    /// With --kubernetes: when nodes pull it: Always, IfNotPresent or Never.
+    #[arg(
+        long,
+        env = "KARST_WAYPOINT_IMAGE_PULL_POLICY",
+        default_value = "IfNotPresent"
+    )]
+    pub waypoint_image_pull_policy: String,
     /// Seconds that streams get to finish after SIGTERM.
     #[arg(long, env = "KARST_DRAIN_SECONDS", default_value_t = 5)]
     pub drain_seconds: u64,
@@ -183,6 +195,30 @@ impl Config {
     }
 
     /// The service account that agents run as.
+    /// How waypoints are deployed: as the controller itself is told to log, and with the names of its mesh.
+    pub fn waypoint_settings(&self) -> Settings {
+        let passed = ["RUST_LOG", "LOG_FORMAT", "NETWORK"];
+        let passed = passed.into_iter().filter_map(|name| {
+            let value = env::var(name).ok().filter(|value| !value.is_empty())?;
+            Some((name.to_owned(), value))
+        });
+        let own = [
+            ("TRUST_DOMAIN", &self.state.trust_domain),
+            ("CLUSTER_DOMAIN", &self.cluster_domain),
+        ];
+        let own = own.map(|(name, value)| (name.to_owned(), value.clone()));
+        Settings {
+            image: self.waypoint_image.clone(),
+            image_pull_policy: self.waypoint_image_pull_policy.clone(),
+            controller: format!(
+                "https://karst-controller.{}.svc:{}",
+                self.namespace,
+                self.listen.port()
+            ),
+            env: own.into_iter().chain(passed).collect(),
+        }
+    }
+
     pub fn agent_account(&self) -> AgentAccount {
         match self.kubernetes {
             true => AgentAccount {

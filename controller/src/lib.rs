@@ -13,6 +13,7 @@ pub mod admission;
 pub mod app;
 pub mod cluster;
 pub mod config;
+pub mod deploy;
 pub mod files;
 pub mod lease;
 pub mod mesh;

@@ -22,6 +22,7 @@ pub use self::{
     records::{Published, RecordBook},
 };
 use crate::{
+    deploy::Waypoints,
     pods::Pods,
     problems::Problems,
     serve::{acks::Acks, metrics::ServeMetrics, publish::publications, resources::Resources},
@@ -84,6 +85,8 @@ pub struct Outputs {
     pub waypoints: OwnAccounts,
     pub problems: Arc<Problems>,
     pub statuses: Arc<Statuses>,
+    /// Gateways that are deployed.
+    pub deployments: Arc<Waypoints>,
     pub metrics: ServeMetrics,
 }
 
@@ -188,6 +191,7 @@ impl Mesh {
         }
         let mut touched = nodes_of(&events, &self.index);
         self.outputs.statuses.observe(&events);
+        self.outputs.deployments.observe(&events);
         let delta = self.index.handle_all(events);
         if delta.is_empty() {
             let revision = self.outputs.resources.read().revision();
@@ -202,6 +206,7 @@ impl Mesh {
         }));
         self.outputs.pods.apply(&delta.node_workloads);
         admit_waypoints(&self.outputs.waypoints, &delta);
+        self.outputs.deployments.said(&delta.gateways);
         let revision = self.outputs.resources.publish(publications(&delta));
         self.outputs.problems.set_conditions(&delta.conditions);
         self.outputs.statuses.published(&delta, revision);

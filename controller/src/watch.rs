@@ -38,7 +38,7 @@ pub use self::{
 use crate::{mesh::Command, problems::Problems, status::Statuses};
 
 /// The kinds that are watched in every namespace. Those of Istio may come later, or never.
-const KINDS: [Kind; 18] = [
+const KINDS: [Kind; 20] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
@@ -47,6 +47,8 @@ const KINDS: [Kind; 18] = [
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::ServiceEntry,
+    Kind::GatewayClass,
+    Kind::Gateway,
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::TlsRoute,

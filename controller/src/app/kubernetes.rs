@@ -16,6 +16,7 @@ use crate::{
         root::{RootFollower, RootStore},
         token_review::TokenReviewer,
     },
+    deploy::{DeployMetrics, Deployer},
     lease,
     mesh::{Memory, RecordBook},
     serve::read::{self, Access, Reads},
@@ -111,6 +112,14 @@ fn lead(
     let election = spawn_essential("lease", shutdown, election);
     spawn_essential("root of trust", shutdown, follower.run(shutdown.clone()));
     spawn_essential("trust bundles", shutdown, bundles.run(shutdown.clone()));
+    let deployer = Deployer {
+        client: client.clone(),
+        waypoints: base.outputs.deployments.clone(),
+        leadership: leadership.clone(),
+        settings: cfg.waypoint_settings(),
+        metrics: DeployMetrics::register(&base.registry),
+    };
+    spawn_essential("waypoints", shutdown, deployer.run(shutdown.clone()));
     let cluster = Cluster {
         client: client.clone(),
         leads: leadership.receiver(),

@@ -7,6 +7,21 @@ pub const WAYPOINT_CLASS: &str = "istio-waypoint";
 /// `spec.controllerName` of [`WAYPOINT_CLASS`], Istio's: its tools find their classes by it.
 pub const WAYPOINT_CONTROLLER: &str = "istio.io/mesh-controller";
 
+/// Features of the Gateway API that waypoints have, as its conformance suite names them, in order.
+pub const SUPPORTED_FEATURES: [&str; 11] = [
+    "Mesh",
+    "MeshClusterIPMatching",
+    "MeshConsumerRoute",
+    "MeshHTTPRouteBackendRequestHeaderModification",
+    "MeshHTTPRouteNamedRouteRule",
+    "MeshHTTPRouteQueryParamMatching",
+    "MeshHTTPRouteRedirectPath",
+    "MeshHTTPRouteRedirectPort",
+    "MeshHTTPRouteRewritePath",
+    "MeshHTTPRouteSchemeRedirect",
+    "ReferenceGrant",
+];
+
 /// Who implements Gateways of a class.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
