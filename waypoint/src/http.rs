@@ -40,6 +40,8 @@ pub(crate) mod limits {
     pub(crate) const WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
     /// How long a client may take to send the head of a request.
     pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+    /// How long an HTTP/1 connection without a request may go on in a drain.
+    pub(crate) const DRAIN_IDLE: Duration = Duration::from_secs(5);
     /// HTTP/2 pings, and how long their answer may take.
     pub(crate) const PING: Duration = Duration::from_secs(30);
     pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,7 +1,14 @@
 //! One HTTP connection of a client: the codec, its limits, and its drain.
 
-use std::{cell::RefCell, convert::Infallible, error::Error, pin::pin, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    convert::Infallible,
+    error::Error,
+    pin::pin,
+    rc::Rc,
+};
 
+use http::{HeaderValue, header};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -9,6 +16,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use karst_runtime::drain;
 use karst_telemetry::error_chain::Chain;
+use tokio::time::sleep;
 
 use super::{Client, LocalExec, limits, phases, record::KeptHandles};
 use crate::{bounds::Place, destination::Destination, stream::HttpIo, workers::Worker};
@@ -71,22 +79,35 @@ async fn serve_http1(
     io: HttpIo,
     mut drain: drain::Watch,
 ) -> Result<(), hyper::Error> {
+    let draining = Rc::new(Cell::new(drain.is_draining()));
+    let told = draining.clone();
     let service = service_fn(move |request| {
-        let conversation = conversation.clone();
-        async move { Ok::<_, Infallible>(phases::serve(&conversation, request).await) }
+        let (conversation, told) = (conversation.clone(), told.clone());
+        async move {
+            let mut response = phases::serve(&conversation, request).await;
+            if told.get() && !response.headers().contains_key(header::CONNECTION) {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HEAD_TIMEOUT)
         .preserve_header_case(true)
-        .half_close(true)
         .max_buf_size(limits::BUFFER)
         .serve_connection(TokioIo::new(io), service)
         .with_upgrades();
     let mut serving = pin!(serving);
     tokio::select! {
         ended = serving.as_mut() => return ended,
-        () = drain.signaled() => serving.as_mut().graceful_shutdown(),
+        () = drain.signaled() => draining.set(true),
+    }
+    // The next response tells the client; one that is on its way to us would be lost if the connection ended now.
+    tokio::select! {
+        ended = serving.as_mut() => return ended,
+        () = sleep(limits::DRAIN_IDLE) => serving.as_mut().graceful_shutdown(),
     }
     serving.await
 }

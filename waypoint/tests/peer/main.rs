@@ -1,0 +1,17 @@
+//! Scripted peers: real clients over HBONE on loopback, the real waypoint with its threads, and applications behind
+//! agents that the tests write themselves. The state of the mesh is filled by hand.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests may panic like the tests themselves"
+)]
+
+mod app;
+mod client;
+mod rig;
+
+mod http;
+mod malformed;
+mod operation;
+mod routes;
+mod tcp;
