@@ -65,6 +65,8 @@ enum Name {
     Agent,
     /// The controller.
     Controller,
+    /// The waypoint.
+    Waypoint,
     /// Server and client of the tests and examples.
     Echo,
     /// A shell with karst-echo, to try things from. For the cluster on this machine only, as are all that follow.
@@ -96,7 +98,7 @@ enum Purpose {
 }
 
 impl Name {
-    const DEFAULT: [Self; 3] = [Self::Agent, Self::Controller, Self::Echo];
+    const DEFAULT: [Self; 4] = [Self::Agent, Self::Controller, Self::Waypoint, Self::Echo];
 
     fn recipe(self) -> Recipe {
         let product = |binaries, entrypoint| Recipe {
@@ -114,6 +116,7 @@ impl Name {
         match self {
             Self::Agent => product(&["karst-agent", "karst-cni"], &["/karst-agent"]),
             Self::Controller => product(&["karst-controller"], &["/karst-controller"]),
+            Self::Waypoint => product(&["karst-waypoint"], &["/karst-waypoint"]),
             Self::Echo => product(&["karst-echo"], &["/karst-echo"]),
             Self::Shell => tests(&["karst-echo"], &[]),
             Self::Nginx => tests(&[], &["nginx", "nginx-light", "nginx-common"]),
