@@ -5,12 +5,7 @@
 //!   plain_proxy --threads 1 --listen 127.0.0.1:8080=http1:127.0.0.1:9000 --listen 127.0.0.1:8081=http2:127.0.0.1:9001
 //! ```
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    str::FromStr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -145,7 +140,7 @@ fn announce(state: &State, config: &Config, number: usize, listen: &Listen) -> S
     });
     let mut workload = Workload {
         namespace: "plain".into(),
-        addresses: vec![IpAddr::from(listen.backend.ip())],
+        addresses: vec![listen.backend.ip()],
         ..Workload::new(&format!("plain/backend-{number}"))
     };
     workload

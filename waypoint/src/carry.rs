@@ -55,6 +55,7 @@ pub(crate) async fn carry(
         }
         Ok(Way::Tls) => tcp::serve_tls(&worker, &client, &destination, stream).await,
         Ok(Way::Tcp(opened)) => {
+            let opened = opened.map(|opened| *opened);
             tcp::serve(&worker, &client, &destination, stream, opened).await;
         }
         Err(error) => Tracked::start(&worker, &client, &destination).refuse(&error),
@@ -62,11 +63,24 @@ pub(crate) async fn carry(
     open.dec();
 }
 
+/// Asks policy about a connection of which it is known that it is no HTTP, before the client is told that it is open.
+/// Everything else is asked about when it is known what it is.
+pub(crate) fn admit(
+    worker: &Worker,
+    client: &Client,
+    destination: &Destination,
+) -> Result<(), TcpError> {
+    match plan(client, destination) {
+        Plan::Tcp => tcp::allow(worker, client, destination, None),
+        Plan::Http | Plan::Tls | Plan::Look => Ok(()),
+    }
+}
+
 /// What a connection turned out to be.
 enum Way {
     Http(Version),
     Tls,
-    Tcp(Option<Opened>),
+    Tcp(Option<Box<Opened>>),
 }
 
 /// By the port's declaration and its routes.
@@ -126,7 +140,7 @@ async fn look(
                         opened = Some(connected);
                         guess?
                     }
-                    _ = connected.stream.peek(1) => return Ok(Way::Tcp(Some(connected))),
+                    _ = connected.stream.peek(1) => return Ok(Way::Tcp(Some(Box::new(connected)))),
                 },
             },
         }
@@ -140,7 +154,7 @@ async fn look(
         }
         Guess::Http2 => Way::Http(Version::Http2),
         Guess::Tls if has_tls_routes(client, destination) => Way::Tls,
-        _ => Way::Tcp(opened),
+        _ => Way::Tcp(opened.map(Box::new)),
     })
 }
 

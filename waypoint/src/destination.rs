@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use karst_hbone::Authority;
-use karst_model::{addr::NetworkAddr, name::ServiceKey, service::Service, workload::Workload};
+use karst_model::{addr::NetworkAddr, service::Service, workload::Workload};
 
 use crate::{
     error::InboundError,
@@ -15,8 +15,12 @@ use crate::{
 pub(crate) struct Destination {
     /// The service whose policies and telemetry apply.
     pub(crate) slot: Option<Arc<Slot>>,
+    /// Further services behind this waypoint that have the workload's port too: their policies apply as well.
+    pub(crate) also: Vec<(Arc<Slot>, u16)>,
     /// The service's own port; the port that was dialled where there is no service.
     pub(crate) port: u16,
+    /// What the client dialled, where it named an address.
+    pub(crate) dialled: Option<SocketAddr>,
     /// The client named a workload: there is nothing to choose and nothing to route.
     pub(crate) pinned: Option<Arc<Endpoint>>,
 }
@@ -36,12 +40,12 @@ pub(crate) fn find(
             let service = state
                 .service_by_host(host, client_namespace)
                 .ok_or_else(not_served)?;
-            to_service(mesh, &service, *port)
+            to_service(mesh, &service, *port, None)
         }
         Authority::Addr(addr) => {
             let at = NetworkAddr::new(mesh.config.own_network(), addr.ip());
             if let Some(service) = state.service_at(&at, client_namespace) {
-                return to_service(mesh, &service, addr.port());
+                return to_service(mesh, &service, addr.port(), Some(*addr));
             }
             let workload = state.workload_at(&at).ok_or_else(not_served)?;
             to_workload(mesh, &workload, *addr).ok_or_else(not_served)
@@ -49,7 +53,12 @@ pub(crate) fn find(
     }
 }
 
-fn to_service(mesh: &Mesh, service: &Service, port: u16) -> Result<Destination, InboundError> {
+fn to_service(
+    mesh: &Mesh,
+    service: &Service,
+    port: u16,
+    dialled: Option<SocketAddr>,
+) -> Result<Destination, InboundError> {
     let named = || service.key.to_string();
     if !mesh.services.is_own(service.waypoint.as_ref()) {
         return Err(InboundError::NotServed {
@@ -68,7 +77,9 @@ fn to_service(mesh: &Mesh, service: &Service, port: u16) -> Result<Destination, 
             service: named(),
             port,
         })?),
+        also: Vec::new(),
         port,
+        dialled,
         pinned: None,
     })
 }
@@ -83,38 +94,44 @@ fn to_workload(mesh: &Mesh, workload: &Arc<Workload>, addr: SocketAddr) -> Optio
     if !sealed && !services.is_own(workload.waypoint.as_ref()) {
         return None;
     }
-    let behind = service_behind(mesh, workload, addr.port());
+    let mut behind = services_behind(mesh, workload, addr.port());
     let key = EndpointKey {
         workload: workload.uid.clone(),
         addr,
     };
-    let (slot, port) = match behind {
-        Some((slot, port)) => (Some(slot), port),
-        None => (None, addr.port()),
-    };
+    let first = (!behind.is_empty()).then(|| behind.remove(0));
+    let (slot, port) = first.map_or((None, addr.port()), |(slot, port)| (Some(slot), port));
     Some(Destination {
         slot,
+        also: behind,
         port,
+        dialled: Some(addr),
         pinned: Some(services.endpoint(workload, key)),
     })
 }
 
-/// The service behind this waypoint whose port is this target port at the workload.
-fn service_behind(mesh: &Mesh, workload: &Workload, target: u16) -> Option<(Arc<Slot>, u16)> {
-    let port_of = |key: &ServiceKey, ports: &std::collections::BTreeMap<u16, u16>| {
-        let mapped = ports.iter().find(|(_, mapped)| **mapped == target);
-        let declared = mesh.state.service(key)?;
-        let direct = declared
-            .ports
-            .iter()
-            .find(|(_, port)| port.target_port == target);
-        mapped
-            .map(|(port, _)| *port)
-            .or_else(|| direct.map(|(port, _)| *port))
-    };
-    workload.services.iter().find_map(|(key, ports)| {
-        let slot = mesh.services.get(key)?;
-        slot.load().bound.then_some(())?;
-        Some((slot, port_of(key, ports)?))
-    })
+/// The services behind this waypoint of which a port is this target port at the workload; those with an address first,
+/// since telemetry names the first.
+fn services_behind(mesh: &Mesh, workload: &Workload, target: u16) -> Vec<(Arc<Slot>, u16)> {
+    let mut found: Vec<_> = workload
+        .services
+        .iter()
+        .filter_map(|(key, ports)| {
+            let slot = mesh.services.get(key)?;
+            let served = slot.load();
+            let service = served.service.as_ref().filter(|_| served.bound)?;
+            let mapped = ports.iter().find(|(_, mapped)| **mapped == target);
+            let declared = || {
+                let mut declared = service.ports.iter();
+                declared.find(|(_, port)| port.target_port == target)
+            };
+            let port = mapped
+                .map(|(port, _)| *port)
+                .or_else(|| declared().map(|(port, _)| *port))?;
+            let headless = service.addresses.is_empty();
+            Some((headless, (slot.clone(), port)))
+        })
+        .collect();
+    found.sort_by_key(|(headless, _)| *headless);
+    found.into_iter().map(|(_, behind)| behind).collect()
 }

@@ -30,6 +30,7 @@ use crate::{
     labels,
     mesh::Mesh,
     stream::Stream,
+    tcp::Tracked,
     upstream::ClientKey,
     workers::{Worker, Workers},
 };
@@ -193,6 +194,10 @@ impl Session {
             }
         };
         let client = self.client(&incoming.request);
+        if let Err(error) = carry::admit(&self.worker, &client, &destination) {
+            Tracked::start(&self.worker, &client, &destination).refuse(&error);
+            return incoming.reject(StatusCode::UNAUTHORIZED);
+        }
         let Ok(tunnel) = incoming.accept(mesh.baggage.clone()) else {
             return;
         };

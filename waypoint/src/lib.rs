@@ -16,6 +16,7 @@
 
 mod admin;
 pub mod app;
+mod authorize;
 mod bounds;
 mod carry;
 pub mod config;

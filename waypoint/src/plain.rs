@@ -57,7 +57,9 @@ async fn serve(
     };
     let destination = Destination {
         slot: Some(slot),
+        also: Vec::new(),
         port,
+        dialled: None,
         pinned: None,
     };
     let stream = Stream::Tcp(stream);

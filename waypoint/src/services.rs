@@ -12,12 +12,14 @@ use arc_swap::{ArcSwap, Guard};
 use hashbrown::{HashMap, HashSet};
 use karst_discovery::{Change, Changed, State};
 use karst_model::{
-    name::ServiceKey,
+    name::{GatewayKey, ServiceKey},
     service::Service,
     workload::{GatewayAddr, GatewayDestination, Workload},
 };
+use karst_policy::request::{GatewayRef, RequestPolicies, applies};
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::metrics::tcp::ServiceLabels;
+use tokio::sync::watch;
 
 pub(crate) use self::{
     endpoint::{Endpoint, EndpointKey, Endpoints, InFlight, Way},
@@ -31,11 +33,17 @@ pub(crate) struct Services {
     whose: Whose,
     served: RwLock<HashMap<ServiceKey, Arc<Slot>>>,
     endpoints: Mutex<Endpoints>,
+    /// What applies to everything that passes this waypoint.
+    own_policies: ArcSwap<RequestPolicies>,
 }
+
+/// Class of the Gateways that stand for waypoints.
+const CLASS: &str = "istio-waypoint";
 
 /// Which services this waypoint serves.
 struct Whose {
     own: ServiceKey,
+    gateway: GatewayKey,
     place: Workload,
 }
 
@@ -43,11 +51,23 @@ struct Whose {
 pub(crate) struct Slot {
     pub(crate) key: ServiceKey,
     current: ArcSwap<Served>,
+    /// Counts the times that `current` was replaced.
+    version: watch::Sender<u64>,
     /// Requests in flight.
     pub(crate) in_flight: Arc<AtomicUsize>,
 }
 
 impl Slot {
+    /// Tells whoever holds something open when the service has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    fn replace(&self, served: Served) {
+        self.current.store(Arc::new(served));
+        self.version.send_modify(|version| *version += 1);
+    }
+
     /// The service as it is now.
     pub(crate) fn load(&self) -> Guard<Arc<Served>> {
         self.current.load()
@@ -61,6 +81,7 @@ pub(crate) struct Served {
     pub(crate) labels: Arc<ServiceLabels>,
     /// This waypoint is the way to it: its routes and policies apply.
     pub(crate) bound: bool,
+    pub(crate) policies: RequestPolicies,
     pub(crate) ports: HashMap<u16, Arc<Port>>,
 }
 
@@ -68,15 +89,23 @@ impl Services {
     /// `place`: where this waypoint runs decides which endpoints are near.
     pub(crate) fn new(state: Arc<State>, config: &Config, place: Workload) -> Self {
         let identity = config.identity();
-        Self {
+        let none = RequestPolicies::compile([], &[]);
+        let services = Self {
+            own_policies: ArcSwap::from_pointee(none),
             state,
             whose: Whose {
                 own: config.own_service(),
+                gateway: GatewayKey {
+                    namespace: config.namespace.as_str().into(),
+                    name: config.gateway_name.as_str().into(),
+                },
                 place,
             },
             served: RwLock::default(),
             endpoints: Mutex::new(Endpoints::new(identity, config.workload_uid())),
-        }
+        };
+        services.refresh_own_policies();
+        services
     }
 
     /// The service, compiled on first use; `None` where there is none of this name.
@@ -91,6 +120,7 @@ impl Services {
             Arc::new(Slot {
                 key: key.clone(),
                 current: ArcSwap::from_pointee(self.compile(key)),
+                version: watch::Sender::new(0),
                 in_flight: Arc::default(),
             })
         });
@@ -116,6 +146,26 @@ impl Services {
         served.values().cloned().collect()
     }
 
+    /// What applies to requests for workloads of no service.
+    pub(crate) fn own_policies(&self) -> Guard<Arc<RequestPolicies>> {
+        self.own_policies.load()
+    }
+
+    fn refresh_own_policies(&self) {
+        self.own_policies.store(Arc::new(self.policies(None)));
+    }
+
+    /// The policies for requests to a service that this waypoint is bound to.
+    fn policies(&self, service: Option<&ServiceKey>) -> RequestPolicies {
+        let gateway = GatewayRef {
+            namespace: &self.whose.gateway.namespace,
+            name: &self.whose.gateway.name,
+            class: CLASS,
+        };
+        let all = self.state.waypoint_policies().into_iter();
+        RequestPolicies::compile(all.filter(|policy| applies(policy, service, gateway)), &[])
+    }
+
     fn read(&self, key: &ServiceKey) -> Option<Arc<Slot>> {
         let served = self.served.read().unwrap_or_else(PoisonError::into_inner);
         served.get(key).cloned()
@@ -128,6 +178,7 @@ impl Services {
                 service: None,
                 labels: Arc::default(),
                 bound: false,
+                policies: RequestPolicies::compile([], &[]),
                 ports: HashMap::new(),
             };
         };
@@ -156,6 +207,7 @@ impl Services {
             ports: ports.collect(),
             labels: Arc::new(labels::service(Some(&service))),
             bound,
+            policies: self.policies(bound.then_some(key)),
             service: Some(service),
         }
     }
@@ -192,12 +244,15 @@ impl Services {
 
     /// Compiles these services again, or all that are held.
     fn refresh(&self, touched: Option<&HashSet<&ServiceKey>>) {
+        if touched.is_none() {
+            self.refresh_own_policies();
+        }
         let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
         let is_touched = |key: &ServiceKey| touched.is_none_or(|touched| touched.contains(key));
         // One that is gone and that nobody holds leaves; one that is held stays, so that its holders see it come back.
         served.retain(|key, slot| {
             if is_touched(key) {
-                slot.current.store(Arc::new(self.compile(key)));
+                slot.replace(self.compile(key));
             }
             slot.load().service.is_some() || Arc::strong_count(slot) > 1
         });

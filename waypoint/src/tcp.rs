@@ -14,6 +14,7 @@ use karst_telemetry::{
 use rand::Rng as _;
 
 use crate::{
+    authorize,
     destination::Destination,
     detect::{self, Hello},
     error::TcpError,
@@ -46,7 +47,10 @@ pub(crate) async fn serve(
         None => open(worker, client, destination, None).await,
     };
     match opened {
-        Ok(opened) => tracked.carry(stream, opened).await,
+        Ok(opened) => {
+            let revoked = revoked(worker, client, destination, None);
+            tracked.carry(stream, opened, revoked).await;
+        }
         Err(error) => tracked.refuse(&error),
     }
 }
@@ -61,10 +65,14 @@ pub(crate) async fn serve_tls(
     let tracked = Tracked::start(worker, client, destination);
     let opened = async {
         let name = server_name(&mut stream).await?;
-        open(worker, client, destination, Some(name.as_deref())).await
+        let opened = open(worker, client, destination, Some(name.as_deref())).await?;
+        Ok((opened, name))
     };
     match opened.await {
-        Ok(opened) => tracked.carry(stream, opened).await,
+        Ok((opened, name)) => {
+            let revoked = revoked(worker, client, destination, name.as_deref());
+            tracked.carry(stream, opened, revoked).await;
+        }
         Err(error) => tracked.refuse(&error),
     }
 }
@@ -88,6 +96,7 @@ pub(crate) async fn open(
     destination: &Destination,
     sni: Option<Option<&str>>,
 ) -> Result<Opened, TcpError> {
+    allow(worker, client, destination, sni.flatten())?;
     let mut avoid = Vec::new();
     let port = target(worker, client, destination, sni)?;
     loop {
@@ -110,6 +119,45 @@ pub(crate) async fn open(
                     return Err(error.into());
                 }
             }
+        }
+    }
+}
+
+/// Asks policy. Also once more when something about the service changes, for as long as the connection lives.
+pub(crate) fn allow(
+    worker: &Worker,
+    client: &Client,
+    destination: &Destination,
+    sni: Option<&str>,
+) -> Result<(), TcpError> {
+    let served = destination.slot.as_ref().map(|slot| slot.load().clone());
+    let connection = authorize::connection_of(client, destination);
+    authorize::connection(
+        &worker.mesh,
+        destination,
+        served.as_deref(),
+        &connection,
+        sni,
+    )
+    .map_err(|authorize::Denied(why)| TcpError::Denied(why))
+}
+
+/// Completes when policy does not allow the connection any more.
+async fn revoked(
+    worker: &Worker,
+    client: &Client,
+    destination: &Destination,
+    sni: Option<&str>,
+) -> TcpError {
+    let Some(mut changes) = destination.slot.as_ref().map(|slot| slot.changes()) else {
+        return std::future::pending().await;
+    };
+    loop {
+        if let Err(error) = allow(worker, client, destination, sni) {
+            return error;
+        }
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
         }
     }
 }
@@ -216,7 +264,12 @@ impl<'a> Tracked<'a> {
         self.record.failed();
     }
 
-    async fn carry(mut self, client: Stream, opened: Opened) {
+    async fn carry(
+        mut self,
+        client: Stream,
+        opened: Opened,
+        revoked: impl Future<Output = TcpError>,
+    ) {
         let endpoint = opened.in_flight.endpoint();
         self.labels.destination = (*endpoint.labels).clone();
         self.record.destination = Shown {
@@ -231,11 +284,19 @@ impl<'a> Tracked<'a> {
         sockets.inc();
         self.record.opened();
         let flow = Flow::default();
+        let mut joined = std::pin::pin!(client.join(opened.stream, &flow));
+        let (ended, revoked) = tokio::select! {
+            ended = &mut joined => (ended, None),
+            error = revoked => {
+                flow.cut();
+                (joined.await, Some(error))
+            }
+        };
         let RelayEnd {
             sent,
             received,
             end,
-        } = client.join(opened.stream, &flow).await;
+        } = ended;
         sockets.dec();
         handles.closed.inc();
         handles.received.inc_by(sent);
@@ -243,7 +304,10 @@ impl<'a> Tracked<'a> {
         self.record.bytes_recv = sent;
         self.record.bytes_sent = received;
         self.record.duration = self.since.elapsed();
-        self.record.error = describe(&end);
+        self.record.error = match revoked {
+            Some(error) => Some(format!("closed because policy changed: {error}")),
+            None => describe(&end),
+        };
         self.record.completed();
     }
 }

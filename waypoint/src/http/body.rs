@@ -213,7 +213,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Client(reading) if reading.had == 0 => reading.source.hint.clone(),
+            Self::Client(reading) if reading.had == 0 => reading.source.hint,
             Self::Client(_) => SizeHint::default(),
             Self::Kept(chunks) => {
                 let left = chunks.as_slice().iter().map(|chunk| chunk.len() as u64);

@@ -36,6 +36,7 @@ use super::{
     upgrade::{self, Asked},
 };
 use crate::{
+    authorize,
     bounds::{Full, Place},
     services::{Endpoint, Port, Served},
 };
@@ -85,7 +86,7 @@ async fn live(
         filtered.apply(&picked.rule.filters, &mut request, picked)?;
     }
     let backend = pick_backend(conversation, served, picked)?;
-    record.service = backend.labels(served).or(record.service.take());
+    record.service = backend.labels(served).or_else(|| record.service.take());
     if let (Some(picked), Some(filters)) = (picked, backend.filters()) {
         filtered.apply(filters, &mut request, picked)?;
     }
@@ -167,12 +168,7 @@ fn accept(conversation: &Conversation) -> Result<Option<[Place; 2]>, Refusal> {
 
 /// Who asks, as policies see it.
 fn identify(conversation: &Conversation) -> Connection {
-    let client = &conversation.client;
-    Connection {
-        source: client.identity.clone(),
-        source_ip: client.addr.ip(),
-        destination: (client.addr.ip(), conversation.destination.port).into(),
-    }
+    authorize::connection_of(&conversation.client, &conversation.destination)
 }
 
 // --- normalise
@@ -271,13 +267,21 @@ fn authenticate(_request: &Request) -> Result<(), Refusal> {
 
 // --- authorize
 
+/// The policies of the service and of the waypoint.
 fn authorize(
-    _conversation: &Conversation,
-    _served: Option<&Served>,
-    _client: &Connection,
-    _request: &Request,
+    conversation: &Conversation,
+    served: Option<&Served>,
+    client: &Connection,
+    request: &Request,
 ) -> Result<(), Refusal> {
-    Ok(())
+    let mesh = &conversation.worker.mesh;
+    let destination = &conversation.destination;
+    authorize::request(mesh, destination, served, client, request).map_err(
+        |authorize::Denied(why)| {
+            let cause = format!("RBAC: access denied: {why}");
+            Refusal::new(StatusCode::FORBIDDEN, RequestFlag::None, cause)
+        },
+    )
 }
 
 // --- limit

@@ -22,7 +22,7 @@ pub(crate) struct Refusal {
     pub(crate) flag: RequestFlag,
     /// For the client and the access log.
     pub(crate) cause: Cow<'static, str>,
-    pub(crate) headers: HeaderMap,
+    pub(crate) headers: Option<Box<HeaderMap>>,
     /// The client gets this text instead of the cause.
     pub(crate) body: Option<Bytes>,
     /// Nothing went wrong: the route wants this answer.
@@ -39,7 +39,7 @@ impl Refusal {
             status,
             flag,
             cause: cause.into(),
-            headers: HeaderMap::new(),
+            headers: None,
             body: None,
             wanted: false,
         }
@@ -51,7 +51,7 @@ impl Refusal {
             status,
             flag: RequestFlag::None,
             cause: "".into(),
-            headers,
+            headers: Some(Box::new(headers)),
             body: Some(body),
             wanted: true,
         }
@@ -65,7 +65,7 @@ impl Refusal {
         };
         let mut response = Response::new(Content::Fixed((!text.is_empty()).then_some(text)));
         *response.status_mut() = self.status;
-        *response.headers_mut() = self.headers;
+        *response.headers_mut() = self.headers.map(|headers| *headers).unwrap_or_default();
         let has_body = matches!(response.body(), Content::Fixed(Some(_)));
         if has_body && !response.headers().contains_key(header::CONTENT_TYPE) {
             response.headers_mut().insert(
@@ -80,7 +80,7 @@ impl Refusal {
     pub(crate) fn into_grpc(self) -> Response<Content> {
         let mut response = Response::new(Content::Fixed(None));
         let headers = response.headers_mut();
-        *headers = self.headers;
+        *headers = self.headers.map(|headers| *headers).unwrap_or_default();
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/grpc"),

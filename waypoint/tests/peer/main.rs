@@ -13,5 +13,6 @@ mod rig;
 mod http;
 mod malformed;
 mod operation;
+mod policy;
 mod routes;
 mod tcp;

@@ -3,6 +3,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
@@ -43,15 +44,17 @@ use tokio::{
 use crate::app::App;
 
 /// Runs a test on one thread; a stuck one fails.
-pub(crate) async fn local<T>(test: impl Future<Output = T>) -> T {
-    let local = LocalSet::new();
-    local
-        .run_until(async {
-            tokio::time::timeout(Duration::from_secs(60), test)
-                .await
-                .expect("the test is stuck")
-        })
-        .await
+pub(crate) fn local<'a, T: 'a>(
+    test: impl Future<Output = T> + 'a,
+) -> Pin<Box<dyn Future<Output = T> + 'a>> {
+    let test = Box::pin(tokio::time::timeout(
+        Duration::from_secs(60),
+        Box::pin(test),
+    ));
+    Box::pin(async {
+        let local = LocalSet::new();
+        local.run_until(test).await.expect("the test is stuck")
+    })
 }
 
 /// An address of this machine that no other test of this process uses.

@@ -1,0 +1,127 @@
+//! Asks `karst-policy` whether a request, or a connection that is no HTTP, may go on.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use karst_policy::{
+    Connection, DryRunAllow,
+    request::{Asked, AskedConnection, RequestDecision, RequestPolicies},
+};
+use karst_routing::request::{Request, remote_ip};
+
+use crate::{destination::Destination, http::Client, mesh::Mesh, services::Served};
+
+/// A refusal by policy, in words.
+#[derive(Debug)]
+pub(crate) struct Denied(pub(crate) String);
+
+/// The client's connection, as policies see it.
+pub(crate) fn connection_of(client: &Client, destination: &Destination) -> Connection {
+    let ip = destination
+        .dialled
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |dialled| dialled.ip());
+    Connection {
+        source: client.identity.clone(),
+        source_ip: client.addr.ip(),
+        destination: SocketAddr::new(ip, destination.port),
+    }
+}
+
+/// Decides a request.
+pub(crate) fn request(
+    mesh: &Mesh,
+    destination: &Destination,
+    served: Option<&Served>,
+    connection: &Connection,
+    request: &Request,
+) -> Result<(), Denied> {
+    each(
+        mesh,
+        destination,
+        served,
+        connection,
+        |policies, connection| {
+            let trusted = mesh.config.trusted_proxies;
+            let asked = Asked {
+                request,
+                connection,
+                remote_ip: remote_ip(request.headers(), connection.source_ip, trusted),
+                sni: None,
+                request_principal: None,
+            };
+            outcome(&policies.decide(&asked), || {
+                policies.explain(&asked).to_string()
+            })
+        },
+    )
+}
+
+/// Decides a connection that is no HTTP.
+pub(crate) fn connection(
+    mesh: &Mesh,
+    destination: &Destination,
+    served: Option<&Served>,
+    connection: &Connection,
+    sni: Option<&str>,
+) -> Result<(), Denied> {
+    each(
+        mesh,
+        destination,
+        served,
+        connection,
+        |policies, connection| {
+            let asked = AskedConnection {
+                connection,
+                remote_ip: connection.source_ip,
+                sni,
+            };
+            outcome(&policies.decide_connection(&asked), || {
+                policies.explain_connection(&asked).to_string()
+            })
+        },
+    )
+}
+
+/// Every set of policies that applies must allow it: those of the service, and where a workload was named those of each
+/// of its services; those of the waypoint alone where it has none.
+fn each(
+    mesh: &Mesh,
+    destination: &Destination,
+    served: Option<&Served>,
+    connection: &Connection,
+    decide: impl Fn(&RequestPolicies, &Connection) -> Result<(), Denied>,
+) -> Result<(), Denied> {
+    let decide = |policies: &RequestPolicies, connection: &Connection| {
+        if policies.is_empty() {
+            Ok(())
+        } else {
+            decide(policies, connection)
+        }
+    };
+    match served {
+        Some(served) => decide(&served.policies, connection)?,
+        None => decide(&mesh.services.own_policies(), connection)?,
+    }
+    for (slot, port) in &destination.also {
+        let mut connection = connection.clone();
+        connection.destination.set_port(*port);
+        decide(&slot.load().policies, &connection)?;
+    }
+    Ok(())
+}
+
+fn outcome(decision: &RequestDecision, explain: impl FnOnce() -> String) -> Result<(), Denied> {
+    if let Some(rule) = &decision.audit {
+        tracing::info!(target: "access", policy = %rule, "an AUDIT policy matches");
+    }
+    if let Some(rule) = &decision.dry_run.deny {
+        tracing::info!(target: "access", policy = %rule, "a DENY policy in dry run matches");
+    }
+    if decision.dry_run.allow == DryRunAllow::WouldDeny {
+        tracing::info!(target: "access", "ALLOW policies in dry run would refuse this");
+    }
+    if decision.is_allowed() {
+        return Ok(());
+    }
+    // One line, as the access log has one for each request.
+    Err(Denied(explain().lines().collect::<Vec<_>>().join("; ")))
+}

@@ -1,0 +1,97 @@
+//! Authorization at the waypoint: requests, and connections that are no HTTP, also while they live.
+
+use std::sync::Arc;
+
+use karst_discovery::Update;
+use karst_hbone::OpenError;
+use karst_model::{
+    name::PolicyKey,
+    policy::StringMatch,
+    protocol::AppProtocol,
+    waypoint_policy::{
+        PolicyTarget, RequestAction, RequestClause, RequestMatch, RequestRule, WaypointPolicy,
+    },
+};
+use tokio::io::AsyncReadExt as _;
+
+use crate::{
+    app::{App, Speaks},
+    client::{Client, status},
+    rig::{World, key, local, spiffe},
+};
+
+fn policy(service: &str, action: RequestAction, matches: RequestMatch) -> Update {
+    Update::WaypointPolicy(Arc::new(WaypointPolicy {
+        key: PolicyKey {
+            namespace: "shop".into(),
+            name: "guard".into(),
+        },
+        targets: vec![PolicyTarget::Service(key(service))],
+        action,
+        dry_run: false,
+        rules: vec![RequestRule {
+            clauses: vec![RequestClause {
+                matches: vec![matches],
+            }],
+        }],
+    }))
+}
+
+#[tokio::test]
+async fn a_denied_method_is_403_names_the_policy_and_reaches_nobody() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http11);
+        let app = App::new("v1", Speaks::Http1);
+        world.workload("web", "web-1", &app).await;
+        let delete = RequestMatch {
+            methods: vec![StringMatch::Exact("DELETE".into())],
+            ..RequestMatch::default()
+        };
+        world
+            .state
+            .apply([policy("web", RequestAction::Deny, delete)]);
+        let client = Client::new(&world);
+        let get = client.raw(vip, "GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+        assert_eq!(status(&get), "200", "{get}");
+        let delete = client
+            .raw(vip, "DELETE / HTTP/1.1\r\nHost: web\r\n\r\n")
+            .await;
+        assert_eq!(status(&delete), "403", "{delete}");
+        assert!(delete.contains("shop/guard"), "{delete}");
+        assert_eq!(app.seen().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_policy_does_not_allow_any_more_is_cut() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("db", AppProtocol::Tcp);
+        world
+            .workload("db", "db-1", &App::new("hello", Speaks::ServerFirst))
+            .await;
+        let client = Client::new(&world);
+        let mut io = client.connect(vip).await;
+        let mut greeting = [0; 5];
+        io.read_exact(&mut greeting).await.unwrap();
+        let mut others = RequestMatch::default();
+        let other = spiffe("shop", "other").to_string();
+        others.connection.principals = vec![StringMatch::Exact(
+            other.trim_start_matches("spiffe://").into(),
+        )];
+        world
+            .state
+            .apply([policy("db", RequestAction::Allow, others)]);
+        assert!(io.read(&mut greeting).await.is_err());
+        let refused = client.try_connect(vip).await;
+        assert!(matches!(refused, Err(OpenError::Status(401))));
+        let labels = [
+            "istio_tcp_connections_failed_total",
+            "response_flags=\"DENY\"",
+        ];
+        world.metric_reaches(&labels, 1.0).await;
+    })
+    .await;
+}
