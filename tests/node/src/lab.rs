@@ -100,6 +100,13 @@ impl Lab {
         lab
     }
 
+    /// The same without waiting for anything but ready pods.
+    pub fn start(fixture: &str) -> Self {
+        let lab = Self::copy(fixture);
+        lab.karst(&["up", lab.path()]).success();
+        lab
+    }
+
     /// Copies the fixture and starts nothing.
     fn copy(fixture: &str) -> Self {
         let folder = TempDir::with_prefix("karst-node-").expect("a temporary folder");
