@@ -280,6 +280,11 @@ impl Capture {
         published: Option<PodCapture>,
     ) -> Standing {
         self.forget(uid);
+        Self::followed(enrolled, published)
+    }
+
+    /// The same, of a pod that is followed already.
+    pub(crate) fn followed(enrolled: bool, published: Option<PodCapture>) -> Standing {
         let (generation, plaintext) = match published {
             None if !enrolled => return Standing::OFF,
             None => (Generation(0), Plaintext::Entering),
@@ -369,6 +374,11 @@ impl Capture {
             awaited,
             since: self.now,
         })
+    }
+
+    /// Where a pod stands since it was settled last.
+    pub(crate) fn now(&self, uid: &PodUid) -> Standing {
+        self.standing(uid, None)
     }
 
     fn standing(&self, uid: &PodUid, begins: Option<Transition>) -> Standing {

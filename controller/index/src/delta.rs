@@ -1,6 +1,9 @@
 //! What an event changed, in words of the model.
 
-use std::{hash::Hash, sync::Arc};
+use std::{
+    hash::{BuildHasher as _, Hash, RandomState},
+    sync::Arc,
+};
 
 use hashbrown::HashMap;
 use karst_k8s_api::ObjectKey;
@@ -145,6 +148,56 @@ impl<K: Eq + Hash + Clone, V: PartialEq> Table<K, V> {
                 let value = Arc::new(value);
                 self.rows.insert(key.clone(), value.clone());
                 changes.updated.push((key, value));
+            }
+            None => {
+                if self.rows.remove(&key).is_some() {
+                    changes.removed.push(key);
+                }
+            }
+        }
+    }
+}
+
+/// The last output of one kind of which there are many, to tell what differs: of each row only a digest, with a key of
+/// this process, so that nobody can make two that are alike.
+#[derive(Debug)]
+pub(crate) struct Digests<K> {
+    rows: HashMap<K, u64>,
+    key: RandomState,
+}
+
+impl<K> Default for Digests<K> {
+    fn default() -> Self {
+        Self {
+            rows: HashMap::new(),
+            key: RandomState::new(),
+        }
+    }
+}
+
+impl<K: Eq + Hash + Clone> Digests<K> {
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(crate) fn contains(&self, key: &K) -> bool {
+        self.rows.contains_key(key)
+    }
+
+    /// What tells one value from another.
+    pub(crate) fn of(&self, value: &impl Hash) -> u64 {
+        self.key.hash_one(value)
+    }
+
+    /// Puts or (with `None`) removes a row, and records it if that changes anything.
+    pub(crate) fn set<V: Hash>(&mut self, key: K, value: Option<V>, changes: &mut Changes<K, V>) {
+        match value {
+            Some(value) => {
+                let digest = self.of(&value);
+                if self.rows.get(&key) != Some(&digest) {
+                    self.rows.insert(key.clone(), digest);
+                    changes.updated.push((key, Arc::new(value)));
+                }
             }
             None => {
                 if self.rows.remove(&key).is_some() {

@@ -17,21 +17,22 @@ use hashbrown::{HashMap, HashSet};
 use karst_k8s_api::{Kind, ObjectKey, labels};
 use karst_model::{
     addr::Network,
-    enrollment::{Generation, NodeWorkload, PodCapture},
+    enrollment::{Generation, PodCapture},
     locality::Locality,
     name::{GatewayKey, PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
     route::{Route, RouteKey},
     service::Service,
     waypoint_policy::WaypointPolicy,
-    workload::Workload,
 };
+
+use smallvec::SmallVec;
 
 use crate::{
     capture::Capture,
     conditions::Condition,
     config::IndexConfig,
-    delta::{Delta, Table},
+    delta::{Delta, Digests, Table},
     event::Event,
     facts::{Created, EntryFacts, Name, pod::PodFacts, service::ServiceFacts, slice::SliceFacts},
     gateways::GatewayStatus,
@@ -39,6 +40,7 @@ use crate::{
     policies::PolicyFacts,
     seals::Sealers,
     selector::{Labels, Postings, Selectors},
+    shared::Shared,
     vips::Vips,
     waypoints::Waypoints,
 };
@@ -47,6 +49,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Index {
     config: IndexConfig,
+    shared: Shared,
     /// Network of this cluster's pods.
     network: Network,
     spaces: HashMap<Arc<str>, Space>,
@@ -65,7 +68,8 @@ pub struct Index {
     pods_by_uid: HashMap<PodUid, Name>,
     pods_by_node: HashMap<Arc<str>, HashSet<Name>>,
     slices_by_node: HashMap<Arc<str>, HashSet<Name>>,
-    slices_by_pod: HashMap<Name, HashSet<Name>>,
+    /// Names of slices, in the pod's namespace.
+    slices_by_pod: HashMap<Name, SmallVec<[Arc<str>; 1]>>,
     slices_by_service: HashMap<Name, HashSet<Name>>,
     /// Objects that stand for each hostname, best first.
     hosts: HashMap<Arc<str>, BTreeSet<Claim>>,
@@ -120,19 +124,27 @@ struct Dirty {
 /// What was handed out last.
 #[derive(Debug, Default)]
 struct Output {
-    workloads: Table<WorkloadUid, Workload>,
+    workloads: Digests<WorkloadUid>,
     services: Table<ServiceKey, Service>,
     policies: Table<PolicyKey, Authorization>,
     routes: Table<(GatewayKey, RouteKey), Route>,
     waypoint_policies: Table<(GatewayKey, PolicyKey), WaypointPolicy>,
     /// By pod, since a pod can move to another node or get another UID under one name.
-    nodes: HashMap<Name, Arc<NodeWorkload>>,
-    node_of: HashMap<Name, Arc<str>>,
+    nodes: HashMap<Name, NodeRow>,
     conditions: BTreeMap<ObjectKey, Vec<Condition>>,
     /// Workloads of slices and entries, of which one object makes several.
     workloads_of: HashMap<ObjectKey, Vec<WorkloadUid>>,
     services_of: HashMap<Arc<str>, Vec<ServiceKey>>,
     gateways: BTreeMap<ObjectKey, GatewayStatus>,
+}
+
+/// What a node was told last of a pod.
+#[derive(Debug)]
+struct NodeRow {
+    node: Arc<str>,
+    pod_uid: PodUid,
+    /// Of the whole, as [`Digests::of`] makes it.
+    digest: u64,
 }
 
 /// How much the index holds.
@@ -149,6 +161,7 @@ impl Index {
         let capture = Capture::starting_at(config.first_generation);
         Self {
             config,
+            shared: Shared::default(),
             network: Network::default(),
             spaces: HashMap::new(),
             nodes: HashMap::new(),
@@ -248,13 +261,6 @@ impl Index {
                 removed: Vec::new(),
             }
         }
-        let node_row = |(name, workload): (&Name, &Arc<NodeWorkload>)| {
-            let node = self.out.node_of.get(name)?.clone();
-            Some(crate::NodeChange::Updated {
-                node,
-                workload: workload.clone(),
-            })
-        };
         let conditions =
             self.out
                 .conditions
@@ -264,12 +270,15 @@ impl Index {
                     conditions: conditions.clone(),
                 });
         Delta {
-            workloads: all(&self.out.workloads),
+            workloads: crate::Changes {
+                updated: self.all_workloads(),
+                removed: Vec::new(),
+            },
             services: all(&self.out.services),
             policies: all(&self.out.policies),
             routes: all(&self.out.routes),
             waypoint_policies: all(&self.out.waypoint_policies),
-            node_workloads: self.out.nodes.iter().filter_map(node_row).collect(),
+            node_workloads: self.all_node_rows(),
             conditions: conditions.collect(),
             route_statuses: self.routes.statuses().cloned().collect(),
             gateways: self

@@ -26,6 +26,7 @@ mod seals;
 mod selector;
 mod service_entries;
 mod services;
+mod shared;
 mod vips;
 mod waypoints;
 mod workloads;

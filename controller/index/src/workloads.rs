@@ -119,7 +119,7 @@ pub(crate) fn for_node(
         mode: standing.mode,
         generation: standing.generation,
         plaintext: standing.plaintext,
-        capture: pod.capture.clone(),
+        capture: pod.capture.as_deref().cloned().unwrap_or_default(),
         probe_ports: pod.probe_ports.clone(),
     })
 }

@@ -16,6 +16,7 @@ use hashbrown::HashMap;
 use karst_model::name::GatewayKey;
 use karst_proto::discovery;
 use prost::Message as _;
+use smallvec::SmallVec;
 use tokio::sync::watch;
 use xxhash_rust::xxh64::xxh64;
 
@@ -86,7 +87,8 @@ pub struct Table {
     tombstones: BTreeSet<Revision>,
     /// Changes up to here may have been forgotten.
     forgotten: Revision,
-    aliases: HashMap<String, BTreeSet<Arc<str>>>,
+    /// Nearly always of one name each.
+    aliases: HashMap<Arc<str>, SmallVec<[Arc<str>; 1]>>,
     groups: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
 }
 
@@ -109,8 +111,8 @@ pub struct Live {
     pub covers_all: bool,
     /// It covers no more workloads that do not name it, and did so from this revision on.
     pub narrowed: Option<Revision>,
-    aliases: Vec<String>,
-    groups: Vec<Arc<str>>,
+    aliases: Box<[Arc<str>]>,
+    groups: Box<[Arc<str>]>,
 }
 
 impl Resources {
@@ -193,8 +195,8 @@ impl Live {
             encoded: resource.encode_to_vec().into(),
             covers_all: content.covers_all,
             narrowed: None,
-            aliases: content.aliases,
-            groups: content.groups,
+            aliases: content.aliases.into_iter().map(Arc::from).collect(),
+            groups: content.groups.into(),
         }
     }
 }
@@ -216,14 +218,18 @@ impl Table {
         if let Some(old) = self.entries.remove(&name) {
             self.forget(&name, &old);
         }
-        if let Some(live) = &live {
+        if let Some(live) = &mut live {
             for alias in &live.aliases {
-                self.aliases
-                    .entry_ref(alias.as_str())
-                    .or_default()
-                    .insert(name.clone());
+                let names = self.aliases.entry(alias.clone()).or_default();
+                if !names.contains(&name) {
+                    names.push(name.clone());
+                }
             }
-            for group in &live.groups {
+            for group in &mut live.groups {
+                // One text for all members.
+                if let Some((known, _)) = self.groups.get_key_value(group) {
+                    *group = known.clone();
+                }
                 self.groups
                     .entry(group.clone())
                     .or_default()
@@ -250,7 +256,12 @@ impl Table {
         self.tombstones.remove(&old.revision);
         let Some(live) = &old.live else { return };
         for alias in &live.aliases {
-            release(&mut self.aliases, alias.as_str(), name);
+            if let Some(names) = self.aliases.get_mut(alias) {
+                names.retain(|known| **known != *name);
+                if names.is_empty() {
+                    self.aliases.remove(alias);
+                }
+            }
         }
         for group in &live.groups {
             release(&mut self.groups, group, name);
@@ -329,10 +340,7 @@ impl Live {
     }
 }
 
-fn release<K>(index: &mut HashMap<K, BTreeSet<Arc<str>>>, key: &str, name: &str)
-where
-    K: std::hash::Hash + Eq + std::borrow::Borrow<str>,
-{
+fn release(index: &mut HashMap<Arc<str>, BTreeSet<Arc<str>>>, key: &str, name: &str) {
     if let Some(names) = index.get_mut(key) {
         names.remove(name);
         if names.is_empty() {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::name::{PodUid, WorkloadUid};
 
 /// A pod of this node, whether it should be in the mesh, and with which options.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeWorkload {
     pub pod_uid: PodUid,
     pub name: Arc<str>,
@@ -64,7 +64,7 @@ pub struct PodCapture {
 
 /// What of a pod's traffic is left alone, from Istio's annotations
 /// (`traffic.sidecar.istio.io/excludeOutboundPorts` and its siblings).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CaptureOptions {
     pub exclude_outbound_ports: Vec<u16>,
     pub exclude_outbound_cidrs: Vec<IpNet>,

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// One endpoint of the mesh. Field meanings follow Istio's `istio.workload.Workload`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Workload {
     pub uid: WorkloadUid,
     pub name: Arc<str>,

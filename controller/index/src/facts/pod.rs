@@ -18,12 +18,13 @@ use karst_model::{addr::canonical_ip, enrollment::CaptureOptions, name::PodUid};
 use crate::{
     conditions::{Condition, ConditionType},
     selector::Labels,
+    shared::Shared,
 };
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct PodFacts {
     pub(crate) uid: PodUid,
-    pub(crate) labels: Labels,
+    pub(crate) labels: Arc<Labels>,
     /// Empty until the pod is scheduled.
     pub(crate) node: Arc<str>,
     pub(crate) service_account: Arc<str>,
@@ -37,7 +38,8 @@ pub(crate) struct PodFacts {
     /// TCP ports with a name.
     pub(crate) named_ports: Vec<(Box<str>, u16)>,
     pub(crate) probe_ports: Vec<u16>,
-    pub(crate) capture: CaptureOptions,
+    /// None: all of it is captured, as by default.
+    pub(crate) capture: Option<Box<CaptureOptions>>,
     /// Istio's injector gave it a sidecar.
     pub(crate) has_sidecar: bool,
     pub(crate) workload_name: Arc<str>,
@@ -46,7 +48,7 @@ pub(crate) struct PodFacts {
 }
 
 impl PodFacts {
-    pub(crate) fn new(pod: Pod) -> Self {
+    pub(crate) fn new(pod: Pod, shared: &mut Shared) -> Self {
         let (mut meta, spec, status) = (
             pod.metadata,
             pod.spec.unwrap_or_default(),
@@ -61,13 +63,13 @@ impl PodFacts {
         };
         Self {
             uid: uid(&meta),
-            node: spec.node_name.as_deref().unwrap_or_default().into(),
-            service_account: spec
-                .service_account_name
-                .as_deref()
-                .filter(|s| !s.is_empty())
-                .unwrap_or("default")
-                .into(),
+            node: shared.text(spec.node_name.as_deref().unwrap_or_default()),
+            service_account: shared.text(
+                spec.service_account_name
+                    .as_deref()
+                    .filter(|s| !s.is_empty())
+                    .unwrap_or("default"),
+            ),
             addresses: addresses(&status),
             host_network: spec.host_network.unwrap_or(false),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
@@ -75,11 +77,11 @@ impl PodFacts {
             terminating: meta.deletion_timestamp.is_some(),
             named_ports: named_ports(&spec),
             probe_ports: probe_ports(&spec),
-            capture,
+            capture: (capture != CaptureOptions::default()).then(|| Box::new(capture)),
             has_sidecar: annotated(labels::SIDECAR_STATUS),
-            workload_name: workload_name(&meta).into(),
+            workload_name: shared.text(&workload_name(&meta)),
             complaints,
-            labels: meta.labels.take().unwrap_or_default(),
+            labels: shared.labels(meta.labels.take()),
         }
     }
 

@@ -8,6 +8,8 @@ use karst_k8s_api::{
 };
 use karst_model::addr::canonical_ip;
 
+use crate::shared::Shared;
+
 #[derive(Debug, PartialEq)]
 pub(crate) struct SliceFacts {
     /// Service that it belongs to, in its own namespace; empty where the label is missing.
@@ -19,6 +21,7 @@ pub(crate) struct SliceFacts {
     pub(crate) names_hosts: bool,
 }
 
+/// One endpoint. Of one that is a pod only that is kept.
 #[derive(Debug, PartialEq)]
 pub(crate) struct EndpointFacts {
     pub(crate) addresses: Vec<IpAddr>,
@@ -30,7 +33,7 @@ pub(crate) struct EndpointFacts {
 }
 
 impl SliceFacts {
-    pub(crate) fn new(slice: EndpointSlice) -> Self {
+    pub(crate) fn new(slice: EndpointSlice, shared: &mut Shared) -> Self {
         let labels = slice.metadata.labels.unwrap_or_default();
         let names_hosts = slice.address_type == "FQDN";
         let ports = slice
@@ -43,15 +46,20 @@ impl SliceFacts {
             Some((port.name.as_deref().unwrap_or_default().into(), number))
         });
         Self {
-            service: labels
-                .get(labels::SERVICE_NAME)
-                .map(String::as_str)
-                .unwrap_or_default()
-                .into(),
+            service: shared.text(
+                labels
+                    .get(labels::SERVICE_NAME)
+                    .map(String::as_str)
+                    .unwrap_or_default(),
+            ),
             ports: ports.collect(),
             endpoints: match names_hosts {
                 true => Vec::new(),
-                false => slice.endpoints.iter().map(EndpointFacts::new).collect(),
+                false => slice
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| EndpointFacts::new(endpoint, shared))
+                    .collect(),
             },
             names_hosts,
         }
@@ -59,25 +67,30 @@ impl SliceFacts {
 }
 
 impl EndpointFacts {
-    fn new(endpoint: &Endpoint) -> Self {
+    fn new(endpoint: &Endpoint, shared: &mut Shared) -> Self {
         let conditions = endpoint.conditions.as_ref();
         let pod = endpoint
             .target_ref
             .as_ref()
             .filter(|target| target.kind.as_deref() == Some("Pod"));
+        let pod = pod.and_then(|pod| pod.name.as_deref());
+        // What a pod has of its own is not read from its endpoint.
+        let [node, zone] = [&endpoint.node_name, &endpoint.zone].map(|text| match pod {
+            Some(_) => "",
+            None => text.as_deref().unwrap_or_default(),
+        });
+        let bare = endpoint.addresses.iter().filter(|_| pod.is_none());
         Self {
-            addresses: endpoint
-                .addresses
-                .iter()
+            addresses: bare
                 .filter_map(|ip| ip.parse().ok())
                 .map(canonical_ip)
                 .collect(),
-            pod: pod.and_then(|pod| pod.name.as_deref()).map(Arc::from),
+            pod: pod.map(|name| shared.text(name)),
             // Unknown means ready (Kubernetes API). A terminating endpoint is never ready.
             ready: conditions
                 .is_none_or(|c| c.ready.unwrap_or(true) && !c.terminating.unwrap_or(false)),
-            node: endpoint.node_name.as_deref().unwrap_or_default().into(),
-            zone: endpoint.zone.as_deref().unwrap_or_default().into(),
+            node: shared.text(node),
+            zone: shared.text(zone),
         }
     }
 }

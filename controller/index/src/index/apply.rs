@@ -28,14 +28,19 @@ use crate::{
 
 impl Index {
     pub(super) fn apply(&mut self, object: Object) {
-        let key = object.key();
-        let name = Name::from(key);
+        let name = self.shared.name(&object.key());
         match object {
             Object::Namespace(namespace) => self.namespace(&name.name, Some(*namespace)),
             Object::Node(node) => self.node(&name.name, Some(&node)),
-            Object::Pod(pod) => self.pod(&name, Some(PodFacts::new(*pod))),
+            Object::Pod(pod) => {
+                let facts = PodFacts::new(*pod, &mut self.shared);
+                self.pod(&name, Some(facts));
+            }
             Object::Service(service) => self.service(&name, Some(ServiceFacts::new(*service))),
-            Object::EndpointSlice(slice) => self.slice(&name, Some(SliceFacts::new(*slice))),
+            Object::EndpointSlice(slice) => {
+                let facts = SliceFacts::new(*slice, &mut self.shared);
+                self.slice(&name, Some(facts));
+            }
             Object::ServiceEntry(entry) => {
                 let seal = entry.metadata.annotations.as_ref();
                 let seal = SealWish::of(seal.and_then(|all| all.get(labels::SEAL)));
@@ -310,7 +315,12 @@ impl Index {
     fn slice(&mut self, name: &Name, after: Option<SliceFacts>) {
         if let Some(before) = self.slices.remove(name) {
             for pod in pods_of(name, &before) {
-                remove_from(&mut self.slices_by_pod, pod.clone(), name);
+                if let Some(slices) = self.slices_by_pod.get_mut(&pod) {
+                    slices.retain(|slice| *slice != name.name);
+                    if slices.is_empty() {
+                        self.slices_by_pod.remove(&pod);
+                    }
+                }
                 self.dirty.pods.insert(pod);
             }
             for endpoint in &before.endpoints {
@@ -322,10 +332,10 @@ impl Index {
         }
         if let Some(after) = after {
             for pod in pods_of(name, &after) {
-                self.slices_by_pod
-                    .entry(pod.clone())
-                    .or_default()
-                    .insert(name.clone());
+                let slices = self.slices_by_pod.entry(pod.clone()).or_default();
+                if !slices.contains(&name.name) {
+                    slices.push(name.name.clone());
+                }
                 self.dirty.pods.insert(pod);
             }
             for endpoint in after

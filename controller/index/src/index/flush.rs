@@ -4,13 +4,15 @@ use std::{collections::BTreeMap, mem, sync::Arc};
 
 use karst_k8s_api::{Kind, ObjectKey, istio::peer_authentication::Mode};
 use karst_model::{
-    name::{PolicyKey, ServiceKey},
+    enrollment::NodeWorkload,
+    name::{PolicyKey, ServiceKey, WorkloadUid},
     service::{PortMap, Service, Visibility},
     workload::Workload,
 };
 
-use super::{Claim, Index, apply, key};
+use super::{Claim, Index, NodeRow, apply, key};
 use crate::{
+    capture::{Capture, Standing},
     conditions::{Condition, ConditionType, ObjectConditions},
     delta::{Delta, NodeChange},
     facts::{EntryFacts, Name, pod::PodFacts, service::ServiceFacts},
@@ -19,6 +21,14 @@ use crate::{
     service_entries, services,
     workloads::{self, BareEndpoint, Surroundings},
 };
+
+/// What comes of a pod.
+struct Compiled {
+    workload: Option<Workload>,
+    row: Option<(Arc<str>, NodeWorkload)>,
+    /// What of its wishes does not hold.
+    complaint: Option<Condition>,
+}
 
 impl Index {
     /// Compiles everything that is marked.
@@ -380,6 +390,24 @@ impl Index {
             None => self.capture.settle(&pod.uid, enrolled),
         };
         delta.transitions.extend(standing.begins.clone());
+        let Compiled {
+            workload,
+            row,
+            complaint,
+        } = self.compile_pod(name, pod, &standing);
+        let mut conditions = pod.complaints.clone();
+        conditions.extend(complaint);
+        self.out.workloads.set(
+            workloads::pod_uid(&self.config, name),
+            workload,
+            &mut delta.workloads,
+        );
+        self.set_node_row(name, row, delta);
+        self.set_conditions(key(Kind::Pod, name), conditions, delta);
+    }
+
+    /// What a pod is to others and to its node, as it stands.
+    fn compile_pod(&self, name: &Name, pod: &PodFacts, standing: &Standing) -> Compiled {
         let services = self.services_of_pod(name, pod);
         let mut policies = self.policies_of_pod(name, pod);
         let behind = self.behind(name, pod, &services, &policies);
@@ -395,18 +423,60 @@ impl Index {
             network: self.network.clone(),
             hbone: standing.hbone,
         };
-        let workload = workloads::of_pod(&self.config, name, pod, around);
-        let row = workloads::for_node(&self.config, name, pod, &standing);
-        let row = row.map(|workload| (pod.node.clone(), workload));
-        let mut conditions = pod.complaints.clone();
-        conditions.extend(behind.condition);
-        self.out.workloads.set(
-            workloads::pod_uid(&self.config, name),
-            workload,
-            &mut delta.workloads,
-        );
-        self.set_node_row(name, row, delta);
-        self.set_conditions(key(Kind::Pod, name), conditions, delta);
+        let row = workloads::for_node(&self.config, name, pod, standing);
+        Compiled {
+            workload: workloads::of_pod(&self.config, name, pod, around),
+            row: row.map(|workload| (pod.node.clone(), workload)),
+            complaint: behind.condition,
+        }
+    }
+
+    /// A pod as it was flushed last.
+    fn compile_again(&self, name: &Name, pod: &PodFacts) -> Compiled {
+        let standing = match self.elsewhere.get(&pod.node) {
+            Some(published) => {
+                let of_namespace = self.space(&name.namespace);
+                let of_namespace = of_namespace.and_then(|space| space.labels.as_ref());
+                let enrolled = workloads::is_enrolled(&self.config, name, pod, of_namespace);
+                Capture::followed(enrolled, published.get(&pod.uid).copied())
+            }
+            None => self.capture.now(&pod.uid),
+        };
+        self.compile_pod(name, pod, &standing)
+    }
+
+    /// Every workload that holds now. They are compiled again, as only their digests are kept.
+    pub(super) fn all_workloads(&self) -> Vec<(WorkloadUid, Arc<Workload>)> {
+        let pods = self.pods.iter();
+        let pods = pods.filter_map(|(name, pod)| self.compile_again(name, pod).workload);
+        let bare = self
+            .slices
+            .keys()
+            .flat_map(|name| self.bare_endpoints(name));
+        let of_entries = self
+            .entries
+            .iter()
+            .flat_map(|(name, facts)| self.workloads_of_entry(name, facts));
+        let all = pods.chain(bare).chain(of_entries);
+        all.map(|workload| (workload.uid.clone(), Arc::new(workload)))
+            .filter(|(uid, _)| self.out.workloads.contains(uid))
+            .collect()
+    }
+
+    /// What every node is told now.
+    pub(super) fn all_node_rows(&self) -> Vec<NodeChange> {
+        let rows = self.pods.iter();
+        let rows = rows.filter_map(|(name, pod)| self.compile_again(name, pod).row);
+        rows.map(|(node, workload)| NodeChange::Updated {
+            node,
+            workload: Arc::new(workload),
+        })
+        .collect()
+    }
+
+    fn workloads_of_entry(&self, name: &Name, facts: &EntryFacts) -> Vec<Workload> {
+        let keys = self.keys_of_entry(name, facts);
+        service_entries::workloads(&self.config, name, facts, &keys, &self.network)
     }
 
     fn services_of_pod(&self, name: &Name, pod: &PodFacts) -> BTreeMap<ServiceKey, PortMap> {
@@ -447,7 +517,8 @@ impl Index {
             }
         }
         for slice in self.slices_by_pod.get(name).into_iter().flatten() {
-            let Some(facts) = self.slices.get(slice) else {
+            let slice = Name::new(&name.namespace, slice);
+            let Some(facts) = self.slices.get(&slice) else {
                 continue;
             };
             let service = Name::new(&slice.namespace, &facts.service);
@@ -543,42 +614,35 @@ impl Index {
     fn set_node_row(
         &mut self,
         name: &Name,
-        row: Option<(Arc<str>, karst_model::enrollment::NodeWorkload)>,
+        row: Option<(Arc<str>, NodeWorkload)>,
         delta: &mut Delta,
     ) {
-        let before = self
-            .out
-            .nodes
-            .remove(name)
-            .zip(self.out.node_of.remove(name));
-        if let Some((workload, node)) = &before {
+        let before = self.out.nodes.remove(name);
+        if let Some(before) = &before {
             let stays = row
                 .as_ref()
-                .is_some_and(|(n, w)| n == node && w.pod_uid == workload.pod_uid);
+                .is_some_and(|(node, now)| *node == before.node && now.pod_uid == before.pod_uid);
             if !stays {
-                let (node, pod_uid) = (node.clone(), workload.pod_uid.clone());
+                let (node, pod_uid) = (before.node.clone(), before.pod_uid.clone());
                 delta
                     .node_workloads
                     .push(NodeChange::Removed { node, pod_uid });
             }
         }
-        if let Some((node, workload)) = row {
-            let unchanged = before.filter(|(old, at)| **old == workload && *at == node);
-            let workload = match unchanged {
-                Some((old, _)) => old,
-                None => {
-                    let workload = Arc::new(workload);
-                    let (node, workload) = (node.clone(), workload.clone());
-                    delta.node_workloads.push(NodeChange::Updated {
-                        node,
-                        workload: workload.clone(),
-                    });
-                    workload
-                }
-            };
-            self.out.nodes.insert(name.clone(), workload);
-            self.out.node_of.insert(name.clone(), node);
+        let Some((node, workload)) = row else { return };
+        let now = NodeRow {
+            pod_uid: workload.pod_uid.clone(),
+            digest: self.out.workloads.of(&workload),
+            node: node.clone(),
+        };
+        let same = before.is_some_and(|old| old.digest == now.digest && old.node == now.node);
+        if !same {
+            let workload = Arc::new(workload);
+            delta
+                .node_workloads
+                .push(NodeChange::Updated { node, workload });
         }
+        self.out.nodes.insert(name.clone(), now);
     }
 
     pub(super) fn set_conditions(
