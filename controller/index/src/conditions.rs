@@ -29,6 +29,8 @@ pub enum ConditionType {
     Accepted,
     /// The L4 data plane enforces the policy. Istio's own type, so that its tools read it.
     ZtunnelAccepted,
+    /// A waypoint enforces the policy. Istio's own type.
+    WaypointAccepted,
     /// The object's label names a waypoint, and that waypoint is used. Istio's own type.
     WaypointBound,
     /// The service's ports accept its waypoint only.
@@ -48,6 +50,7 @@ impl fmt::Display for ConditionType {
         f.write_str(match self {
             Self::Accepted => "Accepted",
             Self::ZtunnelAccepted => "ZtunnelAccepted",
+            Self::WaypointAccepted => "WaypointAccepted",
             Self::WaypointBound => "istio.io/WaypointBound",
             Self::Sealed => "karst.dev/Sealed",
             Self::Programmed => "Programmed",

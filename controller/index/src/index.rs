@@ -6,6 +6,7 @@
 mod apply;
 mod attach;
 mod flush;
+mod governing;
 mod routing;
 
 use std::{
@@ -63,6 +64,7 @@ pub struct Index {
     peer_defaults: Defaults,
     waypoints: Waypoints,
     routes: routing::Routes,
+    governing: governing::Governing,
     /// Request policies, by what they are attached to.
     sealers: Sealers,
     pods_by_uid: HashMap<PodUid, Name>,
@@ -174,6 +176,7 @@ impl Index {
             peer_defaults: Defaults::default(),
             waypoints: Waypoints::default(),
             routes: routing::Routes::default(),
+            governing: governing::Governing::default(),
             sealers: Sealers::default(),
             pods_by_uid: HashMap::new(),
             pods_by_node: HashMap::new(),

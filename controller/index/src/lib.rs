@@ -21,6 +21,7 @@ mod index;
 mod peer_authentication;
 mod policies;
 mod references;
+mod request_policies;
 mod routes;
 mod seals;
 mod selector;

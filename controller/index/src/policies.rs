@@ -22,10 +22,12 @@ use karst_model::{
         Action, Authorization, Clause, IpBlock, Match, PolicyScope, Rule, ServiceAccountMatch,
         StringMatch,
     },
+    waypoint_policy::RequestAction,
 };
 
 use crate::{
     conditions::{Condition, ConditionType},
+    request_policies::RequestFacts,
     seals,
     selector::Labels,
 };
@@ -37,6 +39,9 @@ pub(crate) struct PolicyFacts {
     pub(crate) selector: Labels,
     pub(crate) authorization: Option<Authorization>,
     pub(crate) conditions: Vec<Condition>,
+    /// What a waypoint enforces: a policy with targets.
+    pub(crate) request: Option<RequestFacts>,
+    pub(crate) dry_run: bool,
 }
 
 impl PolicyFacts {
@@ -47,9 +52,23 @@ impl PolicyFacts {
             .as_ref()
             .map(|selector| selector.match_labels.clone())
             .unwrap_or_default();
+        let annotations = policy.metadata.annotations.as_ref();
+        let dry_run = annotations
+            .and_then(|all| all.get(labels::DRY_RUN))
+            .is_some_and(|value| value == "true");
+        let has_target = spec.target_ref.is_some() || !spec.target_refs.is_empty();
+        if has_target && selector.is_empty() && !seals::is_reserved(&key.name) {
+            return Self {
+                selector,
+                authorization: None,
+                conditions: Vec::new(),
+                request: Some(RequestFacts::new(&key.namespace, spec, root_namespace)),
+                dry_run,
+            };
+        }
         let enforced = match seals::is_reserved(&key.name) {
             true => Err(seals::reserved_name()),
-            false => enforceable(spec, &selector),
+            false => enforceable(spec, has_target),
         };
         let action = match enforced {
             Ok(action) => action,
@@ -58,6 +77,8 @@ impl PolicyFacts {
                     selector: Labels::new(),
                     authorization: None,
                     conditions: vec![condition],
+                    request: None,
+                    dry_run,
                 };
             }
         };
@@ -77,10 +98,6 @@ impl PolicyFacts {
             .enumerate()
             .filter_map(|(index, rule)| compiler.rule(index, rule))
             .collect();
-        let annotations = policy.metadata.annotations.as_ref();
-        let dry_run = annotations
-            .and_then(|all| all.get(labels::DRY_RUN))
-            .is_some_and(|value| value == "true");
         let conditions = vec![compiler.verdict(dry_run)];
         Self {
             selector,
@@ -92,11 +109,19 @@ impl PolicyFacts {
                 rules,
             }),
             conditions,
+            request: None,
+            dry_run,
         }
     }
 }
 
 impl PolicyFacts {
+    /// Whether what it targets must not be gone around.
+    pub(crate) fn seals(&self) -> bool {
+        let decides = |request: &RequestFacts| request.action != RequestAction::Audit;
+        !self.dry_run && self.request.as_ref().is_some_and(decides)
+    }
+
     /// Whether it makes a list of peers of what had none.
     pub(crate) fn allows(&self) -> bool {
         self.authorization
@@ -113,7 +138,7 @@ impl PolicyFacts {
 /// The action, or why nothing of the policy is enforced at L4.
 fn enforceable(
     spec: &source::AuthorizationPolicySpec,
-    selector: &Labels,
+    has_target: bool,
 ) -> Result<Action, Condition> {
     let refuse = |reason, message: &str| {
         Err(Condition::no(
@@ -122,17 +147,10 @@ fn enforceable(
             message,
         ))
     };
-    let has_target = spec.target_ref.is_some() || !spec.target_refs.is_empty();
-    if has_target && !selector.is_empty() {
+    if has_target {
         return refuse(
             "Invalid",
             "selector and targetRefs exclude each other: the policy is not enforced anywhere",
-        );
-    }
-    if has_target {
-        return refuse(
-            "AncestorNotBound",
-            "targetRefs are enforced by a waypoint, and none is bound to the target: the policy is not enforced",
         );
     }
     match spec.action {
@@ -140,17 +158,17 @@ fn enforceable(
         Asked::Deny => Ok(Action::Deny),
         Asked::Audit => refuse(
             "UnsupportedValue",
-            "action AUDIT needs a waypoint: nothing is recorded",
+            "action AUDIT needs targetRefs, as a waypoint records: nothing is recorded",
         ),
         Asked::Custom => refuse(
             "UnsupportedValue",
-            "action CUSTOM needs a waypoint: the policy is not enforced, use DENY meanwhile",
+            "action CUSTOM is not supported: the policy is not enforced, use DENY meanwhile",
         ),
     }
 }
 
 /// A part that could not be read; the reason is known by its place.
-struct Unread;
+pub(crate) struct Unread;
 
 struct Compiler {
     action: Action,
@@ -323,12 +341,12 @@ fn either(matches: Vec<Match>) -> Option<Clause> {
     (!always).then_some(Clause { matches })
 }
 
-fn strings(values: &[String]) -> Vec<StringMatch> {
+pub(crate) fn strings(values: &[String]) -> Vec<StringMatch> {
     values.iter().map(|value| string(value)).collect()
 }
 
 /// `*` any value, `*x` its end, `x*` its start, else the whole.
-fn string(text: &str) -> StringMatch {
+pub(crate) fn string(text: &str) -> StringMatch {
     if text == "*" {
         StringMatch::Presence
     } else if let Some(end) = text.strip_prefix('*') {
@@ -340,7 +358,7 @@ fn string(text: &str) -> StringMatch {
     }
 }
 
-fn ip_block(text: &str) -> Result<IpBlock, Unread> {
+pub(crate) fn ip_block(text: &str) -> Result<IpBlock, Unread> {
     let (ip, prefix) = text
         .split_once('/')
         .map_or((text, None), |(ip, prefix)| (ip, Some(prefix)));
@@ -374,12 +392,15 @@ fn ip_block(text: &str) -> Result<IpBlock, Unread> {
     }
 }
 
-fn port(text: &str) -> Result<u16, Unread> {
+pub(crate) fn port(text: &str) -> Result<u16, Unread> {
     text.parse().ok().filter(|port| *port > 0).ok_or(Unread)
 }
 
 /// `<service account>` of the policy's namespace, or `<namespace>/<service account>`.
-fn service_account(text: &str, namespace: &Arc<str>) -> Result<ServiceAccountMatch, Unread> {
+pub(crate) fn service_account(
+    text: &str,
+    namespace: &Arc<str>,
+) -> Result<ServiceAccountMatch, Unread> {
     let (namespace, account) = text
         .split_once('/')
         .map_or_else(|| (namespace.clone(), text), |(ns, sa)| (ns.into(), sa));

@@ -378,6 +378,7 @@ impl Index {
             None => self.tidy_space(&name.namespace),
         }
         self.mark_entry(name);
+        self.entry_governed(name);
     }
 
     fn insert_entry(&mut self, name: &Name, facts: EntryFacts) {
@@ -447,17 +448,18 @@ impl Index {
     }
 
     fn policy(&mut self, name: &Name, after: Option<PolicyFacts>) {
-        let before = match after {
+        let replaced = match after {
             Some(after) => self.policies.insert(name.clone(), after),
             None => self.policies.remove(name),
         };
+        let before = replaced.as_ref();
         let for_all = |facts: Option<&PolicyFacts>| facts.is_some_and(PolicyFacts::allows_for_all);
         let lists = |facts: &PolicyFacts| facts.allows();
         let (listed, lists) = (
-            before.as_ref().is_some_and(lists),
+            before.is_some_and(lists),
             self.policies.get(name).is_some_and(lists),
         );
-        let (all_before, all_after) = (for_all(before.as_ref()), for_all(self.policies.get(name)));
+        let (all_before, all_after) = (for_all(before), for_all(self.policies.get(name)));
         self.count_allow(&name.namespace, all_before, all_after);
         let selector = |facts: &PolicyFacts| {
             facts
@@ -466,7 +468,6 @@ impl Index {
                 .then(|| facts.selector.clone())
         };
         let before = before
-            .as_ref()
             .and_then(selector)
             .filter(|selector| !selector.is_empty());
         let after = self
@@ -485,6 +486,7 @@ impl Index {
                 self.mark_governed(&name.namespace, &selector);
             }
         }
+        self.govern(name, replaced.as_ref());
         self.tidy_space(&name.namespace);
         self.dirty.policies.insert(name.clone());
     }

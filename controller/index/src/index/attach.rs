@@ -133,10 +133,6 @@ impl Index {
 
     /// Request policies that are attached to services or waypoints: they seal what they decide about. No targets: the
     /// policy is gone, or decides nothing.
-    #[expect(
-        dead_code,
-        reason = "request policies call it, which are lowered in the next step"
-    )]
     pub(super) fn target_policy(&mut self, policy: &PolicyKey, targets: &[PolicyTarget]) {
         for target in self.sealers.set(policy, targets) {
             match target {

@@ -81,6 +81,12 @@ impl Index {
             .seals
             .iter()
             .for_each(|seal| self.flush_seal(seal, &mut delta));
+        self.flush_governing(
+            &dirty.policies,
+            &[&dirty.services, &dirty.entries],
+            &dirty.gateways,
+            &mut delta,
+        );
         self.flush_routes(
             dirty.routes,
             &[&dirty.services, &dirty.entries, &dirty.gateways],
@@ -115,6 +121,7 @@ impl Index {
     fn flush_policy(&mut self, name: &Name, delta: &mut Delta) {
         let facts = self.policies.get(name);
         let authorization = facts.and_then(|facts| facts.authorization.clone());
+        let has_targets = facts.is_some_and(|facts| facts.request.is_some());
         let conditions = facts
             .map(|facts| facts.conditions.clone())
             .unwrap_or_default();
@@ -128,6 +135,10 @@ impl Index {
         self.out
             .policies
             .set(policy_key, authorization, &mut delta.policies);
+        // Of a policy with targets, those are said with its targets.
+        if has_targets {
+            return;
+        }
         self.set_conditions(key(Kind::AuthorizationPolicy, name), conditions, delta);
     }
 

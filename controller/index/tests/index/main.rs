@@ -8,6 +8,7 @@ mod enrolment;
 mod entries;
 mod order;
 mod policies;
+mod request_policies;
 mod routes;
 mod services;
 mod waypoints;

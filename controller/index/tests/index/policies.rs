@@ -142,10 +142,7 @@ fn what_needs_a_waypoint_is_not_sent_and_says_so() {
     for (spec, reason) in [
         ("action: AUDIT", "UnsupportedValue"),
         ("action: CUSTOM, provider: {name: x}", "UnsupportedValue"),
-        (
-            "targetRefs: [{kind: Service, name: web}]",
-            "AncestorNotBound",
-        ),
+        ("targetRefs: [{kind: Service, name: web}]", "TargetNotFound"),
         (
             "targetRef: {kind: Service, name: web}, selector: {matchLabels: {a: b}}",
             "Invalid",
