@@ -35,6 +35,9 @@ pub const TARGETS: &[Target] = &[
     targets::identity::JOIN_TOKEN,
     targets::proxy_protocol::HEADER,
     targets::yaml::FILE,
+    targets::routing::PATH,
+    targets::routing::HEAD,
+    targets::routing::ROUTES,
 ];
 
 /// The target of that name.

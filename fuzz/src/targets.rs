@@ -5,5 +5,6 @@ pub mod discovery;
 pub mod dns;
 pub mod hbone;
 pub mod identity;
+pub mod routing;
 pub mod proxy_protocol;
 pub mod yaml;
