@@ -12,8 +12,10 @@ use crate::{
     install::{self, InstallArgs, Purpose},
     lab::{self, LabCommand},
     show::{self, Kinds, ShowArgs, StatusArgs},
+    split::{self, SplitArgs},
     uninstall::{self, UninstallArgs},
     version,
+    waypoint::{self, WaypointCommand},
 };
 
 #[derive(Parser)]
@@ -109,6 +111,20 @@ enum Command {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
+    /// A namespace's waypoint: give it one, look at it, take it away
+    Waypoint {
+        #[command(subcommand)]
+        command: WaypointCommand,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Show, set and watch which share of a route's requests each version gets
+    Split {
+        #[command(flatten)]
+        args: SplitArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
     /// Show the versions of this program, of the controller and of the agents
     Version {
         /// This program's only; no cluster is asked
@@ -166,6 +182,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Policies { args, cluster } => shown(Kinds::Policies, &args, &cluster),
         Command::Certificates { args, cluster } => shown(Kinds::Certificates, &args, &cluster),
         Command::Connections { args, cluster } => shown(Kinds::Connections, &args, &cluster),
+        Command::Waypoint { command, cluster } => on_cluster(async move {
+            waypoint::run(&Cluster::connect(&cluster).await?, &command).await?;
+            Ok(ExitCode::SUCCESS)
+        }),
+        Command::Split { args, cluster } => on_cluster(async move {
+            split::run(&Cluster::connect(&cluster).await?, &args).await?;
+            Ok(ExitCode::SUCCESS)
+        }),
         Command::Version { client, cluster } => {
             version::client();
             if client {

@@ -237,6 +237,9 @@ impl Kind {
         "v1",
         "MutatingWebhookConfiguration",
     );
+    pub(crate) const SERVICE: Self = Self::new("", "v1", "Service");
+    pub(crate) const GATEWAY: Self = Self::new("gateway.networking.k8s.io", "v1", "Gateway");
+    pub(crate) const HTTP_ROUTE: Self = Self::new("gateway.networking.k8s.io", "v1", "HTTPRoute");
     pub(crate) const GATEWAY_CLASS: Self =
         Self::new("gateway.networking.k8s.io", "v1", "GatewayClass");
     pub(crate) const CRD: Self =

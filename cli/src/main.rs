@@ -16,8 +16,10 @@ mod reads;
 #[cfg(test)]
 mod reference;
 mod show;
+mod split;
 mod uninstall;
 mod version;
+mod waypoint;
 
 fn main() -> ExitCode {
     match args::run(args::Args::parse()) {
