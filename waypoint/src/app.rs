@@ -139,6 +139,7 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
         discovery(mesh.clone(), link.clone()),
     );
     spawn_essential("services", &shutdown, mesh.clone().follow_changes());
+    spawn_essential("memory", &shutdown, mesh.clone().follow_memory());
     if let Some(saved) = saved {
         let keep = saved.keep(mesh.state.clone(), shutdown.clone());
         spawn_essential("saved state", &shutdown, keep);

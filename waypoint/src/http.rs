@@ -38,8 +38,11 @@ pub(crate) mod limits {
     pub(crate) const RESET_STREAMS: usize = 50;
     /// Flow control window of one stream and of the connection of a client.
     pub(crate) const WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
-    /// How long a client may take to send the head of a request.
-    pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+    /// How long a client may take to send the head of a request; also how long an HTTP/1 connection may be without one.
+    pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+    /// Requests that a client may give up before their answer: this many at once, and as many again in that time.
+    pub(crate) const ABANDONED: usize = 1000;
+    pub(crate) const ABANDONED_TIME: Duration = Duration::from_secs(10);
     /// How long an HTTP/1 connection without a request may go on in a drain.
     pub(crate) const DRAIN_IDLE: Duration = Duration::from_secs(5);
     /// HTTP/2 pings, and how long their answer may take.

@@ -61,6 +61,11 @@ impl Mesh {
     pub async fn follow_changes(self: Arc<Self>) {
         self.services.follow(&self.stopped).await;
     }
+
+    /// Refuses new work while memory is nearly full, until the program ends. Spawn it once.
+    pub async fn follow_memory(self: Arc<Self>) {
+        self.bounds.follow_memory(&self.stopped).await;
+    }
 }
 
 fn place(config: &Config) -> Workload {

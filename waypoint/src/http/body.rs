@@ -4,10 +4,15 @@ use std::{
     cell::{Cell, RefCell},
     pin::Pin,
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 /// Bytes of a body that are kept for another try or for a mirror.
@@ -22,9 +27,30 @@ pub(crate) enum RequestBody {
     Kept(std::vec::IntoIter<Bytes>),
 }
 
+/// Holds a body back until the endpoint wants it (RFC 9110, section 10.1.1). The client is told to go on when the body is
+/// read first.
+#[derive(Default)]
+pub(crate) struct Gate {
+    open: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Gate {
+    pub(crate) fn open(&self) {
+        self.open.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn is_closed(&self, cx: &Context<'_>) -> bool {
+        self.waker.register(cx.waker());
+        !self.open.load(Ordering::Acquire)
+    }
+}
+
 /// One try's place in a client's body.
 pub(crate) struct Reading {
     source: Rc<Source>,
+    gate: Option<Arc<Gate>>,
     /// Kept chunks that this try has had.
     had: usize,
     try_number: u32,
@@ -78,8 +104,8 @@ impl ClientBody {
         }))
     }
 
-    /// The body for the next try.
-    pub(crate) fn next_try(&self) -> RequestBody {
+    /// The body for the next try; behind a gate where the client waits to be told to send it.
+    pub(crate) fn next_try(&self, gate: Option<Arc<Gate>>) -> RequestBody {
         match self {
             Self::Empty => RequestBody::Empty,
             Self::Source(source) => {
@@ -87,6 +113,7 @@ impl ClientBody {
                 source.current.set(try_number);
                 RequestBody::Client(Reading {
                     source: source.clone(),
+                    gate,
                     had: 0,
                     try_number,
                 })
@@ -166,6 +193,9 @@ impl Reading {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         if self.source.current.get() != self.try_number {
             // Another try has taken over; this one's connection is about to be dropped.
+            return Poll::Pending;
+        }
+        if self.gate.as_ref().is_some_and(|gate| gate.is_closed(cx)) {
             return Poll::Pending;
         }
         let kept = {

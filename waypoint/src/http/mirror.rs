@@ -84,7 +84,7 @@ async fn send(conversation: &Rc<Conversation>, copy: &MirrorCopy, body: RequestB
     let until = Instant::now() + TIMEOUT;
     let sent = copy
         .outgoing
-        .send(conversation, &endpoint, body, Some(until))
+        .send(conversation, &endpoint, (body, None), Some(until))
         .await;
     if let Ok(response) = sent {
         let mut answer = Answer::new(response.into_body(), None, None);

@@ -49,6 +49,9 @@ pub(super) async fn serve(
     let asked = Asked::take(&mut request);
     let (parts, body) = request.into_parts();
     let mut record = Record::begin(conversation, &parts);
+    if !matches!(asked, Asked::Nothing) {
+        record.original = Some(Box::new(parts.clone()));
+    }
     let outcome = live(conversation, &asked, parts, body, &mut record).await;
     reply(asked, record, outcome)
 }
@@ -108,8 +111,10 @@ async fn live(
         record.in_flight = Some(endpoint.start());
         let this_try = timeouts.backend_request.map(|limit| Instant::now() + limit);
         let until = deadline.into_iter().chain(this_try).min();
+        let gate = outgoing.gate();
+        let body = record.body.next_try(gate.clone());
         let sent = outgoing
-            .send(conversation, &endpoint, record.body.next_try(), until)
+            .send(conversation, &endpoint, (body, gate), until)
             .await;
         let failed = match sent {
             Ok(mut response) => {
@@ -153,6 +158,10 @@ fn accept(conversation: &Conversation) -> Result<Option<[Place; 2]>, Refusal> {
                 Full::All => (
                     RequestFlag::Overload,
                     "this waypoint has too many requests in flight",
+                ),
+                Full::Memory => (
+                    RequestFlag::Overload,
+                    "this waypoint has nearly used up its memory",
                 ),
                 Full::Service => (
                     RequestFlag::Overflow,
@@ -595,6 +604,24 @@ fn reply(
         return upgrade::join(asked, record, response);
     }
     response.map(|content| Answer::new(content, Some(record), deadline))
+}
+
+/// Completes when policy does not allow a request any more that goes on after its response.
+pub(super) async fn revoked(conversation: &Conversation, original: &Parts) -> Refusal {
+    let slot = conversation.destination.slot.as_ref();
+    let Some(mut changes) = slot.map(|slot| slot.changes()) else {
+        return std::future::pending().await;
+    };
+    while changes.changed().await.is_ok() {
+        let served = slot.map(|slot| slot.load().clone());
+        let client = identify(conversation);
+        let again = normalise(conversation, original.clone())
+            .and_then(|request| authorize(conversation, served.as_deref(), &client, &request));
+        if let Err(refusal) = again {
+            return refusal;
+        }
+    }
+    std::future::pending().await
 }
 
 /// A request that the codec could not read; it has answered already.

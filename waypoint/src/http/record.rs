@@ -56,6 +56,8 @@ pub(crate) struct Record {
     pub(super) service: Option<Arc<ServiceLabels>>,
     pub(super) route: Option<Arc<str>>,
     pub(super) tries: u32,
+    /// The head as it came, of a request that may go on after its response.
+    pub(super) original: Option<Box<Parts>>,
     /// Copies that are sent when the body is complete.
     pub(super) mirrors: Vec<MirrorCopy>,
     pub(super) response_bytes: u64,
@@ -115,6 +117,7 @@ impl Record {
             service: None,
             route: None,
             tries: 0,
+            original: None,
             mirrors: Vec::new(),
             response_bytes: 0,
             status: 0,
@@ -149,6 +152,11 @@ impl Record {
     pub(super) fn broken(&mut self, flag: RequestFlag, error: &dyn Error) {
         self.flag = flag;
         self.cause = Chain(error).to_string();
+    }
+
+    /// Whose request it is.
+    pub(super) fn conversation(&self) -> Rc<Conversation> {
+        self.conversation.clone()
     }
 
     /// The client did not wait for the end.
@@ -272,6 +280,7 @@ impl Drop for Record {
     /// A client that goes away while nothing was answered drops the whole request.
     fn drop(&mut self) {
         if !self.finished {
+            self.conversation.abandoned();
             self.left();
             self.finish();
         }

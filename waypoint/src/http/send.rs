@@ -9,15 +9,23 @@ use http::{
 };
 use hyper::client::conn::TrySendError;
 use karst_routing::retry::{Failure, Why};
+use karst_runtime::supervise;
 use karst_telemetry::{error_chain::Chain, metrics::http::RequestFlag};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout_at},
+};
 
 use super::{
     Conversation, RequestBody, Version,
     answer::{Content, is_of_client},
+    body::Gate,
     refusal::Refusal,
 };
 use crate::{error::ConnectError, services::Endpoint};
+
+/// How long an endpoint may take to say 100 Continue before the body is sent all the same.
+const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request as it goes out, for any number of tries.
 #[derive(Clone)]
@@ -68,6 +76,8 @@ impl Outgoing {
             }
         } else {
             parts.version = http::Version::HTTP_2;
+            // The codec answers it when the body is read.
+            parts.headers.remove(header::EXPECT);
         }
         Self { parts, version }
     }
@@ -97,15 +107,25 @@ impl Outgoing {
         Self::new(parts, version, self.version == Version::Http2)
     }
 
+    /// A gate for the body, where the client waits for 100 Continue and the endpoint can say it.
+    pub(super) fn gate(&self) -> Option<Arc<Gate>> {
+        let waits = self
+            .parts
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        (waits && self.version == Version::Http1).then(Arc::default)
+    }
+
     /// Sends it to `endpoint`, waiting for the head of the response until `until`.
     pub(super) async fn send(
         &self,
         conversation: &Conversation,
         endpoint: &Arc<Endpoint>,
-        body: RequestBody,
+        (body, gate): (RequestBody, Option<Arc<Gate>>),
         until: Option<Instant>,
     ) -> Result<Response<Content>, Failed> {
-        let exchange = self.exchange(conversation, endpoint, body);
+        let exchange = self.exchange(conversation, endpoint, body, gate);
         match until {
             None => exchange.await,
             Some(until) => timeout_at(until, exchange)
@@ -119,11 +139,13 @@ impl Outgoing {
         conversation: &Conversation,
         endpoint: &Arc<Endpoint>,
         body: RequestBody,
+        gate: Option<Arc<Gate>>,
     ) -> Result<Response<Content>, Failed> {
         let upstreams = &conversation.worker.upstreams;
         let baggage = conversation.worker.mesh.baggage.clone();
         let key = &conversation.client.key;
-        let request = Request::from_parts(self.parts.clone(), body);
+        let mut request = Request::from_parts(self.parts.clone(), body);
+        let _waits = gate.map(|gate| Waits::new(&mut request, gate));
         match self.version {
             Version::Http1 => {
                 let connection = upstreams
@@ -150,6 +172,33 @@ impl Outgoing {
                 Ok(response.map(|incoming| Content::Http2(incoming, load)))
             }
         }
+    }
+}
+
+/// A client waits to be told to send its body: opens the gate when the endpoint says so, or says nothing for a while.
+struct Waits(JoinHandle<()>);
+
+impl Waits {
+    fn new(request: &mut Request<RequestBody>, gate: Arc<Gate>) -> Self {
+        let told = gate.clone();
+        hyper::ext::on_informational(request, move |interim| {
+            if interim.status() == StatusCode::CONTINUE {
+                told.open();
+            }
+        });
+        Self(supervise::spawn_local_connection(
+            "patience for 100 Continue",
+            async move {
+                sleep(CONTINUE_PATIENCE).await;
+                gate.open();
+            },
+        ))
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -16,7 +16,10 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use karst_runtime::drain;
 use karst_telemetry::error_chain::Chain;
-use tokio::time::sleep;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 
 use super::{Client, LocalExec, limits, phases, record::KeptHandles};
 use crate::{bounds::Place, destination::Destination, stream::HttpIo, workers::Worker};
@@ -27,6 +30,9 @@ pub(crate) struct Conversation {
     pub(crate) client: Client,
     pub(crate) destination: Destination,
     pub(super) handles: RefCell<KeptHandles>,
+    patience: RefCell<Patience>,
+    /// The client has been borne long enough.
+    enough: Notify,
     _place: Option<Place>,
 }
 
@@ -42,8 +48,45 @@ impl Conversation {
             client,
             destination,
             handles: RefCell::default(),
+            patience: RefCell::new(Patience::new()),
+            enough: Notify::new(),
             _place: place,
         })
+    }
+}
+
+impl Conversation {
+    /// The client gave a request up before its answer.
+    pub(super) fn abandoned(&self) {
+        if !self.patience.borrow_mut().bears_one_more() {
+            self.enough.notify_one();
+        }
+    }
+}
+
+/// A leaky bucket of requests that the client gave up before their answer: each has cost us and an endpoint work, and
+/// HTTP/2 makes them cheap (rapid reset, CVE-2023-44487).
+struct Patience {
+    level: f64,
+    updated: Instant,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self {
+            level: 0.0,
+            updated: Instant::now(),
+        }
+    }
+
+    fn bears_one_more(&mut self) -> bool {
+        let now = Instant::now();
+        let full = limits::ABANDONED as f64;
+        let drained =
+            full * (now - self.updated).as_secs_f64() / limits::ABANDONED_TIME.as_secs_f64();
+        self.level = (self.level - drained).max(0.0) + 1.0;
+        self.updated = now;
+        self.level <= full
     }
 }
 
@@ -117,6 +160,7 @@ async fn serve_http2(
     io: HttpIo,
     mut drain: drain::Watch,
 ) -> Result<(), hyper::Error> {
+    let ended = conversation.clone();
     let service = service_fn(move |request| {
         let conversation = conversation.clone();
         async move { Ok::<_, Infallible>(phases::serve(&conversation, request).await) }
@@ -136,9 +180,13 @@ async fn serve_http2(
     let mut serving = pin!(serving);
     tokio::select! {
         ended = serving.as_mut() => return quiet(ended),
+        () = ended.enough.notified() => return Ok(()),
         () = drain.signaled() => serving.as_mut().graceful_shutdown(),
     }
-    quiet(serving.await)
+    tokio::select! {
+        ended = serving.as_mut() => quiet(ended),
+        () = ended.enough.notified() => Ok(()),
+    }
 }
 
 /// A client that closes its HTTP/2 connection without a word is how most of them end.

@@ -13,6 +13,7 @@ use karst_telemetry::metrics::http::RequestFlag;
 
 use super::{
     answer::{Answer, Content},
+    phases,
     record::Record,
 };
 
@@ -87,7 +88,22 @@ pub(super) fn join(
     supervise::spawn_local_connection("upgraded connection", async move {
         let _load = load;
         match tokio::try_join!(of_client, of_endpoint) {
-            Ok((client, endpoint)) => carry(client, endpoint, &mut record).await,
+            Ok((client, endpoint)) => {
+                let (conversation, original) = (record.conversation(), record.original.take());
+                let revoked = async {
+                    match &original {
+                        Some(original) => phases::revoked(&conversation, original).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = carry(client, endpoint, &mut record) => {}
+                    refusal = revoked => record.refused(
+                        refusal.flag,
+                        &format!("closed because policy changed: {}", refusal.cause),
+                    ),
+                }
+            }
             Err(error) => record.broken(RequestFlag::UpstreamTermination, &error),
         }
         record.finish();

@@ -137,6 +137,22 @@ async fn old_clients_and_expectations_are_served() {
     .await;
 }
 
+/// The endpoint decides about the body before it is sent.
+#[tokio::test]
+async fn an_expectation_goes_to_the_endpoint() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http11);
+        let app = App::new("v1", Speaks::Http1);
+        world.workload("web", "web-1", &app).await;
+        let head = "POST /refuse-body HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\
+                    Expect: 100-continue\r\n\r\n";
+        let refused = Client::new(&world).raw(vip, head).await;
+        assert_eq!(status(&refused), "417", "{refused}");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn large_headers_pass_and_larger_ones_are_431() {
     local(async {

@@ -12,11 +12,11 @@ use karst_model::{
         PolicyTarget, RequestAction, RequestClause, RequestMatch, RequestRule, WaypointPolicy,
     },
 };
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     app::{App, Speaks},
-    client::{Client, status},
+    client::{Client, read_response, status},
     rig::{World, key, local, spiffe},
 };
 
@@ -60,6 +60,42 @@ async fn a_denied_method_is_403_names_the_policy_and_reaches_nobody() {
         assert_eq!(status(&delete), "403", "{delete}");
         assert!(delete.contains("shop/guard"), "{delete}");
         assert_eq!(app.seen().len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_is_cut_too() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http11);
+        world
+            .workload("web", "web-1", &App::new("v1", Speaks::Http1))
+            .await;
+        let client = Client::new(&world);
+        let mut io = client.connect(vip).await;
+        io.write_all(
+            b"GET /ws HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n",
+        )
+        .await
+        .unwrap();
+        assert_eq!(status(&read_response(&mut io).await), "101");
+        let post = RequestMatch {
+            methods: vec![StringMatch::Exact("POST".into())],
+            ..RequestMatch::default()
+        };
+        world
+            .state
+            .apply([policy("web", RequestAction::Deny, post)]);
+        let mut back = [0; 4];
+        io.write_all(b"ping").await.unwrap();
+        io.read_exact(&mut back).await.unwrap();
+        let get = RequestMatch {
+            methods: vec![StringMatch::Exact("GET".into())],
+            ..RequestMatch::default()
+        };
+        world.state.apply([policy("web", RequestAction::Deny, get)]);
+        assert!(matches!(io.read(&mut back).await, Ok(0) | Err(_)));
     })
     .await;
 }
