@@ -11,9 +11,16 @@
 
 pub mod affinity;
 pub mod balance;
+mod compare;
 pub mod filter;
+#[cfg(test)]
+mod mutation;
 pub mod pattern;
 pub mod request;
 pub mod retry;
 pub mod table;
 pub mod weights;
+
+// The reference's files name this crate as every test in `tests/` does.
+#[cfg(test)]
+extern crate self as karst_routing;

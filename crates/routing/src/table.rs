@@ -33,6 +33,8 @@ pub use self::{
     l4::{L4Rule, TlsTable},
 };
 
+use crate::compare::{Site, holds, told};
+
 /// The routes of one port of a service, for all its clients.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -82,7 +84,8 @@ impl Table {
         let (mut producer, mut consumers) = (Vec::new(), HashMap::<Arc<str>, Vec<_>>::new());
         for route in routes {
             let attached = route.attachments.iter().filter(|attachment| {
-                attachment.service == *service && attachment.port.is_none_or(|only| only == port)
+                holds(Site::Service, attachment.service == *service)
+                    && holds(Site::Port, attachment.port.is_none_or(|only| only == port))
             });
             for attachment in attached {
                 let group = match &attachment.clients {
@@ -114,6 +117,7 @@ impl Table {
     /// the producer's.
     pub fn routes(&self, client_namespace: Option<&str>) -> Routes<'_> {
         let own = client_namespace.and_then(|namespace| self.consumers.get(namespace));
+        let own = own.filter(|_| holds(Site::Consumer, true));
         match own.unwrap_or(&self.producer) {
             Group::None => Routes::None,
             Group::Http(table) => Routes::Http(table),
@@ -134,8 +138,11 @@ impl Group {
         let Some(kind) = routes.iter().map(|route| route.key.kind).min() else {
             return Self::None;
         };
-        routes.retain(|route| route.key.kind == kind);
-        routes.sort_by_cached_key(|route| (route.created, alphabetical(&route.key)));
+        routes.retain(|route| holds(Site::Kind, route.key.kind == kind));
+        routes.sort_by_cached_key(|route| {
+            let (age, name) = (route.created, alphabetical(&route.key));
+            (told(Site::OrderAge, age), told(Site::OrderName, name))
+        });
         match kind {
             RouteKind::GrpcRoute | RouteKind::HttpRoute => {
                 Self::Http(Box::new(HttpTable::new(kind, &routes, problems)))

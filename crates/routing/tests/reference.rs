@@ -7,17 +7,14 @@
     reason = "a failed unwrap is a failed test, and its seed is printed, in helpers too"
 )]
 
-use std::{env, str::FromStr, sync::Arc};
+use std::{env, str::FromStr};
 
-use karst_model::route::Route;
-use karst_routing::{
-    filter::MatchedPath,
-    request::normalise_path,
-    table::{Routes, Table},
-};
+use karst_routing::request::normalise_path;
 use naive::Expected;
 use rand::{RngExt, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 
+#[path = "reference/agree.rs"]
+mod agree;
 #[path = "reference/cases.rs"]
 mod cases;
 #[path = "reference/naive.rs"]
@@ -59,42 +56,15 @@ fn random_routes_agree_with_the_naive_matcher() {
         let mut rng = SmallRng::seed_from_u64(seed);
         for _ in 0..count.div_ceil(cases::REQUESTS_PER_SET) {
             let routes = cases::routes(&mut rng);
-            let table = compiled(&routes);
-            assert_eq!(table.problems(), []);
+            let table = agree::compiled(&routes);
             for _ in 0..cases::REQUESTS_PER_SET {
                 let case = cases::case(&mut rng);
-                let expected = naive::pick(&routes, &case);
-                let found = picked(&table, &case);
-                assert_eq!(found, expected, "{case:#?}\n{routes:#?}\nseed {seed}");
+                if let Err(difference) = agree::check(&table, &routes, &case) {
+                    panic!("{difference}\n{case:#?}\n{routes:#?}\nseed {seed}");
+                }
             }
         }
     });
-}
-
-fn compiled(routes: &[Route]) -> Table {
-    Table::compile(
-        &cases::service(),
-        cases::PORT,
-        routes.iter().cloned().map(Arc::new),
-    )
-}
-
-fn picked(table: &Table, case: &cases::Case) -> Expected {
-    match table.routes(case.client.as_deref()) {
-        Routes::None => Expected::NoRoutes,
-        Routes::Http(table) => match table.pick(&case.request()) {
-            None => Expected::NotFound,
-            Some(picked) => Expected::Rule {
-                route: picked.rule.route.key.to_string(),
-                rule: picked.rule.index,
-                prefix: match picked.matched {
-                    MatchedPath::Prefix(prefix) => Some(prefix.to_owned()),
-                    MatchedPath::Whole => None,
-                },
-            },
-        },
-        Routes::Tls(_) | Routes::Tcp(_) => panic!("there are only HTTP routes"),
-    }
 }
 
 /// Parts that paths are made of, so that every special case meets every other.

@@ -9,6 +9,7 @@ use http::HeaderMap;
 use smallvec::SmallVec;
 
 use super::conditions::{Asked, Conditions, HeaderKey, Value};
+use crate::compare::{Site, holds};
 
 /// Number of a match in the order of precedence.
 pub(super) type Rank = u32;
@@ -140,6 +141,7 @@ impl Indexed {
         let asked = search.asked;
         if !self.methods.is_empty()
             && let Some(ranks) = self.methods.get(asked.request.method().as_str().as_bytes())
+            && holds(Site::IndexMethod, true)
         {
             search.walk(ranks);
         }
@@ -150,6 +152,7 @@ impl Indexed {
                 // The first of a name counts.
                 if let Some(values) = self.params.get(&**name)
                     && seen.insert(&**name)
+                    && holds(Site::IndexParam, true)
                 {
                     search.walk_values(values, value);
                 }
@@ -160,7 +163,9 @@ impl Indexed {
     fn search_headers(&self, search: &mut Search<'_, '_>, sent: &HeaderMap) {
         let asked = search.asked;
         let mut look_up = |key: &HeaderKey, values: &Values| {
-            if let Some(value) = asked.header(key) {
+            if let Some(value) = asked.header(key)
+                && holds(Site::IndexHeader, true)
+            {
                 search.walk_values(values, &value);
             }
         };

@@ -7,6 +7,7 @@ use http::{HeaderName, header};
 use karst_model::route::{HttpMatch, ValueMatch};
 
 use crate::{
+    compare::{Site, holds},
     pattern::{Pattern, PatternError},
     request::Request,
 };
@@ -64,13 +65,15 @@ impl Conditions {
         let mut headers: Vec<(HeaderKey, Value)> = Vec::with_capacity(m.headers.len());
         for header in &m.headers {
             let key = HeaderKey::new(&header.name)?;
-            if headers.iter().all(|(earlier, _)| *earlier != key) {
+            let first = headers.iter().all(|(earlier, _)| *earlier != key);
+            if holds(Site::FirstHeader, first) {
                 headers.push((key, Value::new(&header.value, patterns)?));
             }
         }
         let mut query: Vec<(Arc<str>, Value)> = Vec::with_capacity(m.query.len());
         for param in &m.query {
-            if query.iter().all(|(earlier, _)| *earlier != param.name) {
+            let first = query.iter().all(|(earlier, _)| *earlier != param.name);
+            if holds(Site::FirstParam, first) {
                 query.push((param.name.clone(), Value::new(&param.value, patterns)?));
             }
         }
@@ -82,17 +85,17 @@ impl Conditions {
     }
 
     pub(super) fn hold(&self, asked: &Asked<'_>) -> bool {
-        self.method
+        let method = self
+            .method
             .as_deref()
-            .is_none_or(|method| method == asked.request.method().as_str())
-            && self
-                .headers
-                .iter()
-                .all(|(key, value)| value.holds(asked.header(key).as_deref()))
-            && self
-                .query
-                .iter()
-                .all(|(name, value)| value.holds(asked.param(name.as_bytes())))
+            .is_none_or(|method| method == asked.request.method().as_str());
+        let mut headers = self.headers.iter();
+        let mut query = self.query.iter();
+        holds(Site::Method, method)
+            && headers
+                .all(|(key, value)| holds(Site::Header, value.holds(asked.header(key).as_deref())))
+            && query
+                .all(|(name, value)| holds(Site::Param, value.holds(asked.param(name.as_bytes()))))
     }
 }
 
@@ -120,12 +123,16 @@ impl Value {
 
     fn holds(&self, value: Option<&[u8]>) -> bool {
         match (self, value) {
-            (Self::Absent, value) => value.is_none(),
+            (Self::Absent, value) => holds(Site::ValueAbsent, value.is_none()),
+            (Self::Present, value) => holds(Site::ValuePresent, value.is_some()),
             (_, None) => false,
-            (Self::Present, Some(_)) => true,
-            (Self::Exact(exact), Some(value)) => exact.as_bytes() == value,
-            (Self::Prefix(prefix), Some(value)) => value.starts_with(prefix.as_bytes()),
-            (Self::Pattern(pattern), Some(value)) => pattern.matches(value),
+            (Self::Exact(exact), Some(value)) => holds(Site::ValueExact, exact.as_bytes() == value),
+            (Self::Prefix(prefix), Some(value)) => {
+                holds(Site::ValuePrefix, value.starts_with(prefix.as_bytes()))
+            }
+            (Self::Pattern(pattern), Some(value)) => {
+                holds(Site::ValuePattern, pattern.matches(value))
+            }
         }
     }
 }

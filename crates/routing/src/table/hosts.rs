@@ -3,6 +3,8 @@
 use hashbrown::HashMap;
 use karst_model::route::HostMatch;
 
+use crate::compare::{Site, holds};
+
 /// Values by host.
 #[derive(Debug)]
 pub(super) struct ByHost<T> {
@@ -41,13 +43,16 @@ impl<T> ByHost<T> {
     ) -> impl Iterator<Item = &'a T> + use<'a, 'h, T> {
         let exact = (!self.exact.is_empty())
             .then(|| self.exact.get(host))
-            .flatten();
+            .flatten()
+            .filter(|_| holds(Site::HostExact, true));
         // A suffix stands for one label or more, so a dot in front is none.
         let dots = host.bytes().enumerate().skip(1);
         let suffixes = dots
             .filter(|(_, byte)| !self.suffixes.is_empty() && *byte == b'.')
-            .filter_map(|(dot, _)| self.suffixes.get(&host[dot..]));
-        exact.into_iter().chain(suffixes).chain(&self.any)
+            .filter_map(|(dot, _)| self.suffixes.get(&host[dot..]))
+            .filter(|_| holds(Site::HostSuffix, true));
+        let any = self.any.iter().filter(|_| holds(Site::HostAny, true));
+        exact.into_iter().chain(suffixes).chain(any)
     }
 
     pub(super) fn map<U>(self, mut f: impl FnMut(T) -> U) -> ByHost<U> {

@@ -17,6 +17,7 @@ use super::{
     paths::{ByPath, PathKey, Paths},
 };
 use crate::{
+    compare::{Site, told},
     filter::{Filter, MatchedPath},
     request::Request,
     weights::Weights,
@@ -210,14 +211,15 @@ impl Order {
         headers.dedup();
         query.sort_unstable();
         query.dedup();
+        let expression = match &m.path {
+            Some(PathMatch::Regex(text)) => text.chars().count(),
+            _ => 0,
+        };
         Self {
-            expression: Reverse(match &m.path {
-                Some(PathMatch::Regex(text)) => text.chars().count(),
-                _ => 0,
-            }),
-            without_method: m.method.is_none(),
-            headers: Reverse(headers.len()),
-            query: Reverse(query.len()),
+            expression: Reverse(told(Site::OrderExpression, expression)),
+            without_method: told(Site::OrderMethod, m.method.is_none()),
+            headers: Reverse(told(Site::OrderHeaders, headers.len())),
+            query: Reverse(told(Site::OrderQuery, query.len())),
             age,
         }
     }

@@ -9,7 +9,11 @@ use super::{
     conditions::{Asked, Conditions},
     regexes::Regexes,
 };
-use crate::{pattern::PatternError, request::normalise_pattern};
+use crate::{
+    compare::{Site, holds},
+    pattern::PatternError,
+    request::normalise_pattern,
+};
 
 /// How a match looks at the path, in the spelling of normalised paths.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -113,12 +117,18 @@ impl Paths {
     /// The match that is first in precedence.
     pub(super) fn find(&self, asked: &Asked<'_>, conditions: &[Conditions]) -> Option<Rank> {
         let path = asked.request.path();
-        let find = |bucket: &Bucket| bucket.find(asked, Rank::MAX, conditions);
+        let find = |bucket: &Bucket, site| {
+            let bucket = Some(bucket).filter(|_| holds(site, true))?;
+            bucket.find(asked, Rank::MAX, conditions)
+        };
         let exact = || match self.exact.is_empty() {
             true => None,
-            false => self.exact.get(path).and_then(find),
+            false => find(self.exact.get(path)?, Site::PathExact),
         };
-        let prefix = || self.prefixes_of(path).find_map(find);
+        let prefix = || {
+            self.prefixes_of(path)
+                .find_map(|bucket| find(bucket, Site::PathPrefix))
+        };
         let regex = || self.find_regex(asked, conditions);
         let (second, third): (&dyn Fn() -> _, &dyn Fn() -> _) = match self.order {
             Order::RegexesFirst => (&regex, &prefix),
@@ -127,12 +137,15 @@ impl Paths {
         exact()
             .or_else(second)
             .or_else(third)
-            .or_else(|| self.any.as_ref().and_then(find))
+            .or_else(|| find(self.any.as_ref()?, Site::PathAny))
     }
 
     /// Among expressions the ranks decide: the longer expression has the lower.
     fn find_regex(&self, asked: &Asked<'_>, conditions: &[Conditions]) -> Option<Rank> {
-        let regexes = self.regexes.as_ref()?;
+        let regexes = self
+            .regexes
+            .as_ref()
+            .filter(|_| holds(Site::PathRegex, true))?;
         let mut best = Rank::MAX;
         regexes.matching(asked.request.path(), |bucket| {
             best = bucket.find(asked, best, conditions).unwrap_or(best);
