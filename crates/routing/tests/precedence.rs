@@ -176,7 +176,8 @@ fn check(
     let reversed = matches.iter().rev().cloned().collect();
     let (forwards, backwards) = (table(vec![of(matches.to_vec())]), table(vec![of(reversed)]));
     for (line, rule) in expected {
-        let name = |rule: Option<usize>| rule.map_or("404".to_owned(), |rule| format!("r {rule}"));
+        let name =
+            |rule: Option<usize>| rule.map_or_else(|| "404".to_owned(), |rule| format!("r {rule}"));
         assert_eq!(picked(&forwards, line), name(*rule), "{line}");
         assert_eq!(
             picked(&backwards, line),
