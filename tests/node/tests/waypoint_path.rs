@@ -229,6 +229,84 @@ fn a_sealed_service_is_reached_through_its_waypoint_only() {
     });
 }
 
+/// DELETE is denied by a policy of the service.
+const NO_DELETE: &str = "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-delete, namespace: shop}
+spec:
+  targetRefs: [{group: \"\", kind: Service, name: orders}]
+  action: DENY
+  rules: [{to: [{operation: {methods: [DELETE]}}]}]
+";
+
+#[test]
+fn what_a_policy_by_request_denies_cannot_be_reached_around_it() {
+    let lab = up();
+    let pod = lab.address("shop", "orders-v1");
+    let ways = [
+        "http://orders.shop".to_owned(),
+        format!("http://{pod}:8080"),
+        "http://orders-headless.shop:8080".to_owned(),
+    ];
+    lab.apply("policy.yaml", NO_DELETE);
+    for node in ["a", "b"] {
+        wait_sealed(&lab, node, true);
+    }
+    let status = |from: &str, way: &str, method: &str| {
+        let command = [
+            "karst-echo",
+            "client",
+            way,
+            "--timeout",
+            "5",
+            "--method",
+            method,
+        ];
+        let text = lab.exec(from, &command).stdout;
+        let codes = text
+            .lines()
+            .filter_map(|line| line.split_once("StatusCode="));
+        codes.map(|(_, code)| code.to_owned()).next()
+    };
+    for way in &ways {
+        until(&format!("DELETE {way} is denied"), || {
+            (status("shop/client", way, "DELETE").as_deref() == Some("403")).then_some(())
+        });
+        let got = status("shop/client", way, "GET");
+        assert_eq!(got.as_deref(), Some("200"), "GET {way}");
+        for method in ["GET", "DELETE"] {
+            let outside = status("plain/outside", way, method);
+            assert_eq!(outside, None, "{method} {way} from outside of the mesh");
+        }
+    }
+    assert!(
+        waypoint_log(&lab).contains("shop/no-delete"),
+        "the waypoint's log names the policy"
+    );
+    assert!(lab.agent_log("b").contains("policy shop/karst-seal-orders"));
+    lab.edit(
+        MESH,
+        "karst.dev/replicas: \"1\"",
+        "karst.dev/replicas: \"0\"",
+    );
+    for way in &ways {
+        for method in ["GET", "DELETE"] {
+            let around = status("shop/client", way, method);
+            assert_eq!(around, None, "{method} {way} without a waypoint");
+        }
+    }
+    // Without the policy there is no seal; without a replica the service's address is still refused.
+    lab.remove("policy.yaml");
+    for node in ["a", "b"] {
+        wait_sealed(&lab, node, false);
+    }
+    assert_eq!(status("shop/client", &ways[0], "GET"), None);
+    assert_eq!(
+        status("shop/client", &ways[1], "GET").as_deref(),
+        Some("200")
+    );
+}
+
 #[test]
 fn a_waypoint_that_crashes_comes_back_and_is_not_gone_around() {
     let lab = up();
