@@ -26,6 +26,7 @@ pub(crate) fn check(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
         Kind::Service => service(&mut root),
         Kind::EndpointSlice => endpoint_slice(&mut root),
         Kind::ServiceEntry => service_entry(&mut root),
+        Kind::WorkloadEntry => workload_entry(&mut root),
         Kind::Namespace
         | Kind::Node
         | Kind::ServiceAccount
@@ -41,7 +42,6 @@ pub(crate) fn check(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
         Kind::AuthorizationPolicy => authorization_policy::check(&mut root),
         Kind::PeerAuthentication => peer_authentication::check(&mut root),
         Kind::RequestAuthentication
-        | Kind::WorkloadEntry
         | Kind::DestinationRule
         | Kind::VirtualService
         | Kind::Telemetry => {}
@@ -113,6 +113,29 @@ fn endpoint_slice(slice: &mut Place<'_>) {
     });
 }
 
+fn workload_entry(root: &mut Place<'_>) {
+    let mut spec = root.field("spec");
+    let address = spec.text("address").unwrap_or_default().to_owned();
+    let mut place = spec.field("address");
+    if address.is_empty() {
+        place.report("an address is needed: an IP, or a name to resolve".to_owned());
+    } else {
+        is_unix_socket(&mut place, &address);
+    }
+}
+
+/// Reports an address that nobody else can reach; whether it is one.
+fn is_unix_socket(place: &mut Place<'_>, address: &str) -> bool {
+    let is_one = address.starts_with("unix:");
+    if is_one {
+        place.report(
+            "a Unix socket cannot be reached from another pod: expected an IP address or a name"
+                .to_owned(),
+        );
+    }
+    is_one
+}
+
 fn service_entry(entry: &mut Place<'_>) {
     let mut spec = entry.field("spec");
     spec.require("hosts", "at least one host");
@@ -136,10 +159,13 @@ fn service_entry(entry: &mut Place<'_>) {
     spec.each("endpoints", |endpoint| {
         let address = endpoint.text("address").unwrap_or_default().to_owned();
         let mut place = endpoint.field("address");
-        if address.starts_with("unix:") {
-            place.report("a Unix socket cannot be reached from another pod: expected an IP address or a name".to_owned());
-        } else if is_static && !address.is_empty() && address.parse::<IpAddr>().is_err() {
-            place.report(format!("{address:?}, expected an IP address, since resolution is STATIC"));
+        if is_unix_socket(&mut place, &address) {
+            return;
+        }
+        if is_static && !address.is_empty() && address.parse::<IpAddr>().is_err() {
+            place.report(format!(
+                "{address:?}, expected an IP address, since resolution is STATIC"
+            ));
         }
     });
     spec.each("ports", |port| {

@@ -7,6 +7,7 @@ mod apply;
 mod attach;
 mod flush;
 mod governing;
+mod machines;
 mod routing;
 
 use std::{
@@ -59,6 +60,7 @@ pub struct Index {
     services: HashMap<Name, ServiceFacts>,
     slices: HashMap<Name, SliceFacts>,
     entries: HashMap<Name, EntryFacts>,
+    machines: HashMap<Name, machines::MachineFacts>,
     policies: HashMap<Name, PolicyFacts>,
     peers: HashMap<Name, PeerFacts>,
     peer_defaults: Defaults,
@@ -89,6 +91,8 @@ struct Space {
     labels: Option<Labels>,
     traffic_distribution: Option<String>,
     pods: Postings,
+    /// WorkloadEntries.
+    machines: Postings,
     services: Selectors,
     service_names: HashSet<Arc<str>>,
     entries: Selectors,
@@ -114,6 +118,7 @@ struct Dirty {
     pods: HashSet<Name>,
     slices: HashSet<Name>,
     entries: HashSet<Name>,
+    machines: HashSet<Name>,
     policies: HashSet<Name>,
     peers: HashSet<Name>,
     namespaces: HashSet<Arc<str>>,
@@ -171,6 +176,7 @@ impl Index {
             services: HashMap::new(),
             slices: HashMap::new(),
             entries: HashMap::new(),
+            machines: HashMap::new(),
             policies: HashMap::new(),
             peers: HashMap::new(),
             peer_defaults: Defaults::default(),
@@ -366,6 +372,7 @@ impl Space {
     fn is_empty(&self) -> bool {
         self.labels.is_none()
             && self.pods.is_empty()
+            && self.machines.is_empty()
             && self.service_names.is_empty()
             && self.entries.is_empty()
             && self.policies.is_empty()

@@ -23,6 +23,7 @@ use crate::{
     conditions::{Condition, ConditionType},
     config::IndexConfig,
     facts::{EntryFacts, Name, pod::PodFacts, service::app_protocol},
+    selector::Labels,
     services,
 };
 
@@ -164,7 +165,7 @@ pub(crate) fn workloads(
     }
 }
 
-fn is_reachable(endpoint: &WorkloadEntry) -> bool {
+pub(crate) fn is_reachable(endpoint: &WorkloadEntry) -> bool {
     !endpoint.address.is_empty() && !endpoint.address.starts_with("unix:")
 }
 
@@ -183,6 +184,16 @@ fn inline(
         .map(|port| (port.number, endpoint_port(port, endpoint)))
         .collect();
     let mut workload = base(config, name, &endpoint.address, network);
+    describe(&mut workload, endpoint, &endpoint.labels);
+    workload.services = keys
+        .iter()
+        .map(|key| (key.clone(), ports.clone()))
+        .collect();
+    workload
+}
+
+/// What an endpoint or a WorkloadEntry says of its workload, except for its services.
+pub(crate) fn describe(workload: &mut Workload, endpoint: &WorkloadEntry, own: &Labels) {
     match endpoint.address.parse::<IpAddr>() {
         Ok(ip) => workload.addresses = vec![canonical_ip(ip)],
         Err(_) => workload.hostname = Some(endpoint.address.as_str().into()),
@@ -190,31 +201,23 @@ fn inline(
     if !endpoint.network.is_empty() {
         workload.network = Network(endpoint.network.as_str().into());
     }
-    if endpoint
-        .labels
-        .get(labels::TUNNEL)
-        .is_some_and(|value| value.contains("http"))
-    {
+    let label = |name: &str| own.get(name).map(String::as_str);
+    if label(labels::TUNNEL).is_some_and(|value| value.contains("http")) {
         (workload.tunnel, workload.native_tunnel) = (TunnelProtocol::Hbone, true);
     }
     workload.service_account = endpoint.service_account.as_str().into();
     workload.locality = locality(endpoint);
     workload.capacity = endpoint.weight.max(1);
-    workload.services = keys
-        .iter()
-        .map(|key| (key.clone(), ports.clone()))
-        .collect();
-    let label = |name: &str| endpoint.labels.get(name).map(String::as_str);
     let first = |names: [&str; 3]| names.into_iter().find_map(label);
-    let canonical = first([labels::CANONICAL_NAME, labels::APP_NAME, labels::APP]);
-    workload.canonical_name = canonical.unwrap_or(&name.name).into();
+    if let Some(canonical) = first([labels::CANONICAL_NAME, labels::APP_NAME, labels::APP]) {
+        workload.canonical_name = canonical.into();
+    }
     let revision = first([
         labels::CANONICAL_REVISION,
         labels::APP_VERSION,
         labels::VERSION,
     ]);
     workload.canonical_revision = revision.unwrap_or("latest").into();
-    workload
 }
 
 /// A host that clients resolve by DNS.
@@ -253,6 +256,14 @@ fn base(config: &IndexConfig, name: &Name, address: &str, network: &Network) -> 
         cluster_id: config.cluster_id.clone(),
         ..Workload::new(&uid)
     }
+}
+
+/// Ports of the entry at a WorkloadEntry that its selector picks.
+pub(crate) fn ports_at_machine(facts: &EntryFacts, machine: &WorkloadEntry) -> PortMap {
+    let ports = facts.spec.ports.iter();
+    ports
+        .map(|port| (port.number, endpoint_port(port, machine)))
+        .collect()
 }
 
 fn endpoint_port(port: &EntryPort, endpoint: &WorkloadEntry) -> u16 {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use karst_k8s_api::istio::WorkloadEntrySpec;
 use karst_model::{
     addr::Network,
     name::ServiceKey,
@@ -191,6 +192,26 @@ pub(crate) fn ports_at_pod(facts: &ServiceFacts, pod: &PodFacts) -> PortMap {
         .ports
         .iter()
         .filter_map(|port| Some((port.number, at_pod(&port.target)?)))
+        .collect()
+}
+
+/// Ports of a service at a WorkloadEntry that its selector picks: what that calls by the port's name, else the target. A
+/// named target that the WorkloadEntry lacks is left out.
+pub(crate) fn ports_at_machine(facts: &ServiceFacts, machine: &WorkloadEntrySpec) -> PortMap {
+    let named = |name: &str| machine.ports.get(name).copied();
+    let target = |target: &Target| match target {
+        Target::Number(number) => Some(*number),
+        Target::Name(name) => named(name),
+    };
+    facts
+        .ports
+        .iter()
+        .filter_map(|port| {
+            Some((
+                port.number,
+                named(&port.name).or_else(|| target(&port.target))?,
+            ))
+        })
         .collect()
 }
 

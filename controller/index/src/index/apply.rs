@@ -14,6 +14,7 @@ use karst_k8s_api::{
 };
 use karst_model::{locality::Locality, name::PolicyKey, route::RouteKind};
 
+use super::machines::MachineFacts;
 use super::{Claim, Index};
 use crate::{
     facts::{Created, EntryFacts, Name, pod::PodFacts, service::ServiceFacts, slice::SliceFacts},
@@ -68,10 +69,13 @@ impl Index {
             // Nothing of these enters the model: identities come from pods, and lab and controller run the rest.
             Object::ServiceAccount(_) | Object::ConfigMap(_) | Object::Deployment(_) => {}
             Object::RequestAuthentication(_)
-            | Object::WorkloadEntry(_)
             | Object::DestinationRule(_)
             | Object::VirtualService(_)
             | Object::Telemetry(_) => {}
+            Object::WorkloadEntry(entry) => {
+                let facts = MachineFacts::new(entry.metadata, entry.spec, &mut self.shared);
+                self.machine(&name, Some(facts));
+            }
             Object::GatewayClass(class) => self.gateway_class(&name.name, Some(&class)),
             Object::Gateway(gateway) => self.gateway(&name, Some(&gateway)),
             Object::HttpRoute(route) => {
@@ -108,10 +112,10 @@ impl Index {
             Kind::PeerAuthentication => self.peer(&name, None),
             Kind::ServiceAccount | Kind::ConfigMap | Kind::Deployment => {}
             Kind::RequestAuthentication
-            | Kind::WorkloadEntry
             | Kind::DestinationRule
             | Kind::VirtualService
             | Kind::Telemetry => {}
+            Kind::WorkloadEntry => self.machine(&name, None),
             Kind::GatewayClass => self.gateway_class(&name.name, None),
             Kind::Gateway => self.gateway(&name, None),
             Kind::HttpRoute => self.route(RouteKind::HttpRoute, &name, None),
@@ -183,6 +187,7 @@ impl Index {
             self.dirty.services.extend(self.services.keys().cloned());
             self.dirty.entries.extend(self.entries.keys().cloned());
             self.dirty.slices.extend(self.slices.keys().cloned());
+            self.dirty.machines.extend(self.machines.keys().cloned());
             self.dirty.hosts.extend(self.hosts.keys().cloned());
         }
     }
@@ -552,8 +557,9 @@ impl Index {
         }
     }
 
-    /// Pods of one namespace that a selector picks; the empty one picks all.
+    /// Pods and WorkloadEntries of one namespace that a selector picks; the empty one picks all.
     pub(super) fn mark_selected(&mut self, namespace: &Arc<str>, selector: &Labels) {
+        self.mark_selected_machines(namespace, selector);
         let Some(space) = self.spaces.get(namespace) else {
             return;
         };

@@ -101,6 +101,10 @@ impl Index {
             .iter()
             .for_each(|name| self.flush_entry(name, &mut delta));
         dirty
+            .machines
+            .iter()
+            .for_each(|name| self.flush_machine(name, &mut delta));
+        dirty
             .pods
             .iter()
             .for_each(|name| self.flush_pod(name, &mut delta));
@@ -468,7 +472,10 @@ impl Index {
             .entries
             .iter()
             .flat_map(|(name, facts)| self.workloads_of_entry(name, facts));
-        let all = pods.chain(bare).chain(of_entries);
+        let all = pods
+            .chain(bare)
+            .chain(of_entries)
+            .chain(self.all_machines());
         all.map(|workload| (workload.uid.clone(), Arc::new(workload)))
             .filter(|(uid, _)| self.out.workloads.contains(uid))
             .collect()
@@ -598,7 +605,12 @@ impl Index {
     }
 
     /// Puts the workloads that one object makes in the place of those that it made before.
-    fn set_workloads(&mut self, object: ObjectKey, workloads: Vec<Workload>, delta: &mut Delta) {
+    pub(super) fn set_workloads(
+        &mut self,
+        object: ObjectKey,
+        workloads: Vec<Workload>,
+        delta: &mut Delta,
+    ) {
         let uids: Vec<_> = workloads
             .iter()
             .map(|workload| workload.uid.clone())
@@ -685,6 +697,6 @@ impl Index {
 }
 
 /// Whether a service has endpoints that anybody may see.
-fn is_in_mesh(facts: &ServiceFacts) -> bool {
+pub(super) fn is_in_mesh(facts: &ServiceFacts) -> bool {
     !facts.is_external_name && services::visibility(&facts.export_to).is_some()
 }

@@ -225,3 +225,80 @@ fn pods_can_be_endpoints_of_an_entry() {
         "a container port of the same name counts first"
     );
 }
+
+/// A WorkloadEntry with address 10.9.0.1.
+fn machine(name: &str, spec: &str) -> String {
+    format!(
+        "\n---\napiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{address: 10.9.0.1{spec}}}\n"
+    )
+}
+
+fn machines(world: &World) -> Vec<&karst_model::workload::Workload> {
+    let all = world.model.workloads.values();
+    all.filter(|workload| workload.uid.0.contains("/WorkloadEntry/"))
+        .map(|workload| &**workload)
+        .collect()
+}
+
+#[test]
+fn a_workload_entry_is_an_endpoint_of_what_picks_its_labels() {
+    let mut world = World::empty();
+    world.apply(&machine(
+        "vm",
+        ", labels: {app: db, version: v2}, ports: {sql: 5433}, weight: 3, locality: r/z/s, serviceAccount: db, network: n2",
+    ));
+    let [vm] = machines(&world)[..] else {
+        panic!("one workload")
+    };
+    assert_eq!(
+        &*vm.uid.0,
+        "Kubernetes/networking.istio.io/WorkloadEntry/shop/vm"
+    );
+    assert_eq!(
+        vm.addresses,
+        ["10.9.0.1".parse::<std::net::IpAddr>().unwrap()]
+    );
+    assert_eq!((vm.capacity, &*vm.service_account), (3, "db"));
+    assert_eq!(&*vm.network.0, "n2");
+    assert_eq!(&*vm.locality.subzone, "s");
+    assert_eq!((&*vm.canonical_name, &*vm.canonical_revision), ("db", "v2"));
+    assert!(vm.services.is_empty());
+
+    // In any order: a Service by its port's name, a ServiceEntry by its own.
+    world.apply("apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: {clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7], selector: {app: db}, ports: [{name: sql, port: 5432}, {name: admin, port: 81, targetPort: 8081}, {name: odd, port: 82, targetPort: nowhere}]}\n");
+    world.apply("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: legacy, namespace: shop}\nspec: {hosts: [db.example.com], ports: [{number: 9, name: sql, protocol: TCP}, {number: 10, name: other, protocol: TCP}], resolution: STATIC, workloadSelector: {labels: {app: db}}}\n");
+    let ports = |world: &World, host: &str| {
+        let vm = machines(world)[0];
+        let found = vm.services.iter().find(|(key, _)| &*key.hostname == host);
+        found.map(|(_, ports)| ports.iter().map(|(a, b)| (*a, *b)).collect::<Vec<_>>())
+    };
+    let service = "db.shop.svc.cluster.local";
+    assert_eq!(ports(&world, service), Some(vec![(81, 8081), (5432, 5433)]));
+    assert_eq!(
+        ports(&world, "db.example.com"),
+        Some(vec![(9, 5433), (10, 10)])
+    );
+
+    world.apply(&machine("vm", ", labels: {app: other}"));
+    assert!(machines(&world)[0].services.is_empty());
+    world.apply(&machine("vm", ", labels: {app: db}"));
+    assert_eq!(ports(&world, service), Some(vec![(81, 8081), (5432, 5432)]));
+    world.delete(Kind::Service, "shop", "db");
+    assert_eq!(ports(&world, service), None);
+    world.delete(Kind::WorkloadEntry, "shop", "vm");
+    assert!(machines(&world).is_empty());
+}
+
+#[test]
+fn a_workload_entry_without_an_address_over_tcp_is_said_and_left_out() {
+    let mut world = World::empty();
+    world.apply("apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {name: vm, namespace: shop}\nspec: {address: \"unix:///run/x\"}\n");
+    assert!(machines(&world).is_empty());
+    assert_eq!(
+        world.reasons(Kind::WorkloadEntry, "shop", "vm"),
+        ["AddressNotReachable"]
+    );
+    world.apply(&machine("vm", ""));
+    assert_eq!(machines(&world).len(), 1);
+    assert!(world.reasons(Kind::WorkloadEntry, "shop", "vm").is_empty());
+}

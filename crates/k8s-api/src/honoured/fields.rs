@@ -366,7 +366,7 @@ pub const FIELDS: &[FieldRow] = &[
         ServiceEntry,
         "spec.workloadSelector",
         Honoured,
-        "pods of the namespace; WorkloadEntries not yet",
+        "pods and WorkloadEntries of the namespace",
     ),
     row(ServiceEntry, "spec.workloadSelector.labels", Honoured, ""),
     row(
@@ -385,8 +385,36 @@ pub const FIELDS: &[FieldRow] = &[
     row(
         WorkloadEntry,
         "spec",
-        NotYet,
-        "a workload outside Kubernetes is not known to the mesh yet: list it as an endpoint of a ServiceEntry",
+        Honoured,
+        "an endpoint of the Services and ServiceEntries of its namespace that pick its labels; no policy is enforced there, \
+         as no agent runs there",
+    ),
+    row(
+        WorkloadEntry,
+        "spec.address",
+        Honoured,
+        "an IP; a name is known and not dialled yet; `unix://` is left out",
+    ),
+    row(
+        WorkloadEntry,
+        "spec.ports",
+        Honoured,
+        "by the name of the service's port",
+    ),
+    row(
+        WorkloadEntry,
+        "spec.labels",
+        Honoured,
+        "with those of the object; the spec's win",
+    ),
+    row(WorkloadEntry, "spec.network", Honoured, ""),
+    row(WorkloadEntry, "spec.locality", Honoured, ""),
+    row(WorkloadEntry, "spec.weight", Honoured, ""),
+    row(
+        WorkloadEntry,
+        "spec.serviceAccount",
+        Honoured,
+        "the identity that is expected there",
     ),
     // --- DestinationRule
     row(DestinationRule, "spec", NotYet, ROUTES),
