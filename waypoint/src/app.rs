@@ -1,8 +1,13 @@
 //! Wires the parts of the waypoint together and decides nothing: start in order, run until a signal, drain, end.
 
 use std::{
-    fs, net::Ipv4Addr, net::SocketAddr, os::unix::fs::PermissionsExt as _, process::ExitCode,
-    sync::Arc, thread::JoinHandle,
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    thread::JoinHandle,
 };
 
 use anyhow::Context as _;
@@ -85,13 +90,20 @@ fn run(config: Config) -> anyhow::Result<()> {
     runtime.block_on(serve(config, logs))
 }
 
-/// The run directory holds keys: nobody else may look inside.
+/// The run directory holds keys: nobody else may look inside. A volume of Kubernetes belongs to root and is ours by its
+/// group; it is mounted into this container alone, and its mode is not ours to change.
 fn prepare_run_dir(config: &Config) -> anyhow::Result<()> {
     let Some(dir) = &config.run_dir else {
         return Ok(());
     };
-    let prepared = fs::create_dir_all(dir.join("state"))
-        .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)));
+    let prepared = fs::create_dir_all(dir.join("state")).and_then(|()| {
+        let belongs_to = |path: &Path| fs::metadata(path).map(|meta| meta.uid());
+        let private = match belongs_to(dir)? == belongs_to(Path::new("/proc/self"))? {
+            true => dir.clone(),
+            false => dir.join("state"),
+        };
+        fs::set_permissions(private, fs::Permissions::from_mode(0o700))
+    });
     prepared.with_context(|| format!("cannot use {} as run directory", dir.display()))
 }
 
