@@ -36,8 +36,20 @@ pub enum CorsOutcome {
     NotCors,
     /// Answer this, and ask no backend.
     Preflight(StatusCode, HeaderMap),
-    /// The request goes on; these replace the response's headers of the same names. `vary` is to be appended.
+    /// The request goes on; [`put_into`] puts these into its response.
     Actual(HeaderMap),
+}
+
+/// Puts CORS headers into a response: they replace the backend's own of the same names, except that what the backend
+/// varies by stays.
+pub fn put_into(response: &mut HeaderMap, cors: &HeaderMap) {
+    for (name, value) in cors {
+        if name == header::VARY {
+            response.append(name, value.clone());
+        } else {
+            response.insert(name, value.clone());
+        }
+    }
 }
 
 impl Cors {

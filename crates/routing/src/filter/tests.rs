@@ -424,4 +424,16 @@ fn an_actual_request_gets_its_origin_back() {
             "vary: origin"
         ]
     );
+    let mut response = HeaderMap::new();
+    response.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    response.insert(
+        header::ACCESS_CONTROL_ALLOW_ORIGIN,
+        HeaderValue::from_static("*"),
+    );
+    cors::put_into(&mut response, &headers);
+    assert_eq!(response.get_all(header::VARY).iter().count(), 2);
+    assert_eq!(
+        response[header::ACCESS_CONTROL_ALLOW_ORIGIN],
+        "https://www.foo.com"
+    );
 }
