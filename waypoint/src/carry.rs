@@ -22,7 +22,8 @@ use crate::{
 
 /// How a connection is carried.
 enum Plan {
-    Http,
+    /// Which version the port declares.
+    Http(Version),
     /// By the server name of its ClientHello.
     Tls,
     Tcp,
@@ -43,7 +44,7 @@ pub(crate) async fn carry(
     open.inc();
     let plan = plan(&client, &destination);
     let way = match plan {
-        Plan::Http => http_version(&mut stream).await.map(Way::Http),
+        Plan::Http(declared) => http_version(&mut stream, declared).await.map(Way::Http),
         Plan::Tls => Ok(Way::Tls),
         Plan::Tcp => Ok(Way::Tcp(None)),
         Plan::Look => look(&worker, &client, &destination, &mut stream).await,
@@ -72,7 +73,7 @@ pub(crate) fn admit(
 ) -> Result<(), TcpError> {
     match plan(client, destination) {
         Plan::Tcp => tcp::allow(worker, client, destination, None),
-        Plan::Http | Plan::Tls | Plan::Look => Ok(()),
+        Plan::Http(_) | Plan::Tls | Plan::Look => Ok(()),
     }
 }
 
@@ -95,24 +96,30 @@ fn plan(client: &Client, destination: &Destination) -> Plan {
     match (routes, port.map(|port| port.app_protocol)) {
         (Some(Routes::Tcp(_)), _) => Plan::Tcp,
         (Some(Routes::Tls(_)), _) => Plan::Tls,
-        (_, Some(AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc)) => Plan::Http,
+        (_, Some(AppProtocol::Http11)) => Plan::Http(Version::Http1),
+        (_, Some(AppProtocol::Http2 | AppProtocol::Grpc)) => Plan::Http(Version::Http2),
         (_, Some(AppProtocol::Tls)) => Plan::Tls,
         (_, Some(AppProtocol::Tcp)) => Plan::Tcp,
         (_, Some(AppProtocol::Unknown) | None) => Plan::Look,
     }
 }
 
-/// HTTP/1 or HTTP/2 with prior knowledge: whatever the port declares, the client decides.
-async fn http_version(stream: &mut Stream) -> Result<Version, TcpError> {
+/// HTTP/1 or HTTP/2 with prior knowledge: whatever the port declares, the client decides. Where HTTP/2 is declared, what
+/// is neither gets no answer, since it would be one of HTTP/1.
+async fn http_version(stream: &mut Stream, declared: Version) -> Result<Version, TcpError> {
     let mut wanted = 1;
     loop {
         let seen = stream.peek(wanted).await.map_err(TcpError::ClientIo)?;
         match detect::http_version(&seen) {
             Guess::Http2 => return Ok(Version::Http2),
             Guess::More(more) if seen.len() >= wanted => wanted = more,
-            // No more will come: the codec says what is wrong with it.
-            _ => return Ok(Version::Http1),
+            _ if declared == Version::Http1 => return Ok(Version::Http1),
+            _ => break,
         }
+    }
+    match guess(stream).await? {
+        Guess::Http1 => Ok(Version::Http1),
+        _ => Err(TcpError::NoHttp),
     }
 }
 

@@ -78,6 +78,8 @@ pub(crate) enum TcpError {
     Connect(#[from] ConnectError),
     #[error("the client's connection broke")]
     ClientIo(#[source] io::Error),
+    #[error("the client's first bytes are neither HTTP/2 nor an HTTP/1 request")]
+    NoHttp,
     #[error("the client's first bytes are no TLS ClientHello")]
     Hello,
 }

@@ -150,6 +150,16 @@ impl Upstreams {
                 return Ok(idle);
             }
         }
+        // Rare, and large: a request that finds a connection does not carry it.
+        Box::pin(self.dial_http1(endpoint, client, baggage)).await
+    }
+
+    async fn dial_http1(
+        &self,
+        endpoint: &Endpoint,
+        client: &ClientKey,
+        baggage: Option<HeaderValue>,
+    ) -> Result<Http1, ConnectError> {
         let upstream = self
             .connect(endpoint, client.header.clone(), baggage)
             .await?;
@@ -212,17 +222,27 @@ impl Upstreams {
                 http2::Acquired::Place(place) => return Ok(place),
                 http2::Acquired::Wait(dial) => dial.notified().await,
                 http2::Acquired::Dial(dialling) => {
-                    let upstream = self
-                        .connect(endpoint, client.header.clone(), baggage.clone())
-                        .await?;
-                    let addr = endpoint.addr;
-                    dialling
-                        .handshake(HttpIo::from(upstream))
-                        .await
-                        .map_err(|source| ConnectError::Handshake { addr, source })?;
+                    Box::pin(self.dial_http2(dialling, endpoint, client, baggage.clone())).await?;
                 }
             }
         }
+    }
+
+    async fn dial_http2(
+        &self,
+        dialling: http2::Dialling,
+        endpoint: &Endpoint,
+        client: &ClientKey,
+        baggage: Option<HeaderValue>,
+    ) -> Result<(), ConnectError> {
+        let upstream = self
+            .connect(endpoint, client.header.clone(), baggage)
+            .await?;
+        let addr = endpoint.addr;
+        dialling
+            .handshake(HttpIo::from(upstream))
+            .await
+            .map_err(|source| ConnectError::Handshake { addr, source })
     }
 
     fn take(&self, key: KeptKey) -> Option<Http1> {

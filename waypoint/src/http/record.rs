@@ -154,6 +154,10 @@ impl Record {
         self.cause = Chain(error).to_string();
     }
 
+    pub(super) fn is_head(&self) -> bool {
+        self.method == Method::HEAD
+    }
+
     /// Whose request it is.
     pub(super) fn conversation(&self) -> Rc<Conversation> {
         self.conversation.clone()

@@ -1,6 +1,13 @@
 //! One try: the request to one endpoint, and its response or what went wrong.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    future::{Future as _, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use http::{
     HeaderValue, Request, Response, StatusCode, Uri, header,
@@ -13,7 +20,7 @@ use karst_runtime::supervise;
 use karst_telemetry::{error_chain::Chain, metrics::http::RequestFlag};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -125,13 +132,16 @@ impl Outgoing {
         (body, gate): (RequestBody, Option<Arc<Gate>>),
         until: Option<Instant>,
     ) -> Result<Response<Content>, Failed> {
-        let exchange = self.exchange(conversation, endpoint, body, gate);
-        match until {
-            None => exchange.await,
-            Some(until) => timeout_at(until, exchange)
-                .await
-                .unwrap_or_else(|_elapsed| Err(timed_out(endpoint))),
-        }
+        let mut exchange = pin!(self.exchange(conversation, endpoint, body, gate));
+        let mut late = until.map(|until| Box::pin(sleep_until(until)));
+        poll_fn(|cx| match exchange.as_mut().poll(cx) {
+            Poll::Pending => match &mut late {
+                Some(late) => late.as_mut().poll(cx).map(|()| Err(timed_out(endpoint))),
+                None => Poll::Pending,
+            },
+            ended => ended,
+        })
+        .await
     }
 
     async fn exchange(

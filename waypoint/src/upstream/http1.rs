@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::{
     body::{Body as _, Frame, Incoming, SizeHint},
     client::conn::{
@@ -94,10 +94,20 @@ impl Http1 {
             })
             .await?
         };
-        Ok(response.map(|body| Exchange {
+        let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let mut response = response.map(|body| Exchange {
             body,
             connection: Some(self),
-        }))
+        });
+        // A body that has ended is never polled.
+        if response.body().is_end_stream() && !upgraded {
+            poll_fn(|cx| {
+                response.body_mut().settle(cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
+        Ok(response)
     }
 
     /// Goes on by itself: the response has made it something else than HTTP.

@@ -144,6 +144,9 @@ fn is_whole(got: &[u8]) -> bool {
     if head.contains("transfer-encoding: chunked") {
         return body.contains("0\r\n") && body.ends_with("\r\n\r\n") || body == "0\r\n\r\n";
     }
+    if head.starts_with("http/1.1 204") || head.starts_with("http/1.1 304") {
+        return true;
+    }
     let length = head
         .lines()
         .find_map(|line| line.strip_prefix("content-length: "));

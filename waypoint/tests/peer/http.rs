@@ -57,12 +57,12 @@ async fn requests_of_one_connection_share_one_upstream_connection() {
         world.workload("web", "web-1", &app).await;
         let client = Client::new(&world);
         let mut io = client.connect(vip).await;
-        for _request in 0..5 {
-            io.write_all(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
-                .await
-                .unwrap();
+        for path in ["/", "/status/204", "/", "/status/304", "/"] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: web\r\n\r\n");
+            io.write_all(request.as_bytes()).await.unwrap();
+            let expected = path.strip_prefix("/status/").unwrap_or("200");
             let response = read_response(&mut io).await;
-            assert_eq!(status(&response), "200", "{response}");
+            assert_eq!(status(&response), expected, "{response}");
         }
         assert_eq!(app.connections.get(), 1);
     })
@@ -304,6 +304,52 @@ async fn the_protocol_of_an_undeclared_port_is_found_out() {
         world
             .metric_reaches(&["istio_requests_total", "response_code=\"200\""], 1.0)
             .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn head_has_headers_and_no_body() {
+    for speaks in [Speaks::Http1, Speaks::Http2] {
+        local(async move {
+            let world = World::start(&[]).await;
+            let protocol = match speaks {
+                Speaks::Http2 => AppProtocol::Http2,
+                _ => AppProtocol::Unknown,
+            };
+            let vip = world.service("web", protocol);
+            let app = App::new("v1", speaks);
+            world.workload("web", "web-1", &app).await;
+            let client = Client::new(&world);
+            let one = client
+                .raw(
+                    vip,
+                    "HEAD / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n",
+                )
+                .await;
+            assert!(one.ends_with("\r\n\r\n"), "{one}");
+            assert_eq!(status(&one), "200", "{one}");
+            if speaks == Speaks::Http2 {
+                let mut send = client.http2(vip).await;
+                let request = Request::head("http://web/").body(empty()).unwrap();
+                let response = exchange(&mut send, request).await;
+                assert_eq!(response.status(), StatusCode::OK);
+                assert_eq!(response.into_body().to_bytes(), "");
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_http_gets_no_answer_where_http2_is_declared() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http2);
+        let answer = Client::new(&world)
+            .raw(vip, "INVALID CONNECTION PREFACE\r\n\r\n")
+            .await;
+        assert_eq!(answer, "");
     })
     .await;
 }
