@@ -15,7 +15,7 @@ use std::{
 
 use karst_controller::{
     admission::{Asked, Operation, Surroundings, Verdict, verdict},
-    status::{Ledger, Reach},
+    status::{Ledger, Reach, RouteLedger},
 };
 use karst_index::{Delta, Event, Index, IndexConfig};
 use karst_k8s_api::{Kind, Object};
@@ -101,7 +101,8 @@ impl Manifest {
 fn there_are_many_over_all_kinds() {
     let all = manifests();
     assert!(all.len() >= 50, "{}", all.len());
-    for kind in Kind::all().filter(|kind| kind.is_istio()) {
+    let is_route = |kind: &Kind| kind.name().ends_with("Route");
+    for kind in Kind::all().filter(|kind| kind.is_istio() || is_route(kind)) {
         assert!(
             all.iter().any(|one| one.text("kind") == kind.name()),
             "{kind} has none"
@@ -145,9 +146,16 @@ fn what_is_taken_is_told_afterwards_too() {
         ledger.said(&delta.conditions);
         ledger.published(1);
         let wanted = ledger.take_fresh(10, |_| Reach { have: 1, of: 1 }, NOW);
+        let mut routes = RouteLedger::default();
+        routes.applied(&object);
+        routes.said(&delta.route_statuses);
+        let parents = routes.take(10, NOW);
+        let parents = parents.iter().flat_map(|one| &one.parents);
+        let parents = parents.flat_map(|one| one["conditions"].as_array().into_iter().flatten());
         let in_status = wanted
             .iter()
             .flat_map(|one| &one.conditions)
+            .chain(parents)
             .any(|condition| condition["status"] == "False");
         let in_event = ledger.take_announcement().is_some();
         assert!(

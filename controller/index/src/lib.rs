@@ -38,4 +38,4 @@ pub use delta::{Awaited, Changes, Delta, NodeChange, Transition};
 pub use event::Event;
 pub use gateways::{Address, GatewayStatus, ListenerStatus};
 pub use index::{Index, Stats};
-pub use routes::{ParentStatus, ROUTE_CONTROLLER, RouteStatus};
+pub use routes::{ParentStatus, ROUTE_CONTROLLER, RouteStatus, check_route};

@@ -28,6 +28,14 @@ impl std::fmt::Display for Reference<'_> {
     }
 }
 
+/// Whether a reference names a kind that services are of.
+pub(crate) fn is_service_like(to: &Reference<'_>) -> bool {
+    matches!(
+        (to.group, to.kind),
+        ("", "Service") | (ISTIO_NETWORKING, "ServiceEntry")
+    )
+}
+
 /// Who refers to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Referrer<'a> {

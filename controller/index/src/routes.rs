@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use hashbrown::HashSet;
 use karst_k8s_api::{
-    Kind, ObjectKey,
+    Kind, Object, ObjectKey,
     gateway::{
         GrpcRouteSpec, HttpRouteSpec, TcpRouteSpec, TlsRouteSpec,
         route::{GATEWAY_GROUP, ParentReference},
@@ -38,7 +38,7 @@ use self::backends::RefFault;
 use crate::{
     conditions::{Condition, ConditionType},
     facts::{Created, Name},
-    references::{NoTarget, Reference, Referrer, Target},
+    references::{self, NoTarget, Reference, Referrer, Target},
 };
 
 /// What `controllerName` of the entries that we write is. Routes attach to services, so it is no Gateway's controller.
@@ -167,12 +167,7 @@ pub(crate) fn object_key(key: &RouteKey) -> ObjectKey {
 pub(crate) fn lower(key: &RouteKey, facts: &RouteFacts, world: &World<'_>) -> Lowered {
     let own = parents::services(key, facts.parents(), world);
     let mut resolver = backends::Resolver::new(key, world, &own);
-    let rules = match &facts.spec {
-        RouteSpec::Http(spec) => http::rules(spec, &mut resolver),
-        RouteSpec::Grpc(spec) => grpc::rules(spec, &mut resolver),
-        RouteSpec::Tls(spec) => tls::rules(spec, &mut resolver),
-        RouteSpec::Tcp(spec) => tcp::rules(spec, &mut resolver),
-    };
+    let rules = lower_rules(&facts.spec, &mut resolver);
     let holds = !rules.is_empty();
     let mut lowered = Lowered {
         route: None,
@@ -213,6 +208,74 @@ pub(crate) fn lower(key: &RouteKey, facts: &RouteFacts, world: &World<'_>) -> Lo
         rules: rules.rules,
     });
     lowered
+}
+
+/// What is wrong with a route by itself, whatever else there is, for its author at admission. Nothing is said about a
+/// route without a parent that could be ours.
+pub fn check_route(object: &Object) -> Vec<String> {
+    let (kind, facts) = match object.clone() {
+        Object::HttpRoute(route) => (
+            RouteKind::HttpRoute,
+            RouteFacts::new(&route.metadata, RouteSpec::Http(route.spec)),
+        ),
+        Object::GrpcRoute(route) => (
+            RouteKind::GrpcRoute,
+            RouteFacts::new(&route.metadata, RouteSpec::Grpc(route.spec)),
+        ),
+        Object::TlsRoute(route) => (
+            RouteKind::TlsRoute,
+            RouteFacts::new(&route.metadata, RouteSpec::Tls(route.spec)),
+        ),
+        Object::TcpRoute(route) => (
+            RouteKind::TcpRoute,
+            RouteFacts::new(&route.metadata, RouteSpec::Tcp(route.spec)),
+        ),
+        _ => return Vec::new(),
+    };
+    let ObjectKey {
+        namespace, name, ..
+    } = object.key();
+    let key = RouteKey {
+        kind,
+        namespace,
+        name,
+    };
+    // Nothing else is known here: what depends on it is not said.
+    let world = World {
+        target: &|to| match references::is_service_like(to) {
+            true => Err(NoTarget::Missing),
+            false => Err(NoTarget::Kind),
+        },
+        permits: &|_, _| true,
+        is_waypoint: &|_| false,
+    };
+    let is_ours = |parent: &ParentReference| parents::is_service_like(parent);
+    if !facts.parents().iter().any(is_ours) {
+        return Vec::new();
+    }
+    let mut resolver = backends::Resolver::new(&key, &world, &[]);
+    let rules = lower_rules(&facts.spec, &mut resolver);
+    let references = rules.references.iter();
+    let known = references.filter(|one| one.reason != "BackendNotFound");
+    let references = known.map(|one| one.message.clone());
+    rules.faults.iter().map(shown).chain(references).collect()
+}
+
+fn lower_rules(spec: &RouteSpec, resolver: &mut backends::Resolver<'_>) -> Rules {
+    match spec {
+        RouteSpec::Http(spec) => http::rules(spec, resolver),
+        RouteSpec::Grpc(spec) => grpc::rules(spec, resolver),
+        RouteSpec::Tls(spec) => tls::rules(spec, resolver),
+        RouteSpec::Tcp(spec) => tcp::rules(spec, resolver),
+    }
+}
+
+/// A fault with the place of its rule.
+fn shown((index, fault): &(Option<usize>, Fault)) -> String {
+    match index {
+        Some(index) => format!("rules[{index}]: {}", fault.message),
+        None => fault.message.clone(),
+    }
 }
 
 impl Rules {
@@ -263,11 +326,7 @@ impl Rules {
     }
 
     fn list(&self) -> String {
-        let one = |(index, fault): &(Option<usize>, Fault)| match index {
-            Some(index) => format!("rules[{index}]: {}", fault.message),
-            None => fault.message.clone(),
-        };
-        let all: Vec<String> = self.faults.iter().map(one).collect();
+        let all: Vec<String> = self.faults.iter().map(shown).collect();
         all.join("; ")
     }
 }

@@ -49,6 +49,7 @@ pub fn configuration(namespace: &str, security: &str) -> Value {
             hook(networking_name, "Ignore", [
                 kinds_of("networking.istio.io"),
                 kinds_of("telemetry.istio.io"),
+                routes(),
                 refused(),
             ].concat()),
             labels,
@@ -76,6 +77,17 @@ fn kinds_of(group: &str) -> Vec<Value> {
     let kinds = Kind::all().filter(|kind| kind.group() == group);
     let plurals: Vec<&str> = kinds.map(Kind::plural).collect();
     vec![rule(group, &plurals)]
+}
+
+/// Routes may be ours, and may be those of a Gateway of others: nothing is refused.
+fn routes() -> Vec<Value> {
+    let kinds = [
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+        Kind::TlsRoute,
+        Kind::TcpRoute,
+    ];
+    vec![rule(Kind::HttpRoute.group(), &kinds.map(Kind::plural))]
 }
 
 fn refused() -> Vec<Value> {

@@ -2,8 +2,9 @@
 
 use karst_ca::authorize::Account;
 use karst_files::{Complaint, Severity};
+use karst_index::check_route;
 use karst_k8s_api::{
-    Kind,
+    Kind, Object,
     honoured::{REFUSED_KINDS, RefusedKind},
     labels,
 };
@@ -83,6 +84,7 @@ fn complaints(surroundings: &Surroundings, asked: &Asked<'_>) -> Vec<Complaint> 
             let mut all = karst_files::check(kind, asked.object);
             all.extend(in_place(surroundings, kind, asked.object));
             all.extend(unknown_waypoint(surroundings, kind, asked.object));
+            all.extend(route(kind, asked.object));
             all
         }
         // Other workloads with a pod template are looked at like a Deployment.
@@ -97,14 +99,35 @@ fn complaints(surroundings: &Surroundings, asked: &Asked<'_>) -> Vec<Complaint> 
 fn in_place(surroundings: &Surroundings, kind: Kind, object: &Value) -> Option<Complaint> {
     let in_root =
         object.pointer("/metadata/namespace") == Some(&json!(surroundings.root_namespace));
-    let selects = object
-        .pointer("/spec/selector/matchLabels")
-        .and_then(Value::as_object)
-        .is_some_and(|labels| !labels.is_empty());
-    (kind == Kind::PeerAuthentication && in_root && selects).then(|| {
-        let message = "a PeerAuthentication of the root namespace holds for the whole mesh, and with a selector it holds for nothing: put it into the workloads' namespace";
-        error("spec.selector", message.to_owned())
-    })
+    match kind {
+        Kind::PeerAuthentication if in_root && selects(object) => {
+            let message = "a PeerAuthentication of the root namespace holds for the whole mesh, and with a selector it holds for nothing: put it into the workloads' namespace";
+            Some(error("spec.selector", message.to_owned()))
+        }
+        Kind::AuthorizationPolicy if !in_root && targets_class(object) => {
+            let message = format!(
+                "a GatewayClass is targeted only from the root namespace ({}): target the Gateway instead",
+                surroundings.root_namespace
+            );
+            Some(error("spec.targetRefs", message))
+        }
+        _ => None,
+    }
+}
+
+fn selects(object: &Value) -> bool {
+    let labels = object.pointer("/spec/selector/matchLabels");
+    let labels = labels.and_then(Value::as_object);
+    labels.is_some_and(|labels| !labels.is_empty())
+}
+
+fn targets_class(object: &Value) -> bool {
+    let many = object.pointer("/spec/targetRefs").and_then(Value::as_array);
+    let mut targets = many
+        .into_iter()
+        .flatten()
+        .chain(object.pointer("/spec/targetRef"));
+    targets.any(|target| target["kind"] == "GatewayClass")
 }
 
 /// A label that names a waypoint which does not exist: it binds nothing until that is there.
@@ -133,6 +156,25 @@ fn unknown_waypoint(surroundings: &Surroundings, kind: Kind, object: &Value) -> 
             "there is no waypoint {namespace}/{name}: until there is, traffic goes as without it"
         ),
     })
+}
+
+/// Faults of a route that its status will name. Never a refusal: the kind belongs to other controllers too.
+fn route(kind: Kind, object: &Value) -> Vec<Complaint> {
+    let is_route = matches!(
+        kind,
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute
+    );
+    if !is_route {
+        return Vec::new();
+    }
+    let read = Object::deserialize(kind, object.clone());
+    let faults = read.map(|route| check_route(&route)).unwrap_or_default();
+    let complaint = |message| Complaint {
+        severity: Severity::Warning,
+        field: String::new(),
+        message,
+    };
+    faults.into_iter().map(complaint).collect()
 }
 
 fn error(field: &str, message: String) -> Complaint {

@@ -201,14 +201,14 @@ mod tests {
     fn what_is_set_and_not_honoured_is_found_once_with_its_place() {
         let found = reported(
             Kind::AuthorizationPolicy,
-            json!({"rules": [{}, {"to": [{"operation": {"paths": ["/a"], "ports": ["80"], "hosts": []}}]}]}),
+            json!({"rules": [{}, {"from": [{"source": {"requestPrincipals": ["a"], "ipBlocks": ["10.0.0.1"], "namespaces": []}}]}]}),
         );
         let [(path, Verdict::NotYet)] = &found[..] else {
             panic!("{found:?}")
         };
         assert_eq!(path.len(), 7, "{path:?}");
         assert_eq!(path[2], Step::Index(1));
-        assert_eq!(path[6], Step::Key("paths".to_owned()));
+        assert_eq!(path[6], Step::Key("requestPrincipals".to_owned()));
     }
 
     #[test]

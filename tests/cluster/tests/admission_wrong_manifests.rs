@@ -92,10 +92,10 @@ fn told_afterwards(cluster: &Cluster, yaml: &str, name: &str) {
     let uid = object["metadata"]["uid"].as_str().unwrap();
     eventually(&format!("{name} is told"), || {
         let object = read(cluster, yaml);
-        let conditions = object["status"]["conditions"]
-            .as_array()
-            .into_iter()
-            .flatten();
+        // A route has a status for each of its parents.
+        let parents = object["status"]["parents"].as_array().into_iter().flatten();
+        let lists = parents.chain([&object["status"]]);
+        let conditions = lists.flat_map(|one| one["conditions"].as_array().into_iter().flatten());
         conditions
             .into_iter()
             .any(|one| one["status"] == "False" && one["type"] != "Ready")

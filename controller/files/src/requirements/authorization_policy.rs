@@ -6,6 +6,38 @@ use serde_json::Value;
 
 use super::{peer_authentication::selector, place::Place};
 
+/// What a part of requests comes to in a policy for workloads.
+const NEEDS_WAYPOINT: &str = "needs a waypoint: give the policy targetRefs; in a policy for workloads an ALLOW rule with it allows nothing, a DENY rule denies without it, which is more";
+/// Fields of a source and of an operation that L4 does not read.
+const HTTP_SOURCE: [&str; 4] = [
+    "remoteIpBlocks",
+    "notRemoteIpBlocks",
+    "trustDomains",
+    "notTrustDomains",
+];
+const HTTP_OPERATION: [&str; 6] = [
+    "hosts",
+    "notHosts",
+    "methods",
+    "notMethods",
+    "paths",
+    "notPaths",
+];
+/// Keys of `when` that a waypoint reads beside those of L4.
+const WAYPOINT_KEYS: [&str; 4] = [
+    "remote.ip",
+    "connection.sni",
+    "source.serviceAccount",
+    "request.auth.principal",
+];
+
+/// Who enforces the policy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Enforcer {
+    Agent,
+    Waypoint,
+}
+
 /// Keys of `when` that L4 reads.
 const L4_KEYS: [&str; 5] = [
     "source.ip",
@@ -27,22 +59,61 @@ const HTTP_KEY_STARTS: [&str; 3] = ["request.headers[", "request.auth.claims[", 
 
 pub(super) fn check(policy: &mut Place<'_>) {
     let mut spec = policy.field("spec");
+    let has_target = spec.says("targetRef") || spec.says("targetRefs");
+    let enforcer = match has_target {
+        true => Enforcer::Waypoint,
+        false => Enforcer::Agent,
+    };
+    if has_target && spec.field("selector").says("matchLabels") {
+        let message = "only one of selector, targetRef and targetRefs can be set";
+        spec.field("selector").report(message.to_owned());
+    }
+    targets(&mut spec);
     selector(&mut spec);
-    action(&mut spec);
-    spec.each("rules", rule);
+    action(&mut spec, enforcer);
+    spec.each("rules", |place| rule(place, enforcer));
 }
 
-fn action(spec: &mut Place<'_>) {
+/// Kinds of targets with their groups, as Istio's API has them.
+const TARGETS: [(&str, &str); 4] = [
+    ("", "Service"),
+    ("networking.istio.io", "ServiceEntry"),
+    ("gateway.networking.k8s.io", "Gateway"),
+    ("gateway.networking.k8s.io", "GatewayClass"),
+];
+
+fn targets(spec: &mut Place<'_>) {
+    let own = |target: &mut Place<'_>| {
+        if target.says("namespace") {
+            let message = "a policy targets only its own namespace: leave namespace out";
+            target.field("namespace").report(message.to_owned());
+        }
+        let (group, kind) = (target.text("group"), target.text("kind"));
+        let found = (group.unwrap_or_default(), kind.unwrap_or_default());
+        if !TARGETS.contains(&found) {
+            let (group, kind) = found;
+            target.report(format!(
+                "{kind:?} of group {group:?}, expected Service of group \"\", ServiceEntry of networking.istio.io, Gateway or GatewayClass of gateway.networking.k8s.io"
+            ));
+        }
+    };
+    if spec.says("targetRef") {
+        own(&mut spec.field("targetRef"));
+    }
+    spec.each("targetRefs", own);
+}
+
+fn action(spec: &mut Place<'_>, enforcer: Enforcer) {
     let has_rules = spec.says("rules");
     let message = match spec.text("action") {
         Some("CUSTOM") => {
-            "CUSTOM is refused: external authorization needs a waypoint, and this version has none; use DENY meanwhile"
+            "CUSTOM is refused: external authorization is not supported; use DENY meanwhile"
         }
         Some("DENY") if !has_rules => {
             "DENY without rules denies nothing; `rules: [{}]` denies everything"
         }
-        Some("AUDIT") => {
-            let message = "AUDIT is not honoured yet: nothing is recorded, and nothing is denied";
+        Some("AUDIT") if enforcer == Enforcer::Agent => {
+            let message = "AUDIT needs a waypoint: give the policy targetRefs; in a policy for workloads nothing is recorded, and nothing is denied";
             return spec.field("action").warn(message.to_owned());
         }
         _ => return,
@@ -51,13 +122,14 @@ fn action(spec: &mut Place<'_>) {
     spec.field(field).report(message.to_owned());
 }
 
-fn rule(rule: &mut Place<'_>) {
+fn rule(rule: &mut Place<'_>, enforcer: Enforcer) {
     rule.each("from", |from| {
         let mut source = from.field("source");
         if is_empty(source.value) {
             return source.report("missing or empty, expected at least one of its fields: an empty one would match everybody".to_owned());
         }
         self::source(&mut source);
+        needs_waypoint(&mut source, &HTTP_SOURCE, enforcer);
     });
     rule.each("to", |to| {
         let mut operation = to.field("operation");
@@ -67,8 +139,17 @@ fn rule(rule: &mut Place<'_>) {
         for list in ["ports", "notPorts"] {
             operation.texts(list, port);
         }
+        needs_waypoint(&mut operation, &HTTP_OPERATION, enforcer);
     });
-    rule.each("when", when);
+    rule.each("when", |condition| when(condition, enforcer));
+}
+
+fn needs_waypoint(part: &mut Place<'_>, fields: &[&str], enforcer: Enforcer) {
+    for name in fields {
+        if enforcer == Enforcer::Agent && part.says(name) {
+            part.field(name).warn(NEEDS_WAYPOINT.to_owned());
+        }
+    }
 }
 
 fn source(source: &mut Place<'_>) {
@@ -94,16 +175,20 @@ fn source(source: &mut Place<'_>) {
     }
 }
 
-fn when(condition: &mut Place<'_>) {
+fn when(condition: &mut Place<'_>, enforcer: Enforcer) {
     let key = condition.text("key").unwrap_or_default().to_owned();
     let is_http =
         HTTP_KEYS.contains(&&*key) || HTTP_KEY_STARTS.iter().any(|start| key.starts_with(start));
-    if is_http {
+    let by_waypoint = WAYPOINT_KEYS.contains(&&*key) || key.starts_with("request.headers[");
+    if is_http && enforcer == Enforcer::Agent {
+        let message = format!("{key:?} {NEEDS_WAYPOINT}");
+        condition.field("key").warn(message);
+    } else if is_http && !by_waypoint {
         let message = format!(
-            "{key:?} is not honoured yet: needs a waypoint, and this version has none; an ALLOW rule with it allows nothing, a DENY rule denies without it"
+            "{key:?} is not honoured yet: an ALLOW rule with it allows nothing, a DENY rule denies as if it held"
         );
         condition.field("key").warn(message);
-    } else if !L4_KEYS.contains(&&*key) {
+    } else if !is_http && !L4_KEYS.contains(&&*key) {
         let message = format!("{key:?}, expected one of {}", L4_KEYS.join(", "));
         return condition.field("key").report(message);
     }

@@ -45,6 +45,7 @@ fn rule(
     hosts: &[HostMatch],
     resolver: &mut Resolver<'_>,
 ) -> Result<HttpRule, Fault> {
+    http::no_persistence(source.session_persistence.as_ref())?;
     let default = [GrpcRouteMatch::default()];
     let sources = match source.matches.is_empty() {
         true => &default[..],

@@ -62,6 +62,7 @@ fn rule(
     hosts: &[HostMatch],
     resolver: &mut Resolver<'_>,
 ) -> Result<HttpRule, Fault> {
+    no_persistence(source.session_persistence.as_ref())?;
     let default = [HttpRouteMatch::default()];
     let sources = match source.matches.is_empty() {
         true => &default[..],
@@ -91,6 +92,14 @@ fn rule(
         timeouts: timeouts(source.timeouts.as_ref())?,
         retry: source.retry.as_ref().map(retry).transpose()?,
     })
+}
+
+/// Sessions that stay with a backend are not to be had.
+pub(super) fn no_persistence(source: Option<&serde_json::Value>) -> Result<(), Fault> {
+    match source {
+        None => Ok(()),
+        Some(_) => Err(Fault::unsupported("sessionPersistence is not supported")),
+    }
 }
 
 fn one_match(source: &HttpRouteMatch, hosts: &[HostMatch]) -> Result<HttpMatch, Fault> {

@@ -172,7 +172,7 @@ fn gateway(to: &Reference<'_>, world: &World<'_>) -> Verdict {
 }
 
 /// Whether a parent's group is one of those that services are of.
-fn is_service_like(parent: &ParentReference) -> bool {
+pub(super) fn is_service_like(parent: &ParentReference) -> bool {
     matches!(group(parent), "" | ISTIO_NETWORKING)
 }
 

@@ -9,12 +9,20 @@ use crate::Kind::{
     ServiceEntry, Telemetry, VirtualService, WorkloadEntry,
 };
 
+/// Shown for what a policy is attached to.
+const TARGETS: &str = "Service, ServiceEntry and Gateway of the policy's namespace, GatewayClass from the root namespace: enforced by their waypoint, and the ports of such services accept nobody else";
 /// Shown for conditions on requests.
-const HTTP: &str = "needs a waypoint, and this version has none: an ALLOW rule with it allows nothing, a DENY rule denies without it, which is more";
+const HTTP: &str = "by a waypoint, in a policy with targetRefs; in one for workloads an ALLOW rule with it allows nothing and a DENY rule denies without it, which is more";
+/// Shown for what needs a verified token.
+const TOKEN: &str = "no token is verified yet, so that no request has one: it never matches, and its negation always does";
+/// Shown for trust domains.
+const DOMAINS: &str = "by a waypoint, in a policy with targetRefs, with `*` at the end at most and not beside principals; in one for workloads an ALLOW rule with it allows nothing and a DENY rule denies without it: use principals such as `example.org/*`";
 /// Shown for routes.
-const ROUTES: &str = "needs a waypoint, and this version has none: traffic goes as without it";
+const ROUTES: &str =
+    "is not honoured yet: use the routes of the Gateway API; traffic goes as without it";
 /// Shown for policies of waypoints.
-const WAYPOINT: &str = "is enforced by a waypoint, and this version has none: the object is refused, so that nobody takes it for enforced";
+const WAYPOINT: &str =
+    "tokens are not verified yet: the object is refused, so that nobody takes it for enforced";
 
 /// Every field, each kind's in the order of Istio's reference.
 pub const FIELDS: &[FieldRow] = &[
@@ -23,7 +31,7 @@ pub const FIELDS: &[FieldRow] = &[
         AuthorizationPolicy,
         "spec",
         Honoured,
-        "enforced at the destination's node, for new and for live connections",
+        "enforced at the destination's node, for new and for live connections; with targetRefs by a waypoint, for each request",
     ),
     row(
         AuthorizationPolicy,
@@ -37,19 +45,42 @@ pub const FIELDS: &[FieldRow] = &[
         Honoured,
         "no wildcards",
     ),
-    row(AuthorizationPolicy, "spec.targetRef", Refused, WAYPOINT),
-    row(AuthorizationPolicy, "spec.targetRefs", Refused, WAYPOINT),
+    row(
+        AuthorizationPolicy,
+        "spec.targetRef",
+        Honoured,
+        "as targetRefs",
+    ),
+    row(AuthorizationPolicy, "spec.targetRefs", Honoured, TARGETS),
+    row(AuthorizationPolicy, "spec.targetRefs[].group", Honoured, ""),
+    row(AuthorizationPolicy, "spec.targetRefs[].kind", Honoured, ""),
+    row(AuthorizationPolicy, "spec.targetRefs[].name", Honoured, ""),
+    row(
+        AuthorizationPolicy,
+        "spec.targetRefs[].namespace",
+        Honoured,
+        "its own, or left out",
+    ),
+    row(AuthorizationPolicy, "spec.targetRef.group", Honoured, ""),
+    row(AuthorizationPolicy, "spec.targetRef.kind", Honoured, ""),
+    row(AuthorizationPolicy, "spec.targetRef.name", Honoured, ""),
+    row(
+        AuthorizationPolicy,
+        "spec.targetRef.namespace",
+        Honoured,
+        "its own, or left out",
+    ),
     row(
         AuthorizationPolicy,
         "spec.action",
         Honoured,
-        "ALLOW and DENY; AUDIT records nothing and says so; CUSTOM is refused",
+        "ALLOW and DENY; AUDIT by a waypoint, in a policy with targetRefs; CUSTOM is refused",
     ),
     row(
         AuthorizationPolicy,
         "spec.provider",
         Refused,
-        "external authorization needs a waypoint, and this version has none",
+        "external authorization is not supported",
     ),
     row(
         AuthorizationPolicy,
@@ -85,13 +116,13 @@ pub const FIELDS: &[FieldRow] = &[
         AuthorizationPolicy,
         "spec.rules[].from[].source.requestPrincipals",
         NotYet,
-        HTTP,
+        TOKEN,
     ),
     row(
         AuthorizationPolicy,
         "spec.rules[].from[].source.notRequestPrincipals",
         NotYet,
-        HTTP,
+        TOKEN,
     ),
     row(
         AuthorizationPolicy,
@@ -120,14 +151,14 @@ pub const FIELDS: &[FieldRow] = &[
     row(
         AuthorizationPolicy,
         "spec.rules[].from[].source.trustDomains",
-        NotYet,
-        "is not compared yet: an ALLOW rule with it allows nothing, a DENY rule denies without it, which is more; use principals such as `example.org/*`",
+        Honoured,
+        DOMAINS,
     ),
     row(
         AuthorizationPolicy,
         "spec.rules[].from[].source.notTrustDomains",
-        NotYet,
-        "is not compared yet: an ALLOW rule with it allows nothing, a DENY rule denies without it, which is more; use notPrincipals such as `example.org/*`",
+        Honoured,
+        DOMAINS,
     ),
     row(
         AuthorizationPolicy,
@@ -144,13 +175,13 @@ pub const FIELDS: &[FieldRow] = &[
     row(
         AuthorizationPolicy,
         "spec.rules[].from[].source.remoteIpBlocks",
-        NotYet,
+        Honoured,
         HTTP,
     ),
     row(
         AuthorizationPolicy,
         "spec.rules[].from[].source.notRemoteIpBlocks",
-        NotYet,
+        Honoured,
         HTTP,
     ),
     row(
@@ -168,20 +199,20 @@ pub const FIELDS: &[FieldRow] = &[
     row(
         AuthorizationPolicy,
         "spec.rules[].to[].operation.hosts",
-        NotYet,
+        Honoured,
         HTTP,
     ),
     row(
         AuthorizationPolicy,
         "spec.rules[].to[].operation.notHosts",
-        NotYet,
+        Honoured,
         HTTP,
     ),
     row(
         AuthorizationPolicy,
         "spec.rules[].to[].operation.ports",
         Honoured,
-        "ports of the workload, not of the service",
+        "ports of the workload, not of the service; with targetRefs, ports of the service",
     ),
     row(
         AuthorizationPolicy,
@@ -192,25 +223,25 @@ pub const FIELDS: &[FieldRow] = &[
     row(
         AuthorizationPolicy,
         "spec.rules[].to[].operation.methods",
-        NotYet,
+        Honoured,
         HTTP,
     ),
     row(
         AuthorizationPolicy,
         "spec.rules[].to[].operation.notMethods",
-        NotYet,
+        Honoured,
         HTTP,
     ),
     row(
         AuthorizationPolicy,
         "spec.rules[].to[].operation.paths",
-        NotYet,
+        Honoured,
         HTTP,
     ),
     row(
         AuthorizationPolicy,
         "spec.rules[].to[].operation.notPaths",
-        NotYet,
+        Honoured,
         HTTP,
     ),
     row(
@@ -223,7 +254,7 @@ pub const FIELDS: &[FieldRow] = &[
         AuthorizationPolicy,
         "spec.rules[].when[].key",
         Honoured,
-        "`source.ip`, `source.namespace`, `source.principal`, `destination.ip`, `destination.port`; keys of requests as fields of requests; others are refused",
+        "`source.ip`, `source.namespace`, `source.principal`, `destination.ip`, `destination.port`; with targetRefs also `source.serviceAccount`, `remote.ip`, `connection.sni`, `request.headers[]`, and `request.auth.principal` as requestPrincipals; other keys of requests are never fulfilled in ALLOW and always in DENY; all others are refused",
     ),
     row(
         AuthorizationPolicy,
