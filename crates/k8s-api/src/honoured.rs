@@ -5,6 +5,7 @@
 //! row, so no field can be accepted and ignored.
 
 mod fields;
+mod gateway;
 mod keys;
 mod mesh;
 mod page;
@@ -12,9 +13,10 @@ mod page;
 use serde_json::Value;
 
 pub use fields::FIELDS;
+pub use gateway::GATEWAY_FIELDS;
 pub use keys::{KEYS, REFUSED_KINDS};
 pub use mesh::{MESH_CONFIG, MeshRow};
-pub use page::page;
+pub use page::{gateway_page, page};
 
 use crate::Kind;
 

@@ -44,11 +44,16 @@ fn every_field_has_a_row() {
 }
 
 #[test]
-fn the_page_is_fresh() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/istio-api.md");
-    let old = fs::read_to_string(path).unwrap_or_default();
-    assert!(
-        old == honoured::page(),
-        "docs/reference/istio-api.md is stale: run `cargo run -p karst-k8s-api --example print_reference`"
-    );
+fn the_pages_are_fresh() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference");
+    for (name, page) in [
+        ("istio-api.md", honoured::page()),
+        ("gateway-api.md", honoured::gateway_page()),
+    ] {
+        let old = fs::read_to_string(folder.join(name)).unwrap_or_default();
+        assert!(
+            old == page,
+            "docs/reference/{name} is stale: run `cargo run -p karst-k8s-api --example print_reference`"
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{FIELDS, KEYS, MESH_CONFIG, Place, REFUSED_KINDS, Verdict};
+use super::{FIELDS, GATEWAY_FIELDS, KEYS, MESH_CONFIG, Place, REFUSED_KINDS, Verdict};
 use crate::{Kind, crd};
 
 const HEAD: &str = "# Istio's API in Karst
@@ -55,6 +55,54 @@ pub fn page() -> String {
     text += "\n## Mesh configuration\n\nConfigMap `istio`, key `mesh`, of the root namespace. A field that is set and not honoured is reported by an Event on the ConfigMap and by `/debug/problems`.\n\n| field | Karst | note |\n|---|---|---|\n";
     for (field, verdict, note) in MESH_CONFIG {
         let _ = writeln!(text, "| `{field}` | {} | {note} |", word(*verdict));
+    }
+    text
+}
+
+const GATEWAY_HEAD: &str = "# Gateway API in Karst
+
+For users of the Gateway API (v1.6): what a waypoint makes of each kind of route. Printed from
+`crates/k8s-api/src/honoured/gateway.rs` by `cargo run -p karst-k8s-api --example print_reference`. A field without a row
+is honoured as the Gateway API says.
+
+Routes are for the traffic of services: a parent is a Service or a ServiceEntry that is bound to a waypoint by the label
+`istio.io/use-waypoint`. Each parent has an entry in the route's `status.parents`, of
+`controllerName: karst.dev/mesh-controller` (Gateways and their class are `istio.io/mesh-controller`'s, as in Istio):
+
+| condition | False, with its reasons |
+|---|---|
+| Accepted | `NoMatchingParent`: no such Service, ServiceEntry or port; `UnsupportedValue`, `IncompatibleFilters`: no rule holds, or the parent cannot have routes (headless, ExternalName); `NotAllowedByListeners`: the parent is a waypoint's Gateway |
+| ResolvedRefs | `BackendNotFound`, `RefNotPermitted`, `InvalidKind`, `UnsupportedProtocol` (plain requests would go to a port of TLS), `UnsupportedValue` |
+| Programmed | `NoWaypoint`: the service is bound to no waypoint, so that its traffic goes as without the route |
+| PartiallyInvalid | never False; True names the rules that were dropped |
+";
+
+/// The page of the Gateway API as Markdown.
+pub fn gateway_page() -> String {
+    let mut text = GATEWAY_HEAD.to_owned();
+    for kind in Kind::all() {
+        let mut rows = GATEWAY_FIELDS
+            .iter()
+            .filter(|row| row.kind == kind)
+            .peekable();
+        if rows.peek().is_none() {
+            continue;
+        }
+        let _ = writeln!(
+            text,
+            "\n## {kind}\n\n`{}`, versions {}.\n\n| field | Karst | note |\n|---|---|---|",
+            kind.group(),
+            kind.versions().join(", ")
+        );
+        for row in rows {
+            let _ = writeln!(
+                text,
+                "| `{}` | {} | {} |",
+                row.path,
+                word(row.verdict),
+                row.note
+            );
+        }
     }
     text
 }
