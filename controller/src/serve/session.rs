@@ -147,6 +147,18 @@ impl Session {
         &mut self,
         tables: &Tables,
     ) -> Result<Option<DeltaDiscoveryResponse>, SessionError> {
+        loop {
+            let told = self.told_addresses();
+            let response = self.pass(tables)?;
+            // Addresses with nothing to send are told up to now without a message: what waited for them can go.
+            if response.is_some() || self.told_addresses() == told {
+                return Ok(response);
+            }
+        }
+    }
+
+    /// One look at each type, in order.
+    fn pass(&mut self, tables: &Tables) -> Result<Option<DeltaDiscoveryResponse>, SessionError> {
         for place in self.subscriptions.keys().cloned().collect::<Vec<_>>() {
             if place == Place::Address && self.policies_wait() {
                 continue;

@@ -202,6 +202,24 @@ fn a_policy_goes_only_when_the_addresses_before_it_are_acknowledged() {
 }
 
 #[test]
+fn a_policy_that_no_address_names_goes_at_once() {
+    let (mut session, resources) = (Session::new("n1".into()), Resources::new());
+    resources.publish([
+        put(TableKey::Authorization, "ns/p", "1"),
+        put(TableKey::Address, "w", "names none"),
+    ]);
+    session.handle(subscribe(type_url::AUTHORIZATION)).unwrap();
+    session.handle(subscribe(type_url::ADDRESS)).unwrap();
+    for _ in 0..2 {
+        let response = next(&mut session, &resources).unwrap();
+        session.handle(ack(&response)).unwrap();
+    }
+    resources.publish([gone(TableKey::Authorization, "ns/p")]);
+    let response = next(&mut session, &resources).expect("nothing else comes to wake the stream");
+    assert_eq!(response.removed_resources, ["ns/p"]);
+}
+
+#[test]
 fn our_agents_get_a_large_first_answer_in_parts() {
     let (mut session, resources) = (Session::new("n1".into()), Resources::new());
     let large = "x".repeat(300_000);
