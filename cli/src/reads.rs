@@ -21,8 +21,8 @@ use crate::cluster::{Cluster, told};
 const AUDIENCE: &str = "karst-read";
 /// The shortest life that the API server gives a token.
 const TOKEN_SECONDS: i64 = 600;
-/// Port of the read API on the controller's loopback.
-const PORT: u16 = 15016;
+/// Name of the container port of the read API, and its number where the pod names none.
+const PORT: (&str, u16) = ("http-reads", 15016);
 /// Longest wait for one replica.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Largest answer.
@@ -40,7 +40,13 @@ pub(crate) struct ReaderArgs {
 pub(crate) struct Reads<'a> {
     cluster: &'a Cluster,
     token: String,
-    replicas: Vec<String>,
+    replicas: Vec<Replica>,
+}
+
+/// A controller's pod.
+struct Replica {
+    name: String,
+    port: u16,
 }
 
 impl<'a> Reads<'a> {
@@ -114,35 +120,36 @@ impl<'a> Reads<'a> {
 
     async fn ask(
         &self,
-        replica: &str,
+        replica: &Replica,
         kind: &str,
         namespace: Option<&str>,
     ) -> anyhow::Result<Vec<Value>> {
+        let name = &replica.name;
         let asked = tokio::time::timeout(PATIENCE, self.exchange(replica, kind, namespace)).await;
         let Ok(answer) = asked else {
             bail!(
-                "controller {replica} did not answer within {} s",
+                "controller {name} did not answer within {} s",
                 PATIENCE.as_secs()
             );
         };
-        let answer = answer.with_context(|| format!("controller {replica}"))?;
+        let answer = answer.with_context(|| format!("controller {name}"))?;
         Ok(answer["items"].as_array().cloned().unwrap_or_default())
     }
 
     async fn exchange(
         &self,
-        replica: &str,
+        replica: &Replica,
         kind: &str,
         namespace: Option<&str>,
     ) -> anyhow::Result<Value> {
         let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace);
         let mut forward = pods
-            .portforward(replica, &[PORT])
+            .portforward(&replica.name, &[replica.port])
             .await
             .map_err(told)
             .context("port forward (takes permission `create pods/portforward`)")?;
         let mut stream = forward
-            .take_stream(PORT)
+            .take_stream(replica.port)
             .context("port forward gave no stream")?;
         let query = namespace
             .map(|name| format!("?namespace={name}"))
@@ -199,7 +206,7 @@ fn read_answer(answer: &str) -> anyhow::Result<Value> {
 }
 
 /// Names of the controller's ready pods.
-async fn replicas(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
+async fn replicas(cluster: &Cluster) -> anyhow::Result<Vec<Replica>> {
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let params = ListParams::default().labels("app.kubernetes.io/name=karst-controller");
     let pods = pods.list(&params).await.map_err(told)?;
@@ -212,24 +219,49 @@ async fn replicas(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
         pod.metadata.deletion_timestamp.is_none()
             && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
     };
-    let names: Vec<String> = pods
+    let replicas: Vec<Replica> = pods
         .items
         .into_iter()
         .filter(is_ready)
-        .filter_map(|pod| pod.metadata.name)
+        .filter_map(|pod| {
+            let port = read_port(&pod);
+            let name = pod.metadata.name?;
+            Some(Replica { name, port })
+        })
         .collect();
-    if names.is_empty() {
+    if replicas.is_empty() {
         bail!(
             "no controller is ready in namespace {}; is Karst installed there? (--namespace names another)",
             cluster.namespace
         );
     }
-    Ok(names)
+    Ok(replicas)
+}
+
+fn read_port(pod: &Pod) -> u16 {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let mut ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let named = ports.find(|port| port.name.as_deref() == Some(PORT.0));
+    named
+        .and_then(|port| u16::try_from(port.container_port).ok())
+        .unwrap_or(PORT.1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pod_says_the_port_of_its_read_api() {
+        let pod = |ports: &str| -> Pod {
+            let text =
+                format!(r#"{{"spec": {{"containers": [{{"name": "c", "ports": {ports}}}]}}}}"#);
+            serde_json::from_str(&text).unwrap()
+        };
+        let named = r#"[{"name": "x", "containerPort": 1}, {"name": "http-reads", "containerPort": 19016}]"#;
+        assert_eq!(read_port(&pod(named)), 19016);
+        assert_eq!(read_port(&pod("[]")), 15016);
+    }
 
     #[test]
     fn a_node_s_streams_to_two_replicas_are_one_agent() {

@@ -102,6 +102,10 @@ pub struct Config {
     /// Address of metrics, readiness and debug pages. They show configuration: keep it on loopback or a trusted net.
     #[arg(long, env = "KARST_ADMIN", default_value_t = SocketAddr::from(([127, 0, 0, 1], 15014)))]
     pub admin: SocketAddr,
+    /// With --kubernetes: port of the read API (`karst status` and its sisters) on the pod's loopback. The pod's container
+    /// port `http-reads` says it to them.
+    #[arg(long, env = "KARST_READ_PORT", default_value_t = 15016)]
+    pub read_port: u16,
     /// Further DNS name or IP address in the serving certificate; may be repeated. Local addresses are in it anyway.
     #[arg(
         long = "server-name",

@@ -137,9 +137,10 @@ async fn serve_reads(base: &Base, client: kube::Client) -> anyhow::Result<()> {
         nodes: base.nodes.clone(),
         replica: base.cfg.replica.clone(),
     };
-    let listener = TcpListener::bind(read::ADDRESS)
+    let address = read::address(base.cfg.read_port);
+    let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on {}", read::ADDRESS))?;
+        .with_context(|| format!("cannot listen on {address}: --read-port names another port"))?;
     let pages = read::pages(reads);
     let shutdown = base.shutdown.clone();
     spawn_essential(

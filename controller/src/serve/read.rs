@@ -13,7 +13,10 @@
 mod access;
 mod view;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use http::{Method, StatusCode, header};
 use karst_proto::reads::Subject;
@@ -24,8 +27,9 @@ pub use self::access::{Access, AccessError};
 use super::{acks::Acks, nodes::Nodes, resources::Resources};
 
 /// Where it listens: loopback only.
-pub const ADDRESS: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 15016);
+pub fn address(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
 
 /// What can be read.
 #[derive(Clone)]
