@@ -123,6 +123,10 @@ impl Waypoints {
         inner.classes_changed = true;
     }
 
+    fn class_again(&self) {
+        self.lock().classes_changed = true;
+    }
+
     fn again(&self, key: ObjectKey) {
         self.lock().changed.insert(key);
     }

@@ -230,7 +230,8 @@ fn container(gateway: &Gateway, settings: &Settings) -> Value {
             format!("--controller={}", settings.controller),
             "--token-file=/var/run/secrets/tokens/istio-token",
             "--root-cert-file=/var/run/secrets/istio/root-cert.pem",
-            "--run-dir=/run/karst-waypoint",
+            // One of its own making: a volume belongs to root.
+            "--run-dir=/run/karst-waypoint/own",
             format!("--drain-seconds={DRAIN_SECONDS}"),
         ],
         "env": env,

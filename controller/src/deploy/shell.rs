@@ -138,6 +138,8 @@ impl Deployer {
             && let Err(error) = self.class(classes.get(WAYPOINT_CLASS)).await
         {
             self.failed(&format!("GatewayClass {WAYPOINT_CLASS}"), &error);
+            self.waypoints.class_again();
+            worked = false;
         }
         for (key, known) in gateways {
             if let Err(error) = self.one(&key, known, applied).await {

@@ -87,7 +87,8 @@ pub(super) fn class() -> Value {
         "metadata": {"name": WAYPOINT_CLASS},
         "spec": {
             "controllerName": WAYPOINT_CONTROLLER,
-            "description": "Karst's waypoint: routing and policy by request for what is bound to it",
+            // At most 64 characters.
+            "description": "Karst's waypoint: routes and policy by request",
         },
     })
 }
