@@ -152,11 +152,13 @@ impl Index {
         }
         add(self.ports.get(&connection.port));
         add(self.methods.get(view.method()));
-        add(self.paths.get(view.decoded_path()));
-        if !self.prefixes.is_empty() {
-            self.prefixes
-                .covering(view.decoded_path(), Site::IndexPrincipalPrefix)
-                .for_each(|posting| add(Some(posting)));
+        for path in view.decoded_paths() {
+            add(self.paths.get(path));
+            if !self.prefixes.is_empty() {
+                self.prefixes
+                    .covering(path, Site::IndexPrincipalPrefix)
+                    .for_each(|posting| add(Some(posting)));
+            }
         }
         rules.sort_unstable();
         rules.dedup();

@@ -322,7 +322,8 @@ impl Group {
             Entry::Path(path) => match readings {
                 Readings::Plain => shape(&path.plain, view.path()),
                 Readings::All => {
-                    shape(&path.plain, view.path()) || shape(&path.decoded, view.decoded_path())
+                    shape(&path.plain, view.path())
+                        || view.decoded_paths().any(|read| shape(&path.decoded, read))
                 }
             },
             Entry::Block(block) => {

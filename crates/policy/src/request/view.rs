@@ -15,6 +15,8 @@ pub(super) struct View<'a> {
     request: Option<&'a Request>,
     /// With every escape decoded, as a backend reads it.
     decoded_path: Cow<'a, [u8]>,
+    /// The same without the parameters of its segments, where it has any: as servlet containers route.
+    bare_path: Option<Vec<u8>>,
     /// The host as it was sent, in lower case.
     pub(super) authority: SmallVec<[u8; 64]>,
     pub(super) remote_ip: IpAddr,
@@ -33,6 +35,7 @@ impl<'a> View<'a> {
         Self {
             request: Some(asked.request),
             decoded_path: decoded(asked.request.path()),
+            bare_path: without_parameters(asked.request.path()),
             authority: asked
                 .request
                 .authority()
@@ -49,6 +52,7 @@ impl<'a> View<'a> {
             connection: connection::View::new(asked.connection),
             request: None,
             decoded_path: Cow::Borrowed(b""),
+            bare_path: None,
             authority: SmallVec::new(),
             remote_ip: asked.remote_ip.to_canonical(),
             sni: OnceCell::new(),
@@ -79,8 +83,9 @@ impl<'a> View<'a> {
             .map_or(b"", |request| request.host().as_bytes())
     }
 
-    pub(super) fn decoded_path(&self) -> &[u8] {
-        &self.decoded_path
+    /// Every path that a backend may take this one for: with escapes decoded, and without parameters.
+    pub(super) fn decoded_paths(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&*self.decoded_path).chain(self.bare_path.as_deref())
     }
 
     /// All values of a header as one.
@@ -110,6 +115,23 @@ impl<'a> View<'a> {
     pub(super) fn request_principal(&self) -> Option<&'a [u8]> {
         self.request_principal.map(str::as_bytes)
     }
+}
+
+/// The path with each segment cut at its first semicolon, then decoded; `None` if there is none.
+fn without_parameters(path: &str) -> Option<Vec<u8>> {
+    if !path.contains(';') {
+        return None;
+    }
+    let mut bare = String::with_capacity(path.len());
+    for segment in path.split('/').skip(1) {
+        let name = segment.split(';').next().unwrap_or_default();
+        // A segment that was nothing but parameters leaves no empty one behind.
+        if !bare.ends_with('/') {
+            bare.push('/');
+        }
+        bare.push_str(name);
+    }
+    Some(decoded(&bare).into_owned())
 }
 
 /// Every escape as the byte that it stands for.

@@ -24,7 +24,7 @@ const NAMES: [&str; 5] = ["a", "ab", "b", "bc", "shop"];
 const METHODS: [&str; 4] = ["GET", "POST", "DELETE", "GETS"];
 const PORTS: [u16; 3] = [80, 81, 8080];
 /// Normalised already.
-const PATHS: [&str; 16] = [
+const PATHS: [&str; 19] = [
     "/",
     "/a",
     "/a/",
@@ -39,6 +39,9 @@ const PATHS: [&str; 16] = [
     "/A",
     "/x.txt",
     "/a/x.txt",
+    "/a;x",
+    "/a;x/b",
+    "/;/a",
     "/a/b/c/d",
     "/b/a",
 ];

@@ -276,7 +276,8 @@ fn header(h: &HeaderValues, s: &StringMatch, case: &Case, lets_in: bool) -> bool
             .any(|line| line.split(',').any(|part| string(s, part.trim())))
 }
 
-/// Compared as sent on; what refuses also compares with every escape decoded, on both sides.
+/// Compared as sent on; what refuses also compares with every escape decoded, on both sides, and with the parameters of
+/// segments taken away.
 fn path(pattern: &PathPattern, path: &str, lets_in: bool) -> bool {
     let one = |pattern: &PathPattern, path: &str| match pattern {
         PathPattern::Text(s) => string(s, path),
@@ -286,7 +287,15 @@ fn path(pattern: &PathPattern, path: &str, lets_in: bool) -> bool {
     if lets_in {
         return one(&spelled, path);
     }
-    one(&spelled, path) || one(&decoded_pattern(&spelled), &decoded(path))
+    let read = decoded_pattern(&spelled);
+    one(&spelled, path)
+        || one(&read, &decoded(path))
+        || one(&read, &decoded(&without_parameters(path)))
+}
+
+/// Only what the cases hold: parameters without a name or named x.
+fn without_parameters(path: &str) -> String {
+    path.replace(";x", "").replace(';', "").replace("//", "/")
 }
 
 /// The pattern in the spelling of normalised paths.
