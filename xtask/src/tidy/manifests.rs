@@ -148,7 +148,14 @@ const DOORS: &[(&str, &[&str])] = &[
     ("hickory-proto", &["karst-agent", "karst-lab"]),
     (
         "serde-saphyr",
-        &["karst-files", "karst-k8s-api", "karst-lab", "karst-cli"],
+        // The controller: parts of objects that a user keeps as text in a ConfigMap.
+        &[
+            "karst-files",
+            "karst-k8s-api",
+            "karst-lab",
+            "karst-cli",
+            "karst-controller",
+        ],
     ),
 ];
 
