@@ -90,7 +90,7 @@ impl Rung {
             Self::Node => 600,
             // Two thirds of it for Kubernetes, which is built once and kept.
             Self::Cluster => 2400,
-            Self::Fuzz => 360,
+            Self::Fuzz => 480,
         };
         Duration::from_secs(seconds).mul_f64(scale())
     }
