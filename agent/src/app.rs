@@ -41,7 +41,7 @@ use crate::{
     kubelet::Kubelets,
     live::LiveConnections,
     mesh::Mesh,
-    metrics::Metrics,
+    metrics::{KernelEvents, Metrics},
     node::{Node, own_resolver},
     node_check,
     outbound::{balancer::Balancer, waypoint::WaypointStreams},
@@ -284,6 +284,7 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
         kubelet_ids.extend(found.iter().map(|kubelet| kubelet.cgroup_id));
     }
     let datapath: Arc<dyn Datapath> = Arc::new(load_kernel(&config, &node, kubelet_ids)?);
+    registry.register_collector(KernelEvents(datapath.clone()));
     kernel_ready.done();
 
     let state = Arc::new(State::new());

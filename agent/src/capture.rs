@@ -729,4 +729,4 @@ fn concerns_pods(changed: &Changed) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

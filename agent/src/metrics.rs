@@ -1,12 +1,24 @@
 //! What the agent counts: Istio's L4 metrics (`karst-telemetry`), and its own.
 
+use std::{fmt, sync::Arc};
+
 use karst_hbone::Flag;
 use karst_model::{identity::SpiffeId, service::Service, workload::Workload};
 use karst_telemetry::metrics::{
     Registry,
     tcp::{Peer, ResponseFlags, ServiceLabels, TcpMetrics},
 };
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        gauge::Gauge,
+    },
+};
+
+use crate::capture::datapath::Datapath;
 
 /// All counters of the agent.
 pub(crate) struct Metrics {
@@ -90,6 +102,29 @@ impl Metrics {
     }
 }
 
+/// What the kernel programs counted, read when the program is scraped: `karst_kernel_events_total`, by event. Those that
+/// end in `_full` say that a map was at its bound.
+pub(crate) struct KernelEvents(pub(crate) Arc<dyn Datapath>);
+
+impl fmt::Debug for KernelEvents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KernelEvents")
+    }
+}
+
+impl Collector for KernelEvents {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let kind = MetricType::Counter;
+        let help = "What the kernel programs did with connections, by event";
+        let mut family = encoder.encode_descriptor("karst_kernel_events", help, None, kind)?;
+        for (event, count) in self.0.counters() {
+            let value = ConstCounter::new(count);
+            value.encode(family.encode_family(&[("event", event)])?)?;
+        }
+        Ok(())
+    }
+}
+
 /// One end of a connection, for metrics and the access log. `principal` only where TLS proved it.
 pub(crate) fn peer(workload: Option<&Workload>, principal: Option<&SpiffeId>) -> Peer {
     let principal = principal
@@ -138,5 +173,21 @@ pub(crate) fn response_flags(flag: Flag) -> ResponseFlags {
         Flag::H2HandshakeFailure => ResponseFlags::H2HandshakeFailure,
         Flag::NetworkPolicy => ResponseFlags::NetworkPolicy,
         Flag::IdentityError => ResponseFlags::IdentityError,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::tests::Kernel;
+
+    #[test]
+    fn what_the_kernel_counted_is_scraped() {
+        let registry = Registry::new();
+        let kernel = Kernel::counting("orig_dst_full", 7);
+        registry.register_collector(KernelEvents(Arc::new(kernel)));
+        let page = registry.encode();
+        let line = "karst_kernel_events_total{event=\"orig_dst_full\"} 7";
+        assert!(page.contains(line), "{page}");
     }
 }

@@ -36,12 +36,21 @@ use crate::{
 
 /// A kernel side that captures by writing it down, and does what a test wants in the middle of it.
 #[derive(Default)]
-struct Kernel {
+pub(crate) struct Kernel {
+    counters: Vec<(&'static str, u64)>,
     attached: Mutex<BTreeSet<NetnsCookie>>,
     while_attaching: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Kernel {
+    /// One that has counted something.
+    pub(crate) fn counting(event: &'static str, count: u64) -> Self {
+        Self {
+            counters: vec![(event, count)],
+            ..Self::default()
+        }
+    }
+
     fn holds(&self) -> BTreeSet<NetnsCookie> {
         self.attached
             .lock()
@@ -89,7 +98,7 @@ impl Datapath for Kernel {
         Ok(())
     }
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
+        self.counters.clone()
     }
 }
 
