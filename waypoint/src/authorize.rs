@@ -3,12 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use karst_policy::{
-    Connection, DryRunAllow,
+    Connection, DryRunAllow, Verdict,
     request::{Asked, AskedConnection, RequestDecision, RequestPolicies},
 };
 use karst_routing::request::{Request, remote_ip};
 
 use crate::{destination::Destination, http::Client, mesh::Mesh, services::Served};
+
+/// Policies up to which a refusal is explained rule by rule; beyond, it costs too much for what anybody may ask for.
+const EXPLAINED_MAX: usize = 16;
 
 /// A refusal by policy, in words.
 #[derive(Debug)]
@@ -48,7 +51,7 @@ pub(crate) fn request(
                 sni: None,
                 request_principal: None,
             };
-            outcome(&policies.decide(&asked), || {
+            outcome(&policies.decide(&asked), policies, || {
                 policies.explain(&asked).to_string()
             })
         },
@@ -74,7 +77,7 @@ pub(crate) fn connection(
                 remote_ip: connection.source_ip,
                 sni,
             };
-            outcome(&policies.decide_connection(&asked), || {
+            outcome(&policies.decide_connection(&asked), policies, || {
                 policies.explain_connection(&asked).to_string()
             })
         },
@@ -109,7 +112,11 @@ fn each(
     Ok(())
 }
 
-fn outcome(decision: &RequestDecision, explain: impl FnOnce() -> String) -> Result<(), Denied> {
+fn outcome(
+    decision: &RequestDecision,
+    policies: &RequestPolicies,
+    explain: impl FnOnce() -> String,
+) -> Result<(), Denied> {
     if let Some(rule) = &decision.audit {
         tracing::info!(target: "access", policy = %rule, "an AUDIT policy matches");
     }
@@ -119,8 +126,12 @@ fn outcome(decision: &RequestDecision, explain: impl FnOnce() -> String) -> Resu
     if decision.dry_run.allow == DryRunAllow::WouldDeny {
         tracing::info!(target: "access", "ALLOW policies in dry run would refuse this");
     }
-    if decision.is_allowed() {
-        return Ok(());
+    let reason = match &decision.verdict {
+        Verdict::Allow => return Ok(()),
+        Verdict::Deny(reason) => reason,
+    };
+    if policies.len() > EXPLAINED_MAX {
+        return Err(Denied(reason.to_string()));
     }
     // One line, as the access log has one for each request.
     Err(Denied(explain().lines().collect::<Vec<_>>().join("; ")))

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use karst_model::protocol::AppProtocol;
 use karst_routing::table::Routes;
 use karst_runtime::drain;
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::{
     bounds::Place,
@@ -40,8 +41,7 @@ pub(crate) async fn carry(
     place: Place,
     drain: drain::Watch,
 ) {
-    let open = worker.mesh.metrics.connections.clone();
-    open.inc();
+    let _open = Open::new(&worker.mesh.metrics.connections);
     let plan = plan(&client, &destination);
     let way = match plan {
         Plan::Http(declared) => http_version(&mut stream, declared).await.map(Way::Http),
@@ -61,7 +61,22 @@ pub(crate) async fn carry(
         }
         Err(error) => Tracked::start(&worker, &client, &destination).refuse(&error),
     }
-    open.dec();
+}
+
+/// Counts a connection while it is open.
+struct Open(Gauge);
+
+impl Open {
+    fn new(connections: &Gauge) -> Self {
+        connections.inc();
+        Self(connections.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// Asks policy about a connection of which it is known that it is no HTTP, before the client is told that it is open.

@@ -16,7 +16,7 @@ use hyper::{Request as HttpRequest, body::Incoming};
 use karst_model::{protocol::AppProtocol, route::Backend};
 use karst_policy::Connection;
 use karst_routing::{
-    filter::{CorsOutcome, Filter, HeaderChanges, Mirror},
+    filter::{CorsOutcome, Filter, HeaderChanges, Mirror, cors::put_into},
     request::{Form, Request, Scheme, Seen, strip_hop_by_hop},
     retry::{self, Attempt, Body, Failure, Retry},
     table::{HttpRoute, Picked, RouteBackend, Routes},
@@ -382,9 +382,7 @@ impl<'a> Filtered<'a> {
     fn finish(&mut self, headers: &mut HeaderMap, asked: &Asked) {
         strip_hop_by_hop(headers, asked.keep());
         if let Some(cors) = self.cors.take() {
-            for (name, value) in &cors {
-                headers.insert(name, value.clone());
-            }
+            put_into(headers, &cors);
         }
         for changes in &self.response {
             changes.apply(headers);

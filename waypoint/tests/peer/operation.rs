@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     app::{App, Speaks, until},
-    client::{Client, read_response, status},
+    client::{Client, empty, exchange, read_response, status},
     rig::{World, key, local, rule},
 };
 
@@ -135,6 +135,41 @@ async fn a_service_that_appears_late_is_waited_for() {
         let (response, ()) =
             tokio::join!(client.raw(vip, "GET / HTTP/1.1\r\nHost: web\r\n\r\n"), back);
         assert_eq!(status(&response), "200", "{response}");
+    })
+    .await;
+}
+
+/// Rapid reset (CVE-2023-44487): the connection ends, and others do not notice.
+#[tokio::test]
+async fn a_client_that_keeps_giving_requests_up_is_let_go() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http2);
+        let app = App::new("v1", Speaks::Http2);
+        world.workload("web", "web-1", &app).await;
+        let client = Client::new(&world);
+        let (mut send, connection) = h2::client::handshake(client.connect(vip).await)
+            .await
+            .unwrap();
+        let ended = tokio::task::spawn_local(connection);
+        for _request in 0..20_000 {
+            let request = http::Request::get("http://web/never").body(()).unwrap();
+            let Ok(ready) = send.ready().await else {
+                break;
+            };
+            send = ready;
+            let Ok((_response, mut stream)) = send.send_request(request, true) else {
+                break;
+            };
+            stream.send_reset(h2::Reason::CANCEL);
+            tokio::task::yield_now().await;
+        }
+        // With GOAWAY, or cut.
+        let _ended_somehow = ended.await.unwrap();
+        let mut other = client.http2(vip).await;
+        let request = http::Request::get("http://web/").body(empty()).unwrap();
+        let response = exchange(&mut other, request).await;
+        assert_eq!(response.status(), http::StatusCode::OK);
     })
     .await;
 }

@@ -238,9 +238,14 @@ impl World {
 
     /// A route on service `web` with these rules.
     pub(crate) fn route(&self, name: &str, rules: Vec<HttpRule>) {
+        self.attach(RouteKind::HttpRoute, name, RouteRules::Http(rules));
+    }
+
+    /// A route of any kind on service `web`.
+    pub(crate) fn attach(&self, kind: RouteKind, name: &str, rules: RouteRules) {
         let route = Route {
             key: RouteKey {
-                kind: RouteKind::HttpRoute,
+                kind,
                 namespace: "shop".into(),
                 name: name.into(),
             },
@@ -250,7 +255,7 @@ impl World {
                 port: None,
                 clients: Clients::All,
             }],
-            rules: RouteRules::Http(rules),
+            rules,
         };
         self.state.apply([Update::Route(Arc::new(route))]);
     }
