@@ -37,6 +37,7 @@ impl Received<'_> {
     }
 }
 
+/// By name; the values of a name in the order in which they came.
 fn sorted(headers: Option<&HeaderMap>) -> Vec<(String, String)> {
     let mut all: Vec<_> = headers
         .into_iter()
@@ -49,7 +50,7 @@ fn sorted(headers: Option<&HeaderMap>) -> Vec<(String, String)> {
             )
         })
         .collect();
-    all.sort();
+    all.sort_by(|(one, _), (other, _)| one.cmp(other));
     all
 }
 
@@ -81,6 +82,8 @@ mod tests {
     fn lines_name_what_was_received() {
         let mut headers = HeaderMap::new();
         headers.insert("x-a", "1".parse().unwrap());
+        headers.append("x-b", "second".parse().unwrap());
+        headers.append("x-b", "first".parse().unwrap());
         headers.insert("host", "hidden".parse().unwrap());
         let received = Received {
             port: 80,
@@ -98,6 +101,7 @@ mod tests {
             "URL=/p?q\n",
             "IP=10.1.2.3\n",
             "RequestHeader=X-A:1\n",
+            "RequestHeader=X-B:second\nRequestHeader=X-B:first\n",
         ] {
             assert!(lines.contains(expected), "{expected:?} missing in {lines}");
         }
