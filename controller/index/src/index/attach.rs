@@ -137,6 +137,10 @@ impl Index {
         for target in self.sealers.set(policy, targets) {
             match target {
                 PolicyTarget::Service(key) => {
+                    // A Service that nobody sees has no claim, and yet a status.
+                    if let Some(name) = self.service_called(&key) {
+                        self.mark_service(&name);
+                    }
                     let claims = self.hosts.get(&key.hostname).into_iter().flatten();
                     let owners: Vec<Claim> = claims
                         .filter(|claim| claim.name.namespace == key.namespace)
@@ -159,6 +163,16 @@ impl Index {
                 }
             }
         }
+    }
+
+    /// The Service that a key would be of.
+    fn service_called(&self, key: &ServiceKey) -> Option<Name> {
+        let suffix = format!(".{}.svc.{}", key.namespace, self.config.cluster_domain);
+        let name = Name {
+            namespace: key.namespace.clone(),
+            name: key.hostname.strip_suffix(&suffix)?.into(),
+        };
+        self.services.contains_key(&name).then_some(name)
     }
 
     fn bind(&self, own: &Labels, namespace: &Arc<str>, subject: Subject) -> Binding {

@@ -91,8 +91,33 @@ fn pool() -> Vec<Object> {
             }
         }
     }
+    text += ROUTED;
     objects(&text)
 }
+
+/// A waypoint, its users, and what is attached to them.
+const ROUTED: &str = "
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: w}}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: w, namespace: shop}, spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: w, namespace: shop}, spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}, status: {addresses: [{value: w}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r, namespace: shop}, spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs: [{name: web, port: 80}, {group: networking.istio.io, kind: ServiceEntry, name: e, namespace: zoo, port: 80}]}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r, namespace: shop}, spec: {parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: f}, {name: w}], rules: [{backendRefs: [{name: web, port: 81}]}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: TCPRoute, metadata: {name: t, namespace: zoo}, spec: {parentRefs: [{group: '', kind: Service, name: web, namespace: shop, port: 80}], rules: [{backendRefs: [{name: web, namespace: shop, port: 80}]}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1, kind: ReferenceGrant, metadata: {name: g, namespace: zoo}, spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: networking.istio.io, kind: ServiceEntry}]}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: o, namespace: shop}, spec: {targetRefs: [{kind: ServiceEntry, group: networking.istio.io, name: e}], action: DENY, rules: [{}]}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: o, namespace: shop}, spec: {targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: w}], rules: [{}]}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: o, namespace: istio-system}, spec: {targetRefs: [{kind: GatewayClass, group: gateway.networking.k8s.io, name: istio-waypoint}], rules: [{}]}}
+";
 
 /// Un-enrolment and capture have a history by design: let both come to rest.
 fn settle(world: &mut World) {
