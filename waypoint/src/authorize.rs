@@ -8,7 +8,12 @@ use karst_policy::{
 };
 use karst_routing::request::{Request, remote_ip};
 
-use crate::{destination::Destination, http::Client, mesh::Mesh, services::Served};
+use crate::{
+    destination::Destination,
+    http::Client,
+    mesh::Mesh,
+    services::{Served, Slot},
+};
 
 /// Policies up to which a refusal is explained rule by rule; beyond, it costs too much for what anybody may ask for.
 const EXPLAINED_MAX: usize = 16;
@@ -82,6 +87,55 @@ pub(crate) fn connection(
             })
         },
     )
+}
+
+/// Decides a request for a service that a route sends it to: what protects that service holds whichever way leads there.
+pub(crate) fn request_for_backend(
+    mesh: &Mesh,
+    backend: &Slot,
+    port: u16,
+    connection: &Connection,
+    request: &Request,
+) -> Result<(), Denied> {
+    let served = backend.load();
+    if served.policies.is_empty() {
+        return Ok(());
+    }
+    let mut connection = connection.clone();
+    connection.destination.set_port(port);
+    let trusted = mesh.config.trusted_proxies;
+    let asked = Asked {
+        request,
+        connection: &connection,
+        remote_ip: remote_ip(request.headers(), connection.source_ip, trusted),
+        sni: None,
+        request_principal: None,
+    };
+    let policies = &served.policies;
+    outcome(&policies.decide(&asked), policies, || {
+        policies.explain(&asked).to_string()
+    })
+}
+
+/// The same for a connection that is no HTTP.
+pub(crate) fn connection_for_backend(
+    backend: &Slot,
+    port: u16,
+    connection: &Connection,
+    sni: Option<&str>,
+) -> Result<(), Denied> {
+    let served = backend.load();
+    let policies = &served.policies;
+    let mut connection = connection.clone();
+    connection.destination.set_port(port);
+    let asked = AskedConnection {
+        connection: &connection,
+        remote_ip: connection.source_ip,
+        sni,
+    };
+    outcome(&policies.decide_connection(&asked), policies, || {
+        policies.explain_connection(&asked).to_string()
+    })
 }
 
 /// Every set of policies that applies must allow it: those of the service, and where a workload was named those of each

@@ -19,7 +19,7 @@ use crate::{
     detect::{self, Hello},
     error::TcpError,
     http::Client,
-    services::{Endpoint, InFlight, Port},
+    services::{Endpoint, InFlight, Port, Slot},
     stream::Stream,
     workers::Worker,
 };
@@ -186,10 +186,17 @@ fn target(
             })
         })?,
     };
-    backend(worker, rule).map(Some)
+    let connection = authorize::connection_of(client, destination);
+    let own = destination.slot.as_ref().map(|slot| &slot.key);
+    let (slot, number, port) = backend(worker, rule)?;
+    if own != Some(&slot.key) {
+        authorize::connection_for_backend(&slot, number, &connection, sni.flatten())
+            .map_err(|authorize::Denied(why)| TcpError::Denied(why))?;
+    }
+    Ok(Some(port))
 }
 
-fn backend(worker: &Worker, rule: &L4Rule) -> Result<Arc<Port>, TcpError> {
+fn backend(worker: &Worker, rule: &L4Rule) -> Result<(Arc<Slot>, u16, Arc<Port>), TcpError> {
     let index = rule.weights.pick(rand::rng().next_u64());
     let backend = index.and_then(|index| rule.backends.get(index));
     let Some(backend) = backend else {
@@ -199,7 +206,10 @@ fn backend(worker: &Worker, rule: &L4Rule) -> Result<Arc<Port>, TcpError> {
         Backend::Invalid(why) => Err(TcpError::Backend(why.to_string())),
         Backend::Service { service, port } => {
             let slot = worker.mesh.services.get(service);
-            let found = slot.and_then(|slot| slot.load().ports.get(port).cloned());
+            let found = slot.and_then(|slot| {
+                let found = slot.load().ports.get(port).cloned()?;
+                Some((slot, *port, found))
+            });
             found.ok_or_else(|| TcpError::Backend(format!("{service} has no port {port}")))
         }
     }

@@ -21,7 +21,10 @@ use karst_routing::{
     retry::{self, Attempt, Body, Failure, Retry},
     table::{HttpRoute, Picked, RouteBackend, Routes},
 };
-use karst_telemetry::metrics::http::{RequestFlag, RequestProtocol};
+use karst_telemetry::metrics::{
+    http::{RequestFlag, RequestProtocol},
+    tcp::ServiceLabels,
+};
 use rand::{Rng as _, RngExt as _};
 use tokio::time::{Instant, sleep};
 
@@ -38,7 +41,7 @@ use super::{
 use crate::{
     authorize,
     bounds::{Full, Place},
-    services::{Endpoint, Port, Served},
+    services::{Endpoint, Port, Served, Slot},
 };
 
 /// Serves one request.
@@ -97,12 +100,17 @@ async fn live(
     if let (Some(picked), Some(filters)) = (picked, backend.filters()) {
         filtered.apply(filters, &mut request, picked)?;
     }
+    authorize_backend(conversation, &backend, &client, &request)?;
+
+    filtered
+        .mirrors
+        .retain(|mirror| may_mirror(conversation, mirror, &client, &request));
 
     let policy = picked.and_then(|picked| picked.rule.retry.as_ref());
     let keep = policy.is_some() || !filtered.mirrors.is_empty();
     record.body = ClientBody::new(body, keep);
     let outgoing = outgoing(asked, &backend, request)?;
-    mirror(conversation, &filtered, &outgoing, record);
+    mirror(conversation, &filtered.mirrors, &outgoing, record);
 
     let timeouts = picked
         .map(|picked| picked.rule.timeouts)
@@ -286,6 +294,11 @@ fn authenticate(_request: &Request) -> Result<(), Refusal> {
 
 // --- authorize
 
+fn denied(authorize::Denied(why): authorize::Denied) -> Refusal {
+    let cause = format!("RBAC: access denied: {why}");
+    Refusal::new(StatusCode::FORBIDDEN, RequestFlag::None, cause)
+}
+
 /// The policies of the service and of the waypoint.
 fn authorize(
     conversation: &Conversation,
@@ -295,12 +308,24 @@ fn authorize(
 ) -> Result<(), Refusal> {
     let mesh = &conversation.worker.mesh;
     let destination = &conversation.destination;
-    authorize::request(mesh, destination, served, client, request).map_err(
-        |authorize::Denied(why)| {
-            let cause = format!("RBAC: access denied: {why}");
-            Refusal::new(StatusCode::FORBIDDEN, RequestFlag::None, cause)
-        },
-    )
+    authorize::request(mesh, destination, served, client, request).map_err(denied)
+}
+
+/// The policies of another service that a route leads to, on the request as that service gets it.
+fn authorize_backend(
+    conversation: &Conversation,
+    target: &Target<'_>,
+    client: &Connection,
+    request: &Request,
+) -> Result<(), Refusal> {
+    let mesh = &conversation.worker.mesh;
+    match target {
+        Target::Port {
+            other: Some((slot, port)),
+            ..
+        } => authorize::request_for_backend(mesh, slot, *port, client, request).map_err(denied),
+        Target::Port { other: None, .. } | Target::Pinned { .. } => Ok(()),
+    }
 }
 
 // --- limit
@@ -400,17 +425,16 @@ enum Target<'a> {
         port: Option<Arc<Port>>,
     },
     Port {
-        service: Arc<karst_telemetry::metrics::tcp::ServiceLabels>,
+        service: Arc<ServiceLabels>,
         port: Arc<Port>,
         backend: Option<&'a RouteBackend>,
+        /// The service and its port, where they are not those that the client named.
+        other: Option<(Arc<Slot>, u16)>,
     },
 }
 
 impl<'a> Target<'a> {
-    fn labels(
-        &self,
-        served: Option<&Served>,
-    ) -> Option<Arc<karst_telemetry::metrics::tcp::ServiceLabels>> {
+    fn labels(&self, served: Option<&Served>) -> Option<Arc<ServiceLabels>> {
         match self {
             Self::Pinned { .. } => served.map(|served| served.labels.clone()),
             Self::Port { service, .. } => Some(service.clone()),
@@ -462,25 +486,34 @@ fn pick_backend<'a>(
             service,
             port,
             backend: None,
+            other: None,
         });
     };
     let index = picked.rule.weights.pick(rand::rng().next_u64());
     let backend = index.and_then(|index| picked.rule.backends.get(index));
     let backend = backend
         .ok_or_else(|| internal("the rule has no backend with a weight above zero".to_owned()))?;
-    let (service, port) = service_port(conversation, &backend.backend).map_err(internal)?;
+    let found = service_port(conversation, &backend.backend).map_err(internal)?;
+    let own = destination.slot.as_ref().map(|slot| &slot.key);
+    let is_other = own != Some(&found.slot.key);
     Ok(Target::Port {
-        service,
-        port,
+        service: found.labels,
+        port: found.port,
         backend: Some(backend),
+        other: is_other.then_some((found.slot, found.number)),
     })
 }
 
-/// The port that a backend of a route names; the error says why there is none.
-pub(super) fn service_port(
-    conversation: &Conversation,
-    backend: &Backend,
-) -> Result<(Arc<karst_telemetry::metrics::tcp::ServiceLabels>, Arc<Port>), String> {
+/// The port that a backend of a route names.
+struct Found {
+    slot: Arc<Slot>,
+    labels: Arc<ServiceLabels>,
+    port: Arc<Port>,
+    number: u16,
+}
+
+/// The error says why there is none.
+fn service_port(conversation: &Conversation, backend: &Backend) -> Result<Found, String> {
     match backend {
         Backend::Invalid(why) => Err(why.to_string()),
         Backend::Service { service, port } => {
@@ -490,7 +523,12 @@ pub(super) fn service_port(
             let found = served.ports.get(port).cloned();
             let found =
                 found.ok_or_else(|| format!("backend service {service} has no port {port}"))?;
-            Ok((served.labels.clone(), found))
+            Ok(Found {
+                labels: served.labels.clone(),
+                port: found,
+                number: *port,
+                slot: slot.clone(),
+            })
         }
     }
 }
@@ -538,17 +576,36 @@ fn outgoing(asked: &Asked, target: &Target<'_>, mut request: Request) -> Result<
     Ok(Outgoing::new(parts, version, client_speaks_http2))
 }
 
+/// A copy is a request like any other to the service that gets it.
+fn may_mirror(
+    conversation: &Conversation,
+    mirror: &Mirror,
+    client: &Connection,
+    request: &Request,
+) -> bool {
+    let mesh = &conversation.worker.mesh;
+    let allowed = service_port(conversation, &mirror.backend).and_then(|found| {
+        authorize::request_for_backend(mesh, &found.slot, found.number, client, request)
+            .map_err(|authorize::Denied(why)| why)
+    });
+    if let Err(why) = &allowed {
+        tracing::debug!(why, "a request is not mirrored");
+        mesh.metrics.mirrors_dropped.inc();
+    }
+    allowed.is_ok()
+}
+
 /// Copies for other backends: at once, or with a body when it is complete.
 fn mirror(
     conversation: &Rc<Conversation>,
-    filtered: &Filtered<'_>,
+    mirrors: &[&Mirror],
     outgoing: &Outgoing,
     record: &mut Record,
 ) {
     let mut copies = Vec::new();
-    for mirror in &filtered.mirrors {
+    for mirror in mirrors {
         match service_port(conversation, &mirror.backend) {
-            Ok((_, port)) => copies.push(MirrorCopy::new(outgoing, port)),
+            Ok(found) => copies.push(MirrorCopy::new(outgoing, found.port)),
             Err(why) => {
                 tracing::debug!(why, "a mirror's backend cannot be used");
                 conversation.worker.mesh.metrics.mirrors_dropped.inc();

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::{
     app::{App, Speaks},
     client::{Client, read_response, status},
-    rig::{World, key, local, spiffe},
+    rig::{World, key, local, rule, spiffe},
 };
 
 fn policy(service: &str, action: RequestAction, matches: RequestMatch) -> Update {
@@ -59,6 +59,33 @@ async fn a_denied_method_is_403_names_the_policy_and_reaches_nobody() {
             .await;
         assert_eq!(status(&delete), "403", "{delete}");
         assert!(delete.contains("shop/guard"), "{delete}");
+        assert_eq!(app.seen().len(), 1);
+    })
+    .await;
+}
+
+/// Another service's route is no way around the policy of the one that it leads to.
+#[tokio::test]
+async fn a_service_is_protected_whichever_route_leads_to_it() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http11);
+        world.service("admin", AppProtocol::Http11);
+        let app = App::new("admin", Speaks::Http1);
+        world.workload("admin", "admin-1", &app).await;
+        world.route("r", vec![rule(&[("admin", 1)])]);
+        let delete = RequestMatch {
+            methods: vec![StringMatch::Exact("DELETE".into())],
+            ..RequestMatch::default()
+        };
+        world
+            .state
+            .apply([policy("admin", RequestAction::Deny, delete)]);
+        let client = Client::new(&world);
+        let get = client.raw(vip, "GET / HTTP/1.1\r\nHost: web\r\n\r\n");
+        assert_eq!(status(&get.await), "200");
+        let delete = client.raw(vip, "DELETE / HTTP/1.1\r\nHost: web\r\n\r\n");
+        assert_eq!(status(&delete.await), "403");
         assert_eq!(app.seen().len(), 1);
     })
     .await;
