@@ -36,29 +36,41 @@ spec:
   containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
 ";
 
-#[test]
-fn replacing_every_agent_loses_only_what_outlasts_the_drain() {
-    let cluster = Cluster::get();
-    let namespace = Namespace::new("rollout-agents");
+/// A server and a client on two nodes, in the mesh.
+fn shop(cluster: &Cluster, name: &str) -> Namespace {
+    let namespace = Namespace::new(name);
     namespace.apply(PODS);
     cluster.wait_ready(namespace.name());
     namespace.label();
     namespace.wait_enrolled();
-    let before = cluster.lives(namespace.name());
+    namespace
+}
 
+fn load(cluster: &Cluster, namespace: &Namespace) -> Load {
     let client = format!("{}/client", namespace.name());
     let target = format!("server.{}:9000", namespace.name());
-    let mut load = Load::start(cluster, &client, &target, LOAD);
-    for verb in ["restart", "status"] {
-        let mut rollout = cluster.kubectl();
-        run(rollout.args([
-            "-n",
-            "karst-system",
-            "rollout",
-            verb,
-            "daemonset/karst-agent",
-        ]));
-    }
+    Load::start(cluster, &client, &target, LOAD)
+}
+
+fn rollout(cluster: &Cluster, verb: &str) {
+    let mut rollout = cluster.kubectl();
+    run(rollout.args([
+        "-n",
+        "karst-system",
+        "rollout",
+        verb,
+        "daemonset/karst-agent",
+    ]));
+}
+
+#[test]
+fn replacing_every_agent_loses_only_what_outlasts_the_drain() {
+    let cluster = Cluster::get();
+    let namespace = shop(cluster, "rollout-agents");
+    let before = cluster.lives(namespace.name());
+    let mut load = load(cluster, &namespace);
+    rollout(cluster, "restart");
+    rollout(cluster, "status");
     assert!(!load.is_over(), "the load must outlast the last agent");
     let report = load.report();
     println!("every agent replaced: {report}");
