@@ -97,7 +97,7 @@ impl Target {
             SocketAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
             SocketAddr::V6(_) => IpAddr::from(Ipv6Addr::LOCALHOST),
         };
-        let at = SocketAddr::new(loopback, port.unwrap_or(destination.port()));
+        let at = SocketAddr::new(loopback, port.unwrap_or_else(|| destination.port()));
         Self {
             destination,
             handover: Handover::Proxied { at, asked },
