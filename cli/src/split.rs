@@ -317,7 +317,7 @@ mod tests {
     fn requests_are_counted_by_service_of_the_namespace() {
         let line = |service: &str, namespace: &str, code: u16, count: u32| {
             format!(
-                "istio_requests_total{{reporter=\"waypoint\",destination_service=\"{service}.{namespace}\",destination_service_name=\"{service}\",destination_service_namespace=\"{namespace}\",response_code=\"{code}\"}} {count}\n"
+                "istio_requests_total{{reporter=\"waypoint\",destination_service=\"{service}.{namespace}\",destination_canonical_service=\"orders\",destination_canonical_revision=\"v2\",destination_service_name=\"{service}\",destination_service_namespace=\"{namespace}\",response_code=\"{code}\"}} {count}\n"
             )
         };
         let page =
