@@ -5,6 +5,7 @@ pub mod discovery;
 pub mod dns;
 pub mod hbone;
 pub mod identity;
-pub mod routing;
 pub mod proxy_protocol;
+pub mod routing;
+pub mod waypoint;
 pub mod yaml;

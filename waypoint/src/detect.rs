@@ -1,14 +1,14 @@
 //! What a client speaks, from its first bytes. Pure; whoever reads the bytes asks again when there are more.
 
 /// Longest first line of an HTTP/1 request that is waited for before it is taken for something else, in bytes.
-pub(crate) const LOOK_MAX: usize = 2048;
+pub const LOOK_MAX: usize = 2048;
 
 /// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What the first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Guess {
+pub enum Guess {
     Http1,
     Http2,
     /// A TLS ClientHello.
@@ -19,7 +19,7 @@ pub(crate) enum Guess {
 }
 
 /// Looks at the first bytes of a connection of which nothing is known.
-pub(crate) fn guess(bytes: &[u8]) -> Guess {
+pub fn guess(bytes: &[u8]) -> Guess {
     match bytes.first() {
         None => Guess::More(1),
         Some(0x16) => tls(bytes),
@@ -29,7 +29,7 @@ pub(crate) fn guess(bytes: &[u8]) -> Guess {
 }
 
 /// Tells HTTP/2 from HTTP/1 where it is known to be one of them.
-pub(crate) fn http_version(bytes: &[u8]) -> Guess {
+pub fn http_version(bytes: &[u8]) -> Guess {
     let common = bytes.len().min(PREFACE.len());
     if bytes[..common] != PREFACE[..common] {
         Guess::Http1
@@ -85,7 +85,7 @@ fn is_token(byte: u8) -> bool {
 
 /// The server name of a ClientHello (RFC 8446 section 4.1.2, RFC 6066 section 3).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Hello {
+pub enum Hello {
     /// In lower case; `None`: it names none.
     Name(Option<String>),
     /// Ask again with at least this many bytes.
@@ -98,7 +98,7 @@ pub(crate) enum Hello {
 const HELLO_MAX: usize = 17 << 10;
 
 /// Reads the server name. The handshake message may be spread over records.
-pub(crate) fn client_hello(bytes: &[u8]) -> Hello {
+pub fn client_hello(bytes: &[u8]) -> Hello {
     let mut message = Vec::new();
     let mut at = 0;
     let wanted = loop {

@@ -21,7 +21,7 @@ mod bounds;
 mod carry;
 pub mod config;
 mod destination;
-mod detect;
+pub mod detect;
 mod error;
 mod http;
 mod inbound;
