@@ -123,6 +123,8 @@ struct Rules {
     /// By the index of the rule; `None` for a fault of the route as a whole.
     faults: Vec<(Option<usize>, Fault)>,
     references: Vec<RefFault>,
+    /// What has no effect, though it harms nothing.
+    idle: Option<&'static str>,
 }
 
 impl RouteFacts {
@@ -258,7 +260,9 @@ pub fn check_route(object: &Object) -> Vec<String> {
     let references = rules.references.iter();
     let known = references.filter(|one| one.reason != "BackendNotFound");
     let references = known.map(|one| one.message.clone());
-    rules.faults.iter().map(shown).chain(references).collect()
+    let idle = rules.idle.map(str::to_owned);
+    let faults = rules.faults.iter().map(shown);
+    faults.chain(references).chain(idle).collect()
 }
 
 fn lower_rules(spec: &RouteSpec, resolver: &mut backends::Resolver<'_>) -> Rules {
@@ -289,7 +293,8 @@ impl Rules {
 
     /// What a parent is told that takes the route.
     fn conditions(&self) -> Vec<Condition> {
-        let accepted = Condition::yes(ConditionType::Accepted, "Accepted", "");
+        let idle = self.idle.unwrap_or_default();
+        let accepted = Condition::yes(ConditionType::Accepted, "Accepted", idle);
         match (self.is_empty(), self.faults.first()) {
             (true, Some((_, first))) => {
                 let message = format!("no rule holds: {}", self.list());
@@ -330,6 +335,9 @@ impl Rules {
         all.join("; ")
     }
 }
+
+/// Hosts of requests, of routes whose parents are services. Source: GEP-1294, "Route hostnames".
+const HOSTNAMES: &str = "spec.hostnames has no effect: a route of a service takes what is sent to its addresses, whatever the Host header says";
 
 /// Lowers each rule; those with a fault are left out and listed.
 fn each_rule<S, R>(

@@ -4,10 +4,10 @@ use karst_k8s_api::gateway::{
     GrpcRouteSpec,
     grpc_route::{GrpcMethodMatch, GrpcRouteMatch, GrpcRouteRule},
 };
-use karst_model::route::{HostMatch, HttpMatch, HttpRule, PathMatch, RouteRules, Timeouts};
+use karst_model::route::{HttpMatch, HttpRule, PathMatch, RouteRules, Timeouts};
 
 use super::{
-    Fault, Rules,
+    Fault, HOSTNAMES, Rules,
     backends::Resolver,
     check_names, each_rule,
     filters::{self, Dialect, Place},
@@ -18,33 +18,20 @@ use super::{
 const ANY_PART: &str = "[^/]+";
 
 pub(super) fn rules(spec: &GrpcRouteSpec, resolver: &mut Resolver<'_>) -> Rules {
-    let hosts = match values::hosts(&spec.hostnames) {
-        Ok(hosts) => hosts,
-        Err(fault) => {
-            return Rules {
-                rules: RouteRules::Http(Vec::new()),
-                faults: vec![(None, fault)],
-                references: Vec::new(),
-            };
-        }
-    };
     let mut names = check_names(spec.rules.iter().map(|rule| rule.name.as_ref())).into_iter();
     let (rules, faults) = each_rule(&spec.rules, |source| match names.next().flatten() {
         Some(fault) => Err(fault),
-        None => rule(source, &hosts, resolver),
+        None => rule(source, resolver),
     });
     Rules {
         rules: RouteRules::Http(rules),
         faults,
         references: resolver.take_faults(),
+        idle: (!spec.hostnames.is_empty()).then_some(HOSTNAMES),
     }
 }
 
-fn rule(
-    source: &GrpcRouteRule,
-    hosts: &[HostMatch],
-    resolver: &mut Resolver<'_>,
-) -> Result<HttpRule, Fault> {
+fn rule(source: &GrpcRouteRule, resolver: &mut Resolver<'_>) -> Result<HttpRule, Fault> {
     http::no_persistence(source.session_persistence.as_ref())?;
     let default = [GrpcRouteMatch::default()];
     let sources = match source.matches.is_empty() {
@@ -57,10 +44,7 @@ fn rule(
     };
     Ok(HttpRule {
         name: text(source.name.as_ref()),
-        matches: sources
-            .iter()
-            .map(|source| one_match(source, hosts))
-            .collect::<Result<_, _>>()?,
+        matches: sources.iter().map(one_match).collect::<Result<_, _>>()?,
         filters: filters::lower(&source.filters, &place, resolver)?,
         backends: resolver.weighted(&source.backend_refs, |resolver, backend| {
             filters::lower(&backend.filters, &place, resolver)
@@ -70,13 +54,13 @@ fn rule(
     })
 }
 
-fn one_match(source: &GrpcRouteMatch, hosts: &[HostMatch]) -> Result<HttpMatch, Fault> {
+fn one_match(source: &GrpcRouteMatch) -> Result<HttpMatch, Fault> {
     let path = match &source.method {
         None => PathMatch::Prefix("/".into()),
         Some(method) => path(method)?,
     };
     Ok(HttpMatch {
-        hosts: hosts.to_vec(),
+        hosts: Vec::new(),
         path: Some(path),
         method: None,
         headers: http::headers(&source.headers)?,

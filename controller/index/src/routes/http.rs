@@ -11,12 +11,11 @@ use karst_k8s_api::gateway::{
     },
 };
 use karst_model::route::{
-    HeaderMatch, HostMatch, HttpMatch, HttpRule, PathMatch, QueryMatch, RetryPolicy, RouteRules,
-    Timeouts,
+    HeaderMatch, HttpMatch, HttpRule, PathMatch, QueryMatch, RetryPolicy, RouteRules, Timeouts,
 };
 
 use super::{
-    Fault, Rules,
+    Fault, HOSTNAMES, Rules,
     backends::Resolver,
     check_names, each_rule,
     filters::{self, Dialect},
@@ -33,45 +32,29 @@ const DEFAULT_ATTEMPTS: u32 = 2;
 const ATTEMPTS_MAX: i64 = 100;
 
 pub(super) fn rules(spec: &HttpRouteSpec, resolver: &mut Resolver<'_>) -> Rules {
-    let hosts = match values::hosts(&spec.hostnames) {
-        Ok(hosts) => hosts,
-        Err(fault) => {
-            return Rules {
-                rules: RouteRules::Http(Vec::new()),
-                faults: vec![(None, fault)],
-                references: Vec::new(),
-            };
-        }
-    };
     let default = [HttpRouteRule::default()];
     let sources = spec.rules.as_deref().unwrap_or(&default);
     let mut names = check_names(sources.iter().map(|rule| rule.name.as_ref())).into_iter();
     let (rules, faults) = each_rule(sources, |source| match names.next().flatten() {
         Some(fault) => Err(fault),
-        None => rule(source, &hosts, resolver),
+        None => rule(source, resolver),
     });
     Rules {
         rules: RouteRules::Http(rules),
         faults,
         references: resolver.take_faults(),
+        idle: (!spec.hostnames.is_empty()).then_some(HOSTNAMES),
     }
 }
 
-fn rule(
-    source: &HttpRouteRule,
-    hosts: &[HostMatch],
-    resolver: &mut Resolver<'_>,
-) -> Result<HttpRule, Fault> {
+fn rule(source: &HttpRouteRule, resolver: &mut Resolver<'_>) -> Result<HttpRule, Fault> {
     no_persistence(source.session_persistence.as_ref())?;
     let default = [HttpRouteMatch::default()];
     let sources = match source.matches.is_empty() {
         true => &default[..],
         false => &source.matches,
     };
-    let matches: Vec<HttpMatch> = sources
-        .iter()
-        .map(|source| one_match(source, hosts))
-        .collect::<Result<_, _>>()?;
+    let matches: Vec<HttpMatch> = sources.iter().map(one_match).collect::<Result<_, _>>()?;
     let place = filters::Place {
         dialect: Dialect::Http,
         replaces_prefix: matches!(&matches[..], [one] if matches!(one.path, Some(PathMatch::Prefix(_)))),
@@ -102,10 +85,10 @@ pub(super) fn no_persistence(source: Option<&serde_json::Value>) -> Result<(), F
     }
 }
 
-fn one_match(source: &HttpRouteMatch, hosts: &[HostMatch]) -> Result<HttpMatch, Fault> {
+fn one_match(source: &HttpRouteMatch) -> Result<HttpMatch, Fault> {
     let method = source.method.as_deref().map(method).transpose()?;
     Ok(HttpMatch {
-        hosts: hosts.to_vec(),
+        hosts: Vec::new(),
         path: Some(path(source.path.as_ref())?),
         method: method.map(Into::into),
         headers: headers(&source.headers)?,

@@ -17,6 +17,7 @@ pub(super) fn rules(spec: &TcpRouteSpec, resolver: &mut Resolver<'_>) -> Rules {
         rules: RouteRules::Tcp(rules),
         faults,
         references: resolver.take_faults(),
+        idle: None,
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) fn rules(spec: &TlsRouteSpec, resolver: &mut Resolver<'_>) -> Rules {
                 rules: RouteRules::Tls(Vec::new()),
                 faults: vec![(None, fault)],
                 references: Vec::new(),
+                idle: None,
             };
         }
     };
@@ -33,5 +34,6 @@ pub(super) fn rules(spec: &TlsRouteSpec, resolver: &mut Resolver<'_>) -> Rules {
         rules: RouteRules::Tls(rules),
         faults,
         references: resolver.take_faults(),
+        idle: None,
     }
 }

@@ -12,6 +12,8 @@ const PARENTS: &str = "Service with a cluster IP and ServiceEntry (group `networ
 const BACKENDS: &str = "Service and ServiceEntry. One of another namespace needs a ReferenceGrant there, unless it is a parent of the route; one that does not resolve keeps its share, which is answered with 500";
 /// Shown for parents by default.
 const DEFAULTS: &str = "a waypoint is nobody's default Gateway";
+/// Shown for hosts.
+const HOSTNAMES: &str = "a route of a service takes what is sent to its addresses, whatever the Host header says; the Accepted condition says so";
 /// Shown for sessions.
 const SESSIONS: &str = "the rule is dropped, or the route not accepted: reason UnsupportedValue";
 /// Shown for regular expressions.
@@ -21,12 +23,7 @@ const REGEX: &str = "regular expressions are RE2's, match the whole value, and a
 pub const GATEWAY_FIELDS: &[FieldRow] = &[
     row(HttpRoute, "spec.parentRefs", Honoured, PARENTS),
     row(HttpRoute, "spec.useDefaultGateways", NoEffect, DEFAULTS),
-    row(
-        HttpRoute,
-        "spec.hostnames",
-        Honoured,
-        "with `*.` at the start",
-    ),
+    row(HttpRoute, "spec.hostnames", NoEffect, HOSTNAMES),
     row(HttpRoute, "spec.rules[].name", Honoured, ""),
     row(HttpRoute, "spec.rules[].matches", Honoured, REGEX),
     row(
@@ -80,12 +77,7 @@ pub const GATEWAY_FIELDS: &[FieldRow] = &[
     ),
     row(GrpcRoute, "spec.parentRefs", Honoured, PARENTS),
     row(GrpcRoute, "spec.useDefaultGateways", NoEffect, DEFAULTS),
-    row(
-        GrpcRoute,
-        "spec.hostnames",
-        Honoured,
-        "with `*.` at the start",
-    ),
+    row(GrpcRoute, "spec.hostnames", NoEffect, HOSTNAMES),
     row(GrpcRoute, "spec.rules[].matches", Honoured, REGEX),
     row(
         GrpcRoute,
