@@ -112,6 +112,7 @@ pub(crate) async fn run(
     if !args.skip_crds {
         apply_crds(cluster).await?;
     }
+    look_for_gateway_api(cluster).await?;
     for object in &objects {
         if object["kind"] == "DaemonSet" {
             wait_root(cluster, args).await?;
@@ -194,6 +195,24 @@ async fn apply_crds(cluster: &Cluster) -> anyhow::Result<()> {
             format!("{applied} CRDs applied, {left} left as they are (installed by somebody else)")
         }
     });
+    Ok(())
+}
+
+/// The Gateway API's definitions are its own project's to install: we only say when they are missing.
+async fn look_for_gateway_api(cluster: &Cluster) -> anyhow::Result<()> {
+    const NEEDED: [&str; 3] = [
+        "gateways.gateway.networking.k8s.io",
+        "httproutes.gateway.networking.k8s.io",
+        "referencegrants.gateway.networking.k8s.io",
+    ];
+    for name in NEEDED {
+        if cluster.get(Kind::CRD, None, name).await?.is_none() {
+            output::progress(&format!(
+                "the Gateway API is not installed ({name} is missing): there are no waypoints and routes until it is; kubectl apply -f https://github.com/kubernetes-sigs/gateway-api/releases/download/v1.6.3/standard-install.yaml"
+            ));
+            return Ok(());
+        }
+    }
     Ok(())
 }
 

@@ -19,14 +19,15 @@ pub struct Complaint {
 
 /// The object, without what nobody reads.
 ///
-/// An unknown field inside `spec` of one of Istio's kinds makes it unusable, as in a directory of files: without the
-/// field the policy would mean something else, mostly something weaker. Fields that Kubernetes has added to its own
-/// kinds are left out.
+/// An unknown field inside `spec` of one of Istio's kinds, or of a route, makes it unusable, as in a directory of files:
+/// without the field the policy would mean something else, mostly something weaker, and the route would take other
+/// requests. Fields that Kubernetes has added to its own kinds are left out.
 pub(super) fn read(kind: Kind, json: Value) -> Result<Object, Vec<Complaint>> {
     let mut unknown = Vec::new();
     let mut on_unknown = |path: serde_ignored::Path<'_>| {
-        let field = path.to_string();
-        if kind.is_istio() && field.starts_with("spec.") && unknown.len() < COMPLAINTS_MAX {
+        // A field that may be left out shows as a question mark on the way.
+        let field = path.to_string().replace(".?", "");
+        if is_strict(kind) && field.starts_with("spec.") && unknown.len() < COMPLAINTS_MAX {
             let message = "unknown field: this version of karst does not enforce it".to_owned();
             unknown.push(Complaint { field, message });
         }
@@ -49,6 +50,19 @@ pub(super) fn read(kind: Kind, json: Value) -> Result<Object, Vec<Complaint>> {
             Err(unknown)
         }
     }
+}
+
+/// Whether nothing of a kind's `spec` may be left out.
+fn is_strict(kind: Kind) -> bool {
+    kind.is_istio()
+        || matches!(
+            kind,
+            Kind::HttpRoute
+                | Kind::GrpcRoute
+                | Kind::TlsRoute
+                | Kind::TcpRoute
+                | Kind::ReferenceGrant
+        )
 }
 
 #[cfg(test)]
@@ -80,6 +94,12 @@ mod tests {
         assert_eq!(
             complaints(Kind::AuthorizationPolicy, policy)[0].0,
             "spec.rulez"
+        );
+        let route = json!({"metadata": {"name": "r"},
+            "spec": {"rules": [{"matches": [{"cookies": []}]}]}});
+        assert_eq!(
+            complaints(Kind::HttpRoute, route)[0].0,
+            "spec.rules.0.matches.0.cookies"
         );
         let pod =
             json!({"metadata": {"name": "p"}, "spec": {"newInKubernetes": true, "containers": []}});
