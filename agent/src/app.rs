@@ -50,6 +50,9 @@ use crate::{
     workers::Workers,
 };
 
+/// How often a newcomer looks whether the agent before it still runs.
+const TAKEOVER_LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Limit of open files that the agent asks for: two a connection, half a million connections.
 const WANTED_OPEN_FILES: u64 = 1 << 20;
 
@@ -233,19 +236,34 @@ fn kubelets(config: &Config, node: &Node) -> anyhow::Result<Option<Kubelets>> {
     }))
 }
 
-fn load_kernel(config: &Config, node: &Node, kubelets: Vec<u64>) -> anyhow::Result<Kernel> {
+/// The cgroups of this agent and of one that still runs on the node, if any.
+struct Agents {
+    own: u64,
+    earlier: Option<u64>,
+}
+
+fn agents(config: &Config, node: &Node) -> anyhow::Result<Agents> {
     let own = own_cgroup_id()
         .context("cannot tell the agent's own cgroup: it must run in a cgroup of its own")?;
     let mut earlier = Kernel::known_agents(&config.pin_dir);
     earlier.retain(|id| *id != own && cgroup_exists(&node.cgroup_root, *id));
-    let earlier_agent_cgroup_id = earlier.first().copied();
-    if earlier_agent_cgroup_id.is_some() {
+    let earlier = earlier.first().copied();
+    if earlier.is_some() {
         tracing::info!("another agent runs on this node: this one takes its pods over");
     }
+    Ok(Agents { own, earlier })
+}
+
+fn load_kernel(
+    config: &Config,
+    node: &Node,
+    agents: &Agents,
+    kubelets: Vec<u64>,
+) -> anyhow::Result<Kernel> {
     let kernel = KernelConfig {
         pin_dir: config.pin_dir.clone(),
-        agent_cgroup_id: own,
-        earlier_agent_cgroup_id,
+        agent_cgroup_id: agents.own,
+        earlier_agent_cgroup_id: agents.earlier,
         host_netns_cookie: node.cookie.0,
         kubelet_cgroup_ids: kubelets,
         sizes: config.map_sizes(),
@@ -283,13 +301,26 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
     if let Some((found, _)) = &kubelets {
         kubelet_ids.extend(found.iter().map(|kubelet| kubelet.cgroup_id));
     }
-    let datapath: Arc<dyn Datapath> = Arc::new(load_kernel(&config, &node, kubelet_ids)?);
+    let agents = agents(&config, &node)?;
+    let kernel = load_kernel(&config, &node, &agents, kubelet_ids)?;
+    let datapath: Arc<dyn Datapath> = Arc::new(kernel);
     registry.register_collector(KernelEvents(datapath.clone()));
     kernel_ready.done();
 
     let state = Arc::new(State::new());
     let saved = Saved::new(&config.run_dir.join("state"));
-    saved.restore(&state);
+    match agents.earlier {
+        None => saved.restore(&state),
+        Some(earlier) => {
+            let takeover = takeover(
+                state.clone(),
+                node.cgroup_root.clone(),
+                earlier,
+                shutdown.clone(),
+            );
+            karst_runtime::supervise::spawn_connection("takeover", takeover);
+        }
+    }
     let synced = readiness.task("first answers of the controller");
     let joined = readiness.task("joining the controller");
 
@@ -407,6 +438,32 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
     stopped.cancel();
     tokio::task::spawn_blocking(move || join_threads(threads)).await?;
     Ok(())
+}
+
+/// Waits for the controller while an earlier agent serves the node. What that agent saved is older than what it knows: a
+/// newcomer that took its pods over from the disk would not know the workloads of the last seconds. If the earlier one
+/// ends first, this program ends as well: whoever starts it again finds everything on the disk, and nobody to wait for.
+async fn takeover(state: Arc<State>, cgroup_root: PathBuf, earlier: u64, shutdown: Shutdown) {
+    let mut origin = state.origin();
+    let ended = async {
+        let mut look = tokio::time::interval(TAKEOVER_LOOK);
+        loop {
+            look.tick().await;
+            let root = cgroup_root.clone();
+            let lives = tokio::task::spawn_blocking(move || cgroup_exists(&root, earlier));
+            if !lives.await.unwrap_or(true) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = origin.wait_for(|origin| *origin == Origin::Controller) => {}
+        () = shutdown.cancelled() => {}
+        () = ended => {
+            tracing::warn!("the earlier agent has ended before a controller has answered: starting again from what it saved");
+            shutdown.cancel();
+        }
+    }
 }
 
 /// Asks for the certificates of the workloads of this node.
