@@ -46,10 +46,10 @@ fn shop(cluster: &Cluster, name: &str) -> Namespace {
     namespace
 }
 
-fn load(cluster: &Cluster, namespace: &Namespace) -> Load {
+fn load(cluster: &Cluster, namespace: &Namespace, amount: Amount) -> Load {
     let client = format!("{}/client", namespace.name());
     let target = format!("server.{}:9000", namespace.name());
-    Load::start(cluster, &client, &target, LOAD)
+    Load::start(cluster, &client, &target, amount)
 }
 
 fn rollout(cluster: &Cluster, verb: &str) {
@@ -63,12 +63,43 @@ fn rollout(cluster: &Cluster, verb: &str) {
     ]));
 }
 
+fn controllers(cluster: &Cluster, replicas: &str) {
+    let mut scale = cluster.kubectl();
+    run(scale.args([
+        "-n",
+        "karst-system",
+        "scale",
+        "deployment/karst-controller",
+        &format!("--replicas={replicas}"),
+    ]));
+}
+
+/// A newcomer that took over from the disk would not know the pods of the last seconds, and refuse their connections.
+#[test]
+fn an_update_that_finds_no_controller_stands_still() {
+    let cluster = Cluster::get();
+    let namespace = shop(cluster, "rollout-alone");
+    controllers(cluster, "0");
+    let alone = Amount {
+        rate: 200,
+        long: 10,
+        seconds: 40,
+    };
+    let load = load(cluster, &namespace, alone);
+    rollout(cluster, "restart");
+    let report = load.report();
+    println!("update without a controller: {report}");
+    controllers(cluster, "2");
+    rollout(cluster, "status");
+    assert_eq!(report["failures"], 0, "{report}");
+}
+
 #[test]
 fn replacing_every_agent_loses_only_what_outlasts_the_drain() {
     let cluster = Cluster::get();
     let namespace = shop(cluster, "rollout-agents");
     let before = cluster.lives(namespace.name());
-    let mut load = load(cluster, &namespace);
+    let mut load = load(cluster, &namespace, LOAD);
     rollout(cluster, "restart");
     rollout(cluster, "status");
     assert!(!load.is_over(), "the load must outlast the last agent");
