@@ -209,6 +209,11 @@ pub(crate) enum Apply {
     DryRun,
 }
 
+/// Label on what the controller makes while it runs.
+pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`].
+pub(crate) const CONTROLLER: &str = "karst-controller";
+
 /// A kind of object by group, version and name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Kind {
@@ -226,6 +231,7 @@ impl Kind {
     pub(crate) const EVENT: Self = Self::new("", "v1", "Event");
     pub(crate) const DEPLOYMENT: Self = Self::new("apps", "v1", "Deployment");
     pub(crate) const DAEMON_SET: Self = Self::new("apps", "v1", "DaemonSet");
+    pub(crate) const SERVICE_ACCOUNT: Self = Self::new("", "v1", "ServiceAccount");
     pub(crate) const LEASE: Self = Self::new("coordination.k8s.io", "v1", "Lease");
     pub(crate) const WEBHOOK: Self = Self::new(
         "admissionregistration.k8s.io",

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::{
     chart,
-    cluster::{Apply, Cluster, Deleted, Kind, Reference, told},
+    cluster::{Apply, CONTROLLER, Cluster, Deleted, Kind, MANAGED_BY, Reference, told},
     install::{RECORD, Record},
     output,
     reads::{ReaderArgs, Reads},
@@ -376,11 +376,21 @@ async fn last_words(cluster: &Cluster, pod: &str) -> String {
     }
 }
 
-/// What the controller made while it ran: root certificates in every namespace, its lease, its secrets.
+/// What the controller made while it ran: root certificates in every namespace, its lease, its secrets, waypoints and
+/// their class.
 async fn delete_made_at_run_time(cluster: &Cluster) -> anyhow::Result<usize> {
     let mut deleted = 0;
-    let made = ListParams::default().labels("app.kubernetes.io/managed-by=karst-controller");
-    for kind in [Kind::CONFIG_MAP, Kind::SECRET, Kind::LEASE] {
+    let made = ListParams::default().labels(&format!("{MANAGED_BY}={CONTROLLER}"));
+    let kinds = [
+        Kind::CONFIG_MAP,
+        Kind::SECRET,
+        Kind::LEASE,
+        Kind::DEPLOYMENT,
+        Kind::SERVICE,
+        Kind::SERVICE_ACCOUNT,
+        Kind::GATEWAY_CLASS,
+    ];
+    for kind in kinds {
         for object in cluster.list(kind, None, &made).await? {
             let name = object.metadata.name.unwrap_or_default();
             let namespace = object.metadata.namespace;

@@ -32,6 +32,11 @@ pub use self::{
 };
 use crate::status::Source;
 
+/// Label on what is made here, by which an uninstallation finds it and `karst check` knows it from another mesh's.
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`].
+const CONTROLLER: &str = "karst-controller";
+
 /// Gateways and what the index says of them, shared by those who know something and the one who deploys.
 pub struct Waypoints {
     /// A directory of files deploys nothing.

@@ -4,7 +4,7 @@ use kube::api::ListParams;
 use serde_json::Value;
 
 use super::Finding;
-use crate::cluster::{Cluster, Kind};
+use crate::cluster::{CONTROLLER, Cluster, Kind, MANAGED_BY};
 
 const MOVE: &str = "take Istio away first (istioctl uninstall --purge, or helm uninstall istiod ztunnel istio-cni), then install; labels, policies and routes stay and are honoured. To try both, use two clusters";
 
@@ -32,7 +32,12 @@ pub(super) async fn others(cluster: &Cluster) -> anyhow::Result<Vec<Finding>> {
         .list(Kind::GATEWAY_CLASS, None, &ListParams::default())
         .await?
     {
-        if class_is_istios(&object.data) {
+        let labels = object.metadata.labels.as_ref();
+        let is_ours = labels
+            .and_then(|labels| labels.get(MANAGED_BY))
+            .map(String::as_str)
+            == Some(CONTROLLER);
+        if class_is_istios(&object.data) && !is_ours {
             found.push(format!(
                 "GatewayClass {} (accepted)",
                 place(&object.metadata)

@@ -107,6 +107,7 @@ fn labels_of(gateway: &Gateway) -> Value {
         (labels::GATEWAY_NAME, name(gateway)),
         (labels::GATEWAY_CLASS_NAME, WAYPOINT_CLASS),
         (labels::GATEWAY_MANAGED, labels::GATEWAY_MANAGED_WAYPOINT),
+        (super::MANAGED_BY, super::CONTROLLER),
     ] {
         labels.insert(key.to_owned(), json!(value));
     }

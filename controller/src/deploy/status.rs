@@ -7,6 +7,8 @@ use karst_k8s_api::gateway::{
 };
 use serde_json::{Value, json};
 
+use super::{CONTROLLER, MANAGED_BY};
+
 /// The status that a Gateway should have; `None` where it has it.
 pub(super) fn of_gateway(
     status: &GatewayStatus,
@@ -84,7 +86,10 @@ pub(super) fn class() -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "GatewayClass",
-        "metadata": {"name": WAYPOINT_CLASS},
+        "metadata": {
+            "name": WAYPOINT_CLASS,
+            "labels": {MANAGED_BY: CONTROLLER},
+        },
         "spec": {
             "controllerName": WAYPOINT_CONTROLLER,
             // At most 64 characters.
