@@ -68,6 +68,8 @@ fn wrong_manifests_are_answered_at_once() {
         assert!(unknown || took < ANSWER_MAX, "{name}: {took:?}");
         match text.strip_prefix("# warning: ") {
             None => assert!(!answer.status.success(), "{name} was taken: {said}"),
+            // What we warn of the API server refuses by the kind's own schema.
+            Some(_) if said.contains(" is invalid: ") => {}
             Some(rest) => {
                 let expected = rest.lines().next().unwrap();
                 assert!(answer.status.success(), "{name}: {said}");
