@@ -65,7 +65,7 @@ pub(crate) enum Group {
     Demo,
     /// `bench` and the node tests with real software.
     Load,
-    /// `bench l7`: the proxies beside which a waypoint is measured.
+    /// `bench l7`: the proxies beside which a waypoint is measured. Installed by that verb alone: no test needs them.
     Proxies,
     /// The node tests against other implementations.
     Interop,
@@ -370,7 +370,7 @@ fn rust_sources() -> bool {
         .is_some()
 }
 
-/// `cargo xtask setup`: everything.
+/// `cargo xtask setup`: everything that building and testing need.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut groups = vec![
         Group::Build,
@@ -379,7 +379,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Group::Lab,
         Group::Demo,
         Group::Load,
-        Group::Proxies,
         Group::Interop,
     ];
     if !skips_cluster() {
