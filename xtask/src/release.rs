@@ -80,6 +80,20 @@ pub(crate) fn tool(package: &str) -> Result<()> {
     shell::run(&mut build)
 }
 
+/// Builds an example of a package, optimised as the product is, and says where it is.
+pub(crate) fn example(package: &str, name: &str) -> Result<PathBuf> {
+    let mut build = shell::cargo();
+    build.args(["build", "--profile", &profile()]);
+    build.args(["--package", package, "--example", name]);
+    shell::run(&mut build)?;
+    Ok(example_path(name))
+}
+
+/// Where an example that was built is.
+pub(crate) fn example_path(name: &str) -> PathBuf {
+    folder().join("examples").join(name)
+}
+
 /// The commit that is built, marked when the tree has changes of its own.
 fn revision() -> Option<String> {
     let git = |args: &[&str]| shell::capture(Command::new("git").args(args)).ok();

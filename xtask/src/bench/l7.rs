@@ -12,7 +12,7 @@
 mod load;
 mod proxies;
 
-use std::{collections::BTreeMap, process::Command};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Group::Interop,
     ])?;
     if !args.no_build {
-        build()?;
+        release::example("karst-waypoint", "plain_proxy")?;
     }
     let mut rows = proxied(args)?;
     rows.extend(matching()?);
@@ -50,13 +50,6 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Output::Json => report::print(&rows),
         Output::Table => report::write_beside("l7", &rows, args.rounds, args.seconds),
     }
-}
-
-fn build() -> Result<()> {
-    let mut cargo = shell::cargo();
-    cargo.args(["build", "--profile", &release::profile()]);
-    cargo.args(["-p", "karst-waypoint", "--example", "plain_proxy"]);
-    shell::run(&mut cargo)
 }
 
 /// P20, P22, P24.
@@ -171,9 +164,4 @@ fn matching_row(line: &str) -> Result<Row> {
         other => anyhow::bail!("the example measured {other:?} routes"),
     };
     Ok(Row::alone("P23", what, "us", nanoseconds / 1000.0))
-}
-
-/// Runs a command to its end and gives its output.
-fn output(command: &mut Command) -> Result<String> {
-    shell::capture(command)
 }

@@ -80,7 +80,7 @@ pub(super) struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Confidence {
-    /// Ten successes in a row within five seconds.
+    /// Ten successes in a row within fifteen seconds.
     Strict,
     /// The suite's defaults; writes the official report into docs/conformance.
     Official,

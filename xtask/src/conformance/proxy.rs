@@ -59,11 +59,7 @@ pub(super) fn listening(
 /// Builds and starts the proxy in front of an HTTP/2 server.
 pub(super) fn in_front_of(server: SocketAddr) -> Result<Listening> {
     setup::ensure(&[Group::Build])?;
-    let mut cargo = shell::cargo();
-    cargo.args(["build", "--profile", &release::profile()]);
-    cargo.args(["-p", "karst-waypoint", "--example", "plain_proxy"]);
-    shell::run(&mut cargo)?;
-    let program = release::folder().join("examples/plain_proxy");
+    let program = release::example("karst-waypoint", "plain_proxy")?;
     listening(&program, |at| {
         let listener = format!("{at}=http2:{server}");
         ["--threads", "1", "--listen", &listener]

@@ -4,10 +4,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{
-    output,
-    proxies::{Proxy, Running},
-};
+use super::proxies::{Proxy, Running};
+use crate::shell;
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +48,7 @@ pub(super) fn run(kind: Kind, proxy: &Running, seconds: u64) -> Result<f64> {
 }
 
 fn wrk(proxy: &Running, seconds: u64) -> Result<f64> {
-    let printed = output(
+    let printed = shell::capture(
         Command::new("wrk")
             .args(["--threads", "1", "--connections", "32", "--duration"])
             .arg(format!("{seconds}s"))
@@ -68,7 +66,7 @@ fn wrk(proxy: &Running, seconds: u64) -> Result<f64> {
 }
 
 fn h2load(proxy: &Running, seconds: u64) -> Result<f64> {
-    let printed = output(
+    let printed = shell::capture(
         Command::new("h2load")
             .args(["--clients", "8", "--max-concurrent-streams", "16"])
             .args(["--warm-up-time", "1", "--duration", &seconds.to_string()])

@@ -179,7 +179,7 @@ pub(super) fn start(proxy: Proxy, backend: &Backend) -> Result<Running> {
 }
 
 fn karst(http1: SocketAddr, http2: SocketAddr, backend: &Backend) -> Result<Child> {
-    let example = release::folder().join("examples/plain_proxy");
+    let example = release::example_path("plain_proxy");
     spawn(
         Command::new(example)
             .args(["--threads", "1", "--listen"])
