@@ -4,12 +4,15 @@
 mod answer;
 mod body;
 mod client;
+mod filter;
+mod forward;
 mod mirror;
 mod phases;
 mod record;
 mod refusal;
 mod send;
 mod serve;
+mod target;
 mod upgrade;
 
 use std::future::Future;

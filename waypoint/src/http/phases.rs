@@ -6,42 +6,36 @@
 //!           └──────────────◄─────────────────┘─ reply ─ record
 //! ```
 //!
-//! Each phase is a function here; each may end the request with a [`Refusal`]. What comes later sees only what the
-//! phases before it left.
+//! Each phase may end the request with a [`Refusal`]; what comes later sees only what the phases before it left. Long
+//! phases have files of their own: `filter`, `target` (pick endpoint), `forward` (send, retry).
 
 use std::{rc::Rc, sync::Arc};
 
 use http::{HeaderMap, Response, StatusCode, header, request::Parts};
 use hyper::{Request as HttpRequest, body::Incoming};
-use karst_model::{protocol::AppProtocol, route::Backend};
 use karst_policy::Connection;
 use karst_routing::{
-    filter::{CorsOutcome, Filter, HeaderChanges, Mirror, cors::put_into},
-    request::{Form, Request, Scheme, Seen, strip_hop_by_hop},
-    retry::{self, Attempt, Body, Failure, Retry},
-    table::{HttpRoute, Picked, RouteBackend, Routes},
+    request::{Request, Scheme, Seen},
+    table::{HttpRoute, Picked, Routes},
 };
-use karst_telemetry::metrics::{
-    http::{RequestFlag, RequestProtocol},
-    tcp::ServiceLabels,
-};
-use rand::{Rng as _, RngExt as _};
-use tokio::time::{Instant, sleep};
+use karst_telemetry::metrics::http::{RequestFlag, RequestProtocol};
+use tokio::time::Instant;
 
 use super::{
-    Conversation, Version,
+    Conversation,
     answer::{Answer, Content},
     body::ClientBody,
-    mirror::{self, MirrorCopy},
+    filter::Filtered,
+    forward::{Tries, forward, may_mirror, mirror, outgoing},
     record::Record,
     refusal::Refusal,
-    send::{Failed, Outgoing},
+    target::{Target, pick_backend},
     upgrade::{self, Asked},
 };
 use crate::{
     authorize,
     bounds::{Full, Place},
-    services::{Endpoint, Port, Served, Slot},
+    services::Served,
 };
 
 /// Serves one request.
@@ -75,7 +69,7 @@ async fn live(
 ) -> Result<Answered, Refusal> {
     let (parts, body) = arrived
         .take()
-        .ok_or_else(|| internal("a request was taken twice".to_owned()))?;
+        .ok_or_else(|| Refusal::internal("a request was taken twice".to_owned()))?;
     let served = conversation
         .destination
         .slot
@@ -106,58 +100,18 @@ async fn live(
         .mirrors
         .retain(|mirror| may_mirror(conversation, mirror, &client, &request));
 
-    let policy = picked.and_then(|picked| picked.rule.retry.as_ref());
-    let keep = policy.is_some() || !filtered.mirrors.is_empty();
-    record.body = ClientBody::new(body, keep);
+    let tries = Tries::of(picked.map(|picked| &**picked.rule));
+    record.body = ClientBody::new(body, tries.may_repeat() || !filtered.mirrors.is_empty());
     let outgoing = outgoing(asked, &backend, request)?;
     mirror(conversation, &filtered.mirrors, &outgoing, record);
-
-    let timeouts = picked
-        .map(|picked| picked.rule.timeouts)
-        .unwrap_or_default();
-    let deadline = timeouts.request.map(|limit| Instant::now() + limit);
-    let mut avoid = Vec::new();
-    loop {
-        record.tries += 1;
-        let endpoint = pick_endpoint(&backend, &avoid)?;
-        record.in_flight = Some(endpoint.start());
-        let this_try = timeouts.backend_request.map(|limit| Instant::now() + limit);
-        let until = deadline.into_iter().chain(this_try).min();
-        let gate = outgoing.gate();
-        let body = record.body.next_try(gate.clone());
-        let sent = outgoing
-            .send(conversation, &endpoint, (body, gate), until)
-            .await;
-        let failed = match sent {
-            Ok(mut response) => {
-                let status = Failure::Status(response.status().as_u16());
-                match may_retry(policy, record, status, deadline) {
-                    Retry::After(pause) => Failed::status(pause),
-                    Retry::Stop(_) => {
-                        filtered.finish(response.headers_mut(), asked);
-                        if record.is_head() {
-                            // Some servers send a body all the same.
-                            *response.body_mut() = Content::Fixed(None);
-                        }
-                        return Ok(Answered { response, deadline });
-                    }
-                }
-            }
-            Err(failed) => failed,
-        };
-        let pause = match failed.pause {
-            Some(pause) => pause,
-            None => match may_retry(policy, record, failed.failure, deadline) {
-                Retry::After(pause) => pause,
-                Retry::Stop(why) => return Err(failed.into_refusal(why, record.tries)),
-            },
-        };
-        conversation.worker.mesh.metrics.retries.inc();
-        avoid.push(endpoint.id);
-        if !pause.is_zero() {
-            Box::pin(sleep(pause)).await;
-        }
+    let mut response = forward(conversation, &backend, &outgoing, &tries, record).await?;
+    filtered.finish(response.headers_mut(), asked);
+    if record.is_head() {
+        // Some servers send a body all the same.
+        *response.body_mut() = Content::Fixed(None);
     }
+    let deadline = tries.deadline;
+    Ok(Answered { response, deadline })
 }
 
 // --- accept
@@ -200,14 +154,6 @@ fn identify(conversation: &Conversation) -> Connection {
 
 // --- normalise
 
-fn bad_request(cause: String) -> Refusal {
-    Refusal::new(
-        StatusCode::BAD_REQUEST,
-        RequestFlag::DownstreamProtocol,
-        cause,
-    )
-}
-
 /// One reading of the request, for everything that follows.
 fn normalise(conversation: &Conversation, parts: Parts) -> Result<Request, Refusal> {
     let seen = Seen {
@@ -219,7 +165,7 @@ fn normalise(conversation: &Conversation, parts: Parts) -> Result<Request, Refus
         refusal
     };
     framing(&parts.headers).map_err(counted)?;
-    Request::new(parts, seen).map_err(|refusal| counted(bad_request(refusal.to_string())))
+    Request::new(parts, seen).map_err(|refusal| counted(Refusal::bad_request(refusal.to_string())))
 }
 
 /// The length of a body is said once, and in a way that we understand (RFC 9112, sections 6.1 and 6.3).
@@ -228,7 +174,7 @@ fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
         return Ok(());
     };
     if headers.contains_key(header::CONTENT_LENGTH) {
-        return Err(bad_request(
+        return Err(Refusal::bad_request(
             "the request has both Transfer-Encoding and Content-Length".to_owned(),
         ));
     }
@@ -333,313 +279,6 @@ fn authorize_backend(
 /// Rates per client and service come here; what is in flight was bounded at the door.
 fn limit(_conversation: &Conversation) -> Result<(), Refusal> {
     Ok(())
-}
-
-// --- filter
-
-/// What the filters leave for later.
-#[derive(Default)]
-struct Filtered<'a> {
-    response: Vec<&'a HeaderChanges>,
-    mirrors: Vec<&'a Mirror>,
-    cors: Option<HeaderMap>,
-}
-
-impl<'a> Filtered<'a> {
-    /// Applies filters in their order; one that answers ends the request.
-    fn apply(
-        &mut self,
-        filters: &'a [Filter],
-        request: &mut Request,
-        picked: Picked<'a>,
-    ) -> Result<(), Refusal> {
-        for filter in filters {
-            let unwritable = |error: karst_routing::request::Unwritable| {
-                bad_request(format!("the route cannot be applied: {error}"))
-            };
-            match filter {
-                Filter::RequestHeaders(changes) => changes.apply_to_request(request),
-                Filter::ResponseHeaders(changes) => self.response.push(changes),
-                Filter::Rewrite(rewrite) => {
-                    rewrite.apply(request, picked.matched).map_err(unwritable)?;
-                }
-                Filter::Mirror(mirror) => {
-                    if mirror.takes(rand::rng().next_u64()) {
-                        self.mirrors.push(mirror);
-                    }
-                }
-                Filter::Cors(cors) => match cors.handle(request) {
-                    CorsOutcome::NotCors => {}
-                    CorsOutcome::Actual(headers) => self.cors = Some(headers),
-                    CorsOutcome::Preflight(status, headers) => {
-                        return Err(self.answer(status, headers, ""));
-                    }
-                },
-                Filter::Redirect(redirect) => {
-                    let (status, location) = redirect
-                        .answer(request, picked.matched)
-                        .map_err(unwritable)?;
-                    let headers = HeaderMap::from_iter([(header::LOCATION, location)]);
-                    return Err(self.answer(status, headers, ""));
-                }
-                Filter::Direct(direct) => {
-                    let status = StatusCode::from_u16(direct.status)
-                        .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                    let answer = self.answer(status, HeaderMap::new(), &direct.body);
-                    return Err(Refusal {
-                        cause: direct.reason.to_string().into(),
-                        ..answer
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn answer(&self, status: StatusCode, mut headers: HeaderMap, body: &str) -> Refusal {
-        for changes in &self.response {
-            changes.apply(&mut headers);
-        }
-        Refusal::wanted(status, headers, body.to_owned().into())
-    }
-
-    /// Changes the head of an endpoint's response.
-    fn finish(&mut self, headers: &mut HeaderMap, asked: &Asked) {
-        strip_hop_by_hop(headers, asked.keep());
-        if let Some(cors) = self.cors.take() {
-            put_into(headers, &cors);
-        }
-        for changes in &self.response {
-            changes.apply(headers);
-        }
-    }
-}
-
-// --- pick endpoint
-
-/// Where a request goes, before one of its endpoints is chosen.
-enum Target<'a> {
-    /// The client named the workload.
-    Pinned {
-        endpoint: &'a Arc<Endpoint>,
-        port: Option<Arc<Port>>,
-    },
-    Port {
-        service: Arc<ServiceLabels>,
-        port: Arc<Port>,
-        backend: Option<&'a RouteBackend>,
-        /// The service and its port, where they are not those that the client named.
-        other: Option<(Arc<Slot>, u16)>,
-    },
-}
-
-impl<'a> Target<'a> {
-    fn labels(&self, served: Option<&Served>) -> Option<Arc<ServiceLabels>> {
-        match self {
-            Self::Pinned { .. } => served.map(|served| served.labels.clone()),
-            Self::Port { service, .. } => Some(service.clone()),
-        }
-    }
-
-    fn filters(&self) -> Option<&'a [Filter]> {
-        match self {
-            Self::Pinned { .. } => None,
-            Self::Port { backend, .. } => backend.map(|backend| &*backend.filters),
-        }
-    }
-
-    fn app_protocol(&self) -> AppProtocol {
-        match self {
-            Self::Pinned { port, .. } => port.as_ref().map(|port| port.app_protocol),
-            Self::Port { port, .. } => Some(port.app_protocol),
-        }
-        .unwrap_or_default()
-    }
-}
-
-fn internal(cause: String) -> Refusal {
-    Refusal::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        RequestFlag::NoCluster,
-        cause,
-    )
-}
-
-/// The rule's backend that this request falls to, or the service itself.
-fn pick_backend<'a>(
-    conversation: &'a Conversation,
-    served: Option<&Served>,
-    picked: Option<Picked<'a>>,
-) -> Result<Target<'a>, Refusal> {
-    let destination = &conversation.destination;
-    let own_port = served.and_then(|served| served.ports.get(&destination.port).cloned());
-    if let Some(endpoint) = &destination.pinned {
-        return Ok(Target::Pinned {
-            endpoint,
-            port: own_port,
-        });
-    }
-    let Some(picked) = picked else {
-        let found = served.map(|served| served.labels.clone()).zip(own_port);
-        let (service, port) = found.ok_or_else(|| internal("the service is gone".to_owned()))?;
-        return Ok(Target::Port {
-            service,
-            port,
-            backend: None,
-            other: None,
-        });
-    };
-    let index = picked.rule.weights.pick(rand::rng().next_u64());
-    let backend = index.and_then(|index| picked.rule.backends.get(index));
-    let backend = backend
-        .ok_or_else(|| internal("the rule has no backend with a weight above zero".to_owned()))?;
-    let found = service_port(conversation, &backend.backend).map_err(internal)?;
-    let own = destination.slot.as_ref().map(|slot| &slot.key);
-    let is_other = own != Some(&found.slot.key);
-    Ok(Target::Port {
-        service: found.labels,
-        port: found.port,
-        backend: Some(backend),
-        other: is_other.then_some((found.slot, found.number)),
-    })
-}
-
-/// The port that a backend of a route names.
-struct Found {
-    slot: Arc<Slot>,
-    labels: Arc<ServiceLabels>,
-    port: Arc<Port>,
-    number: u16,
-}
-
-/// The error says why there is none.
-fn service_port(conversation: &Conversation, backend: &Backend) -> Result<Found, String> {
-    match backend {
-        Backend::Invalid(why) => Err(why.to_string()),
-        Backend::Service { service, port } => {
-            let slot = conversation.worker.mesh.services.get(service);
-            let slot = slot.ok_or_else(|| format!("backend service {service} does not exist"))?;
-            let served = slot.load();
-            let found = served.ports.get(port).cloned();
-            let found =
-                found.ok_or_else(|| format!("backend service {service} has no port {port}"))?;
-            Ok(Found {
-                labels: served.labels.clone(),
-                port: found,
-                number: *port,
-                slot: slot.clone(),
-            })
-        }
-    }
-}
-
-fn pick_endpoint(target: &Target<'_>, avoid: &[u64]) -> Result<Arc<Endpoint>, Refusal> {
-    match target {
-        Target::Pinned { endpoint, .. } => Ok(Arc::clone(endpoint)),
-        Target::Port { port, .. } => port.choose(avoid, &mut rand::rng()).map_err(|error| {
-            Refusal::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                RequestFlag::NoHealthyUpstream,
-                error.to_string(),
-            )
-        }),
-    }
-}
-
-// --- send
-
-/// The head as the endpoint gets it.
-fn outgoing(asked: &Asked, target: &Target<'_>, mut request: Request) -> Result<Outgoing, Refusal> {
-    let client_speaks_http2 = request.version() == http::Version::HTTP_2;
-    let version = match target.app_protocol() {
-        _ if asked.is_http1_upgrade() => Version::Http1,
-        AppProtocol::Http2 | AppProtocol::Grpc => Version::Http2,
-        _ if client_speaks_http2 => Version::Http2,
-        _ => Version::Http1,
-    };
-    if request.authority().is_empty()
-        && let Target::Port { service, .. } = target
-    {
-        // HTTP/1.0 without a host.
-        request
-            .set_authority(&service.host)
-            .map_err(|error| internal(error.to_string()))?;
-    }
-    strip_hop_by_hop(request.headers_mut(), asked.keep());
-    let form = match version {
-        Version::Http1 => Form::Origin,
-        Version::Http2 => Form::Absolute,
-    };
-    let parts = request
-        .into_parts(form)
-        .map_err(|error| bad_request(error.to_string()))?;
-    Ok(Outgoing::new(parts, version, client_speaks_http2))
-}
-
-/// A copy is a request like any other to the service that gets it.
-fn may_mirror(
-    conversation: &Conversation,
-    mirror: &Mirror,
-    client: &Connection,
-    request: &Request,
-) -> bool {
-    let mesh = &conversation.worker.mesh;
-    let allowed = service_port(conversation, &mirror.backend).and_then(|found| {
-        authorize::request_for_backend(mesh, &found.slot, found.number, client, request)
-            .map_err(|authorize::Denied(why)| why)
-    });
-    if let Err(why) = &allowed {
-        tracing::debug!(why, "a request is not mirrored");
-        mesh.metrics.mirrors_dropped.inc();
-    }
-    allowed.is_ok()
-}
-
-/// Copies for other backends: at once, or with a body when it is complete.
-fn mirror(
-    conversation: &Rc<Conversation>,
-    mirrors: &[&Mirror],
-    outgoing: &Outgoing,
-    record: &mut Record,
-) {
-    let mut copies = Vec::new();
-    for mirror in mirrors {
-        match service_port(conversation, &mirror.backend) {
-            Ok(found) => copies.push(MirrorCopy::new(outgoing, found.port)),
-            Err(why) => {
-                tracing::debug!(why, "a mirror's backend cannot be used");
-                conversation.worker.mesh.metrics.mirrors_dropped.inc();
-            }
-        }
-    }
-    match record.body {
-        ClientBody::Empty => mirror::send_all(conversation, copies, &record.body),
-        ClientBody::Source(_) => record.mirrors = copies,
-    }
-}
-
-// --- retry
-
-fn may_retry(
-    policy: Option<&karst_model::route::RetryPolicy>,
-    record: &Record,
-    failure: Failure,
-    deadline: Option<Instant>,
-) -> Retry {
-    if policy.is_none() && matches!(failure, Failure::Status(_)) {
-        return Retry::Stop(retry::Why::NotRetriable);
-    }
-    let attempt = Attempt {
-        number: record.tries,
-        failure,
-        body: if record.body.is_replayable() {
-            Body::Replayable
-        } else {
-            Body::Gone
-        },
-        remaining: deadline.map(|at| at.saturating_duration_since(Instant::now())),
-    };
-    retry::decide(policy, &attempt, rand::rng().random())
 }
 
 // --- reply, record

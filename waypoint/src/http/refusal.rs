@@ -45,6 +45,18 @@ impl Refusal {
         }
     }
 
+    /// The client's request cannot be understood.
+    pub(crate) fn bad_request(cause: String) -> Self {
+        let flag = RequestFlag::DownstreamProtocol;
+        Self::new(StatusCode::BAD_REQUEST, flag, cause)
+    }
+
+    /// The configuration leads nowhere.
+    pub(crate) fn internal(cause: String) -> Self {
+        let flag = RequestFlag::NoCluster;
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, flag, cause)
+    }
+
     /// An answer that a route's filter gives.
     pub(crate) fn wanted(status: StatusCode, headers: HeaderMap, body: Bytes) -> Self {
         Self {

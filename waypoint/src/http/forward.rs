@@ -1,0 +1,194 @@
+//! Sending a request to an endpoint, and again to another where that is safe.
+
+use std::rc::Rc;
+
+use http::Response;
+use karst_model::{
+    protocol::AppProtocol,
+    route::{RetryPolicy, Timeouts},
+};
+use karst_policy::Connection;
+use karst_routing::{
+    filter::Mirror,
+    request::{Form, Request, strip_hop_by_hop},
+    retry::{self, Attempt, Body, Failure, Retry},
+    table::HttpRoute,
+};
+use rand::RngExt as _;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Conversation, Version,
+    answer::Content,
+    body::ClientBody,
+    mirror::{self, MirrorCopy},
+    record::Record,
+    refusal::Refusal,
+    send::{Failed, Outgoing},
+    target::{Target, pick_endpoint, service_port},
+    upgrade::Asked,
+};
+use crate::authorize;
+
+/// How often a request may be tried, and for how long.
+pub(super) struct Tries<'a> {
+    policy: Option<&'a RetryPolicy>,
+    timeouts: Timeouts,
+    /// When the whole request must be over, from now on.
+    pub(super) deadline: Option<Instant>,
+}
+
+impl<'a> Tries<'a> {
+    pub(super) fn of(rule: Option<&'a HttpRoute>) -> Self {
+        let timeouts = rule.map(|rule| rule.timeouts).unwrap_or_default();
+        Self {
+            policy: rule.and_then(|rule| rule.retry.as_ref()),
+            timeouts,
+            deadline: timeouts.request.map(|limit| Instant::now() + limit),
+        }
+    }
+
+    /// Whether a status may be reason for another try, so that the body is worth keeping.
+    pub(super) fn may_repeat(&self) -> bool {
+        self.policy.is_some()
+    }
+
+    fn may_retry(&self, record: &Record, failure: Failure) -> Retry {
+        if self.policy.is_none() && matches!(failure, Failure::Status(_)) {
+            return Retry::Stop(retry::Why::NotRetriable);
+        }
+        let attempt = Attempt {
+            number: record.tries,
+            failure,
+            body: if record.body.is_replayable() {
+                Body::Replayable
+            } else {
+                Body::Gone
+            },
+            remaining: self
+                .deadline
+                .map(|at| at.saturating_duration_since(Instant::now())),
+        };
+        retry::decide(self.policy, &attempt, rand::rng().random())
+    }
+}
+
+/// Sends the request until an endpoint has answered or no further try is allowed.
+pub(super) async fn forward(
+    conversation: &Rc<Conversation>,
+    target: &Target<'_>,
+    outgoing: &Outgoing,
+    tries: &Tries<'_>,
+    record: &mut Record,
+) -> Result<Response<Content>, Refusal> {
+    let mut avoid = Vec::new();
+    loop {
+        record.tries += 1;
+        let endpoint = pick_endpoint(target, &avoid)?;
+        record.in_flight = Some(endpoint.start());
+        let limit = tries.timeouts.backend_request;
+        let this_try = limit.map(|limit| Instant::now() + limit);
+        let until = tries.deadline.into_iter().chain(this_try).min();
+        let gate = outgoing.gate();
+        let body = record.body.next_try(gate.clone());
+        let sent = outgoing
+            .send(conversation, &endpoint, (body, gate), until)
+            .await;
+        let failed = match sent {
+            Ok(response) => {
+                let status = Failure::Status(response.status().as_u16());
+                match tries.may_retry(record, status) {
+                    Retry::After(pause) => Failed::status(pause),
+                    Retry::Stop(_) => return Ok(response),
+                }
+            }
+            Err(failed) => failed,
+        };
+        let pause = match failed.pause {
+            Some(pause) => pause,
+            None => match tries.may_retry(record, failed.failure) {
+                Retry::After(pause) => pause,
+                Retry::Stop(why) => return Err(failed.into_refusal(why, record.tries)),
+            },
+        };
+        conversation.worker.mesh.metrics.retries.inc();
+        avoid.push(endpoint.id);
+        if !pause.is_zero() {
+            Box::pin(sleep(pause)).await;
+        }
+    }
+}
+
+/// The head as the endpoint gets it.
+pub(super) fn outgoing(
+    asked: &Asked,
+    target: &Target<'_>,
+    mut request: Request,
+) -> Result<Outgoing, Refusal> {
+    let client_speaks_http2 = request.version() == http::Version::HTTP_2;
+    let version = match target.app_protocol() {
+        _ if asked.is_http1_upgrade() => Version::Http1,
+        AppProtocol::Http2 | AppProtocol::Grpc => Version::Http2,
+        _ if client_speaks_http2 => Version::Http2,
+        _ => Version::Http1,
+    };
+    if request.authority().is_empty()
+        && let Target::Port { service, .. } = target
+    {
+        // HTTP/1.0 without a host.
+        request
+            .set_authority(&service.host)
+            .map_err(|error| Refusal::internal(error.to_string()))?;
+    }
+    strip_hop_by_hop(request.headers_mut(), asked.keep());
+    let form = match version {
+        Version::Http1 => Form::Origin,
+        Version::Http2 => Form::Absolute,
+    };
+    let parts = request
+        .into_parts(form)
+        .map_err(|error| Refusal::bad_request(error.to_string()))?;
+    Ok(Outgoing::new(parts, version, client_speaks_http2))
+}
+
+/// A copy is a request like any other to the service that gets it.
+pub(super) fn may_mirror(
+    conversation: &Conversation,
+    mirror: &Mirror,
+    client: &Connection,
+    request: &Request,
+) -> bool {
+    let mesh = &conversation.worker.mesh;
+    let allowed = service_port(conversation, &mirror.backend).and_then(|found| {
+        authorize::request_for_backend(mesh, &found.slot, found.number, client, request)
+            .map_err(|authorize::Denied(why)| why)
+    });
+    if let Err(why) = &allowed {
+        tracing::debug!(why, "a request is not mirrored");
+        mesh.metrics.mirrors_dropped.inc();
+    }
+    allowed.is_ok()
+}
+
+/// Copies for other backends: at once, or with a body when it is complete.
+pub(super) fn mirror(
+    conversation: &Rc<Conversation>,
+    mirrors: &[&Mirror],
+    outgoing: &Outgoing,
+    record: &mut Record,
+) {
+    let mut copies = Vec::new();
+    for mirror in mirrors {
+        match service_port(conversation, &mirror.backend) {
+            Ok(found) => copies.push(MirrorCopy::new(outgoing, found.port)),
+            Err(why) => {
+                tracing::debug!(why, "a mirror's backend cannot be used");
+                conversation.worker.mesh.metrics.mirrors_dropped.inc();
+            }
+        }
+    }
+    match record.body {
+        ClientBody::Empty => mirror::send_all(conversation, copies, &record.body),
+        ClientBody::Source(_) => record.mirrors = copies,
+    }
+}

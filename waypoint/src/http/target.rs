@@ -1,0 +1,141 @@
+//! Where a request goes: the backend of its rule, and of that backend's endpoints one.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use karst_model::{protocol::AppProtocol, route::Backend};
+use karst_routing::{
+    filter::Filter,
+    table::{Picked, RouteBackend},
+};
+use karst_telemetry::metrics::{http::RequestFlag, tcp::ServiceLabels};
+use rand::Rng as _;
+
+use super::{Conversation, refusal::Refusal};
+use crate::services::{Endpoint, Port, Served, Slot};
+
+/// Where a request goes, before one of its endpoints is chosen.
+pub(super) enum Target<'a> {
+    /// The client named the workload.
+    Pinned {
+        endpoint: &'a Arc<Endpoint>,
+        port: Option<Arc<Port>>,
+    },
+    Port {
+        service: Arc<ServiceLabels>,
+        port: Arc<Port>,
+        backend: Option<&'a RouteBackend>,
+        /// The service and its port, where they are not those that the client named.
+        other: Option<(Arc<Slot>, u16)>,
+    },
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn labels(&self, served: Option<&Served>) -> Option<Arc<ServiceLabels>> {
+        match self {
+            Self::Pinned { .. } => served.map(|served| served.labels.clone()),
+            Self::Port { service, .. } => Some(service.clone()),
+        }
+    }
+
+    pub(super) fn filters(&self) -> Option<&'a [Filter]> {
+        match self {
+            Self::Pinned { .. } => None,
+            Self::Port { backend, .. } => backend.map(|backend| &*backend.filters),
+        }
+    }
+
+    pub(super) fn app_protocol(&self) -> AppProtocol {
+        match self {
+            Self::Pinned { port, .. } => port.as_ref().map(|port| port.app_protocol),
+            Self::Port { port, .. } => Some(port.app_protocol),
+        }
+        .unwrap_or_default()
+    }
+}
+
+/// The rule's backend that this request falls to, or the service itself.
+pub(super) fn pick_backend<'a>(
+    conversation: &'a Conversation,
+    served: Option<&Served>,
+    picked: Option<Picked<'a>>,
+) -> Result<Target<'a>, Refusal> {
+    let destination = &conversation.destination;
+    let own_port = served.and_then(|served| served.ports.get(&destination.port).cloned());
+    if let Some(endpoint) = &destination.pinned {
+        return Ok(Target::Pinned {
+            endpoint,
+            port: own_port,
+        });
+    }
+    let Some(picked) = picked else {
+        let found = served.map(|served| served.labels.clone()).zip(own_port);
+        let (service, port) =
+            found.ok_or_else(|| Refusal::internal("the service is gone".to_owned()))?;
+        return Ok(Target::Port {
+            service,
+            port,
+            backend: None,
+            other: None,
+        });
+    };
+    let index = picked.rule.weights.pick(rand::rng().next_u64());
+    let backend = index.and_then(|index| picked.rule.backends.get(index));
+    let backend = backend.ok_or_else(|| {
+        Refusal::internal("the rule has no backend with a weight above zero".to_owned())
+    })?;
+    let found = service_port(conversation, &backend.backend).map_err(Refusal::internal)?;
+    let own = destination.slot.as_ref().map(|slot| &slot.key);
+    let is_other = own != Some(&found.slot.key);
+    Ok(Target::Port {
+        service: found.labels,
+        port: found.port,
+        backend: Some(backend),
+        other: is_other.then_some((found.slot, found.number)),
+    })
+}
+
+/// The port that a backend of a route names.
+pub(super) struct Found {
+    pub(super) slot: Arc<Slot>,
+    pub(super) labels: Arc<ServiceLabels>,
+    pub(super) port: Arc<Port>,
+    pub(super) number: u16,
+}
+
+/// The error says why there is none.
+pub(super) fn service_port(
+    conversation: &Conversation,
+    backend: &Backend,
+) -> Result<Found, String> {
+    match backend {
+        Backend::Invalid(why) => Err(why.to_string()),
+        Backend::Service { service, port } => {
+            let slot = conversation.worker.mesh.services.get(service);
+            let slot = slot.ok_or_else(|| format!("backend service {service} does not exist"))?;
+            let served = slot.load();
+            let found = served.ports.get(port).cloned();
+            let found =
+                found.ok_or_else(|| format!("backend service {service} has no port {port}"))?;
+            Ok(Found {
+                labels: served.labels.clone(),
+                port: found,
+                number: *port,
+                slot: slot.clone(),
+            })
+        }
+    }
+}
+
+pub(super) fn pick_endpoint(target: &Target<'_>, avoid: &[u64]) -> Result<Arc<Endpoint>, Refusal> {
+    match target {
+        Target::Pinned { endpoint, .. } => Ok(Arc::clone(endpoint)),
+        Target::Port { port, .. } => port.choose(avoid, &mut rand::rng()).map_err(|error| {
+            Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                RequestFlag::NoHealthyUpstream,
+                error.to_string(),
+            )
+        }),
+    }
+}
