@@ -12,7 +12,12 @@ pub const NODE_WORKLOAD: &str = "type.googleapis.com/karst.v1.NodeWorkload";
 pub const ROUTE: &str = "type.googleapis.com/karst.v1.Route";
 /// Request policies of those services and of the waypoint itself.
 pub const WAYPOINT_POLICY: &str = "type.googleapis.com/karst.v1.WaypointPolicy";
+/// Which tokens requests for those services may carry.
+pub const REQUEST_AUTHENTICATION: &str =
+    "type.googleapis.com/karst.v1.RequestAuthentication";
 /// What Karst adds to a workload, inside its extensions.
 pub const WORKLOAD_EXTENSION: &str = "type.googleapis.com/karst.v1.WorkloadExtension";
 /// What Karst adds to a service, inside its extensions.
 pub const SERVICE_EXTENSION: &str = "type.googleapis.com/karst.v1.ServiceExtension";
+/// What is recorded of connections and requests, and where it goes.
+pub const TELEMETRY: &str = "type.googleapis.com/karst.v1.Telemetry";

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use tonic_prost_build::{Builder, Config};
 
-const PROTOS: [&str; 9] = [
+const PROTOS: [&str; 11] = [
     "google/rpc/status.proto",
     "envoy/config/core/v3/base.proto",
     "envoy/service/discovery/v3/discovery.proto",
@@ -15,7 +15,9 @@ const PROTOS: [&str; 9] = [
     "istio/v1/auth/ca.proto",
     "karst/v1/karst.proto",
     "karst/v1/waypoint.proto",
+    "karst/v1/telemetry.proto",
     "karst/reads/v1/reads.proto",
+    "karst/reads/v1/observations.proto",
 ];
 
 #[test]

@@ -115,6 +115,7 @@ fn capture_from(capture: wire::CaptureOptions) -> Result<CaptureOptions, Convert
             port,
         )?,
         dns_capture: capture.dns_capture,
+        registry_only: capture.registry_only,
     })
 }
 
@@ -129,5 +130,6 @@ fn capture_to(capture: &CaptureOptions) -> wire::CaptureOptions {
             .collect(),
         exclude_inbound_ports: ports(&capture.exclude_inbound_ports),
         dns_capture: capture.dns_capture,
+        registry_only: capture.registry_only,
     }
 }

@@ -4,7 +4,7 @@ use karst_model::{
     addr::{Network, NetworkAddr},
     name::ServiceKey,
     service::{
-        HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service, ServicePort,
+        HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Naming, Scope, Service, ServicePort,
         SessionAffinity, Vip, Visibility,
     },
 };
@@ -32,7 +32,10 @@ pub(super) fn service_from(
         return Err(Problem::Missing.at("hostname"));
     }
     let mut load_balancing = load_balancing_from(s.load_balancing.unwrap_or_default())?;
-    load_balancing.session_affinity = session_affinity_from(&s.extensions)?;
+    let extension = extension_from(&s.extensions)?;
+    load_balancing.session_affinity = extension.session_affinity.map(|a| SessionAffinity {
+        idle_timeout_seconds: a.idle_timeout_seconds,
+    });
     Ok(Service {
         name: s.name.as_str().into(),
         addresses: indexed("addresses", &s.addresses, |addr| vip_from(addr, interner))?,
@@ -48,6 +51,7 @@ pub(super) fn service_from(
         canonical: s.canonical,
         ingress_use_waypoint: s.ingress_use_waypoint,
         visibility: visibility_from(s.visibility)?,
+        naming: naming_from(extension.naming)?,
         key: ServiceKey {
             namespace: interner.get(&s.namespace),
             hostname: interner.get(&s.hostname),
@@ -75,12 +79,7 @@ pub fn service_to(s: &Service) -> wire::Address {
         waypoint: s.waypoint.as_ref().map(gateway_to),
         load_balancing: load_balancing_to(&s.load_balancing),
         ip_families: ip_families_to(s.ip_families).into(),
-        extensions: s
-            .load_balancing
-            .session_affinity
-            .map(extension_to)
-            .into_iter()
-            .collect(),
+        extensions: extension_to(s).into_iter().collect(),
         canonical: s.canonical,
         ingress_use_waypoint: s.ingress_use_waypoint,
         weighted_waypoints: Vec::new(),
@@ -274,34 +273,41 @@ fn visibility_from(value: i32) -> Result<Visibility, ConvertError> {
 }
 
 /// Extensions of others are none of our business; ours must be readable.
-fn session_affinity_from(
-    extensions: &[wire::Extension],
-) -> Result<Option<SessionAffinity>, ConvertError> {
-    let Some(config) = extensions
-        .iter()
-        .find(|e| e.name == EXTENSION)
-        .and_then(|e| e.config.as_ref())
-    else {
-        return Ok(None);
-    };
-    let extension: karst::ServiceExtension = decode(EXTENSION, &config.value)?;
-    Ok(extension.session_affinity.map(|a| SessionAffinity {
-        idle_timeout_seconds: a.idle_timeout_seconds,
-    }))
+fn extension_from(extensions: &[wire::Extension]) -> Result<karst::ServiceExtension, ConvertError> {
+    let ours = extensions.iter().find(|e| e.name == EXTENSION);
+    match ours.and_then(|e| e.config.as_ref()) {
+        Some(config) => decode(EXTENSION, &config.value),
+        None => Ok(karst::ServiceExtension::default()),
+    }
 }
 
-fn extension_to(affinity: SessionAffinity) -> wire::Extension {
+fn naming_from(value: i32) -> Result<Naming, ConvertError> {
+    match karst::service_extension::Naming::try_from(value) {
+        Ok(karst::service_extension::Naming::Every) => Ok(Naming::Every),
+        Ok(karst::service_extension::Naming::One) => Ok(Naming::One),
+        Ok(karst::service_extension::Naming::Asked) => Ok(Naming::Asked),
+        Err(_) => Err(Problem::UnknownValue(value).at("extensions.naming")),
+    }
+}
+
+fn extension_to(s: &Service) -> Option<wire::Extension> {
+    let affinity = s.load_balancing.session_affinity;
+    let naming = match s.naming {
+        Naming::Every => karst::service_extension::Naming::Every,
+        Naming::One => karst::service_extension::Naming::One,
+        Naming::Asked => karst::service_extension::Naming::Asked,
+    };
     let message = karst::ServiceExtension {
-        session_affinity: Some(karst::SessionAffinity {
+        session_affinity: affinity.map(|affinity| karst::SessionAffinity {
             idle_timeout_seconds: affinity.idle_timeout_seconds,
         }),
+        naming: naming.into(),
     };
-    let config = prost_types::Any {
-        type_url: type_url::SERVICE_EXTENSION.to_owned(),
-        value: message.encode_to_vec(),
-    };
-    wire::Extension {
+    (message != karst::ServiceExtension::default()).then(|| wire::Extension {
         name: EXTENSION.to_owned(),
-        config: Some(config),
-    }
+        config: Some(prost_types::Any {
+            type_url: type_url::SERVICE_EXTENSION.to_owned(),
+            value: message.encode_to_vec(),
+        }),
+    })
 }

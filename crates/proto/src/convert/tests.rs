@@ -11,7 +11,7 @@ use karst_model::{
         StringMatch,
     },
     protocol::{AppProtocol, TunnelProtocol},
-    service::{LoadBalancingMode, Scope, Service, ServicePort, SessionAffinity, Vip},
+    service::{LoadBalancingMode, Naming, Scope, Service, ServicePort, SessionAffinity, Vip},
     workload::{GatewayAddr, GatewayDestination, SealedPort, Workload},
 };
 use prost::Message as _;
@@ -60,6 +60,7 @@ fn workload() -> Workload {
             name: "p".into(),
         }],
         cluster_id: "c1".into(),
+        labels: [("track".into(), "canary".into()), ("version".into(), "v2".into())].into(),
         ..Workload::new("c1//Pod/shop/orders")
     }
 }
@@ -78,6 +79,7 @@ fn service() -> Service {
         addresses: vec![vip("10.96.0.1", None), vip("240.240.0.0", Some(16))],
         ports: BTreeMap::from([(80, port)]),
         subject_alt_names: vec!["spiffe://td/ns/a/sa/b".into()],
+        naming: Naming::Asked,
         ..Service::new("shop", "orders.shop.svc.cluster.local")
     };
     service.load_balancing.mode = LoadBalancingMode::Failover;
@@ -148,6 +150,7 @@ fn node_workloads_round_trip() {
             exclude_outbound_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
             exclude_inbound_ports: vec![9000],
             dns_capture: Some(false),
+            registry_only: true,
         },
         probe_ports: vec![8080],
     };

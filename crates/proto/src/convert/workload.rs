@@ -1,6 +1,6 @@
 //! `istio.workload.Workload`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use karst_model::{
     addr::{Network, NetworkAddr},
@@ -40,6 +40,7 @@ pub(super) fn workload_from(
         Ok(shared_policy_key(key.parse()?, interner))
     })?;
     let locality = w.locality.unwrap_or_default();
+    let extension = extension_from(&w.extensions)?;
     Ok(Workload {
         name: w.name.as_str().into(),
         namespace: interner.get(&w.namespace),
@@ -51,7 +52,8 @@ pub(super) fn workload_from(
         tunnel: tunnel_from(w.tunnel_protocol)?,
         native_tunnel: w.native_tunnel,
         application_tunnel: application_tunnel_from(w.application_tunnel)?,
-        sealed: sealed_from(&w.extensions, interner)?,
+        sealed: sealed_from(extension.sealed, interner)?,
+        labels: labels_from(extension.labels, interner),
         waypoint: w
             .waypoint
             .map(|g| gateway_from("waypoint", g, interner))
@@ -123,7 +125,7 @@ pub fn workload_to(w: &Workload) -> wire::Address {
             true => wire::NetworkMode::HostNetwork,
         }
         .into(),
-        extensions: extension_to(&w.sealed).into_iter().collect(),
+        extensions: extension_to(w).into_iter().collect(),
         capacity: (w.capacity != 1).then_some(w.capacity),
     };
     wire::Address {
@@ -270,16 +272,21 @@ fn shared_policy_key(key: PolicyKey, interner: &mut Interner) -> PolicyKey {
 }
 
 /// Extensions of others are none of our business; ours must be readable.
-fn sealed_from(
+fn extension_from(
     extensions: &[wire::Extension],
+) -> Result<karst::WorkloadExtension, ConvertError> {
+    let ours = extensions.iter().find(|e| e.name == EXTENSION);
+    match ours.and_then(|e| e.config.as_ref()) {
+        Some(config) => decode(EXTENSION, &config.value),
+        None => Ok(karst::WorkloadExtension::default()),
+    }
+}
+
+fn sealed_from(
+    sealed: Vec<karst::SealedPort>,
     interner: &mut Interner,
 ) -> Result<Vec<SealedPort>, ConvertError> {
-    let ours = extensions.iter().find(|e| e.name == EXTENSION);
-    let Some(config) = ours.and_then(|e| e.config.as_ref()) else {
-        return Ok(Vec::new());
-    };
-    let extension: karst::WorkloadExtension = decode(EXTENSION, &config.value)?;
-    let sealed = extension.sealed.into_iter().map(|sealed| {
+    let sealed = sealed.into_iter().map(|sealed| {
         let waypoint = sealed.waypoint;
         Ok(SealedPort {
             port: port_from(sealed.port).map_err(|p| p.at("extensions.sealed.port"))?,
@@ -291,15 +298,29 @@ fn sealed_from(
     sealed.collect()
 }
 
-fn extension_to(sealed: &[SealedPort]) -> Option<wire::Extension> {
+fn labels_from(
+    labels: BTreeMap<String, String>,
+    interner: &mut Interner,
+) -> Arc<[(Arc<str>, Arc<str>)]> {
+    let labels = labels.iter();
+    labels
+        .map(|(key, value)| (interner.get(key), interner.get(value)))
+        .collect()
+}
+
+fn extension_to(w: &Workload) -> Option<wire::Extension> {
     let port = |one: &SealedPort| karst::SealedPort {
         port: one.port.into(),
         waypoint: one.waypoint.as_ref().map(gateway_to),
     };
+    let labels = w.labels.iter();
     let message = karst::WorkloadExtension {
-        sealed: sealed.iter().map(port).collect(),
+        sealed: w.sealed.iter().map(port).collect(),
+        labels: labels
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect(),
     };
-    (!sealed.is_empty()).then(|| wire::Extension {
+    (message != karst::WorkloadExtension::default()).then(|| wire::Extension {
         name: EXTENSION.to_owned(),
         config: Some(prost_types::Any {
             type_url: type_url::WORKLOAD_EXTENSION.to_owned(),

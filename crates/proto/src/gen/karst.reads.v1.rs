@@ -401,3 +401,457 @@ pub mod node_reads_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Observation {
+    /// Differs for every start of every program.
+    #[prost(string, tag = "1")]
+    pub program: ::prost::alloc::string::String,
+    /// Counts from 1.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    /// Since the last message, the oldest first; at most 500.
+    #[prost(message, repeated, tag = "3")]
+    pub incidents: ::prost::alloc::vec::Vec<Incident>,
+    /// Denials and failures since the program's start, told one by one or not.
+    #[prost(uint64, tag = "4")]
+    pub denied_total: u64,
+    #[prost(uint64, tag = "5")]
+    pub failed_total: u64,
+    /// What was added since the last message; at most 2,000.
+    #[prost(message, repeated, tag = "6")]
+    pub edges: ::prost::alloc::vec::Vec<Edge>,
+    /// Connections and requests since the program's start that are in no edge, since there were too many.
+    #[prost(uint64, tag = "7")]
+    pub edges_overflow_total: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservationAnswer {
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+}
+/// One end of a connection. What is not known is empty.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Peer {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Name of the pod, where it is known, else of its owner.
+    #[prost(string, tag = "2")]
+    pub workload: ::prost::alloc::string::String,
+    /// SPIFFE ID, where TLS proved it.
+    #[prost(string, tag = "3")]
+    pub identity: ::prost::alloc::string::String,
+    /// Address and port.
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+}
+/// A connection or a request that was denied, or that failed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Incident {
+    /// Milliseconds since the epoch.
+    #[prost(uint64, tag = "1")]
+    pub at: u64,
+    /// Counts the incidents of the program.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    #[prost(enumeration = "IncidentKind", tag = "3")]
+    pub kind: i32,
+    /// `inbound`, `outbound` or `waypoint`.
+    #[prost(string, tag = "4")]
+    pub direction: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "5")]
+    pub source: ::core::option::Option<Peer>,
+    #[prost(message, optional, tag = "6")]
+    pub destination: ::core::option::Option<Peer>,
+    /// `<namespace>/<hostname>` of the service that was asked for.
+    #[prost(string, tag = "7")]
+    pub service: ::prost::alloc::string::String,
+    /// Istio's response flags.
+    #[prost(string, tag = "8")]
+    pub flag: ::prost::alloc::string::String,
+    /// As the access log has it: policy, rule, and what was missing.
+    #[prost(string, tag = "9")]
+    pub reason: ::prost::alloc::string::String,
+    /// Of requests only.
+    #[prost(string, tag = "10")]
+    pub method: ::prost::alloc::string::String,
+    #[prost(string, tag = "11")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(string, tag = "12")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "13")]
+    pub status: u32,
+    /// `<kind>/<namespace>/<name>/<rule>`.
+    #[prost(string, tag = "14")]
+    pub route: ::prost::alloc::string::String,
+    #[prost(string, tag = "15")]
+    pub trace_id: ::prost::alloc::string::String,
+}
+/// What went from one workload's owner to another since the last message.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Edge {
+    /// `inbound`, `outbound` or `waypoint`: who saw it.
+    #[prost(string, tag = "1")]
+    pub direction: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub source_namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub source_workload: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub source_identity: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub destination_namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub destination_workload: ::prost::alloc::string::String,
+    /// `<namespace>/<hostname>`.
+    #[prost(string, tag = "7")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "8")]
+    pub port: u32,
+    #[prost(bool, tag = "9")]
+    pub mutual_tls: bool,
+    #[prost(uint64, tag = "10")]
+    pub connections: u64,
+    #[prost(uint64, tag = "11")]
+    pub requests: u64,
+    #[prost(uint64, tag = "12")]
+    pub denied: u64,
+    #[prost(uint64, tag = "13")]
+    pub failed: u64,
+    #[prost(uint64, tag = "14")]
+    pub request_bytes: u64,
+    #[prost(uint64, tag = "15")]
+    pub response_bytes: u64,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum IncidentKind {
+    Failed = 0,
+    Denied = 1,
+}
+impl IncidentKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Failed => "FAILED",
+            Self::Denied => "DENIED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FAILED" => Some(Self::Failed),
+            "DENIED" => Some(Self::Denied),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod observations_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct ObservationsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl ObservationsClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> ObservationsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ObservationsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ObservationsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Each message is answered with its number once it counts. A program that lost the stream starts another and sends
+        /// what was not answered again; `program` and `sequence` tell the controller what it has already.
+        pub async fn observe(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::Observation>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ObservationAnswer>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/karst.reads.v1.Observations/Observe",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("karst.reads.v1.Observations", "Observe"));
+            self.inner.streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod observations_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ObservationsServer.
+    #[async_trait]
+    pub trait Observations: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Observe method.
+        type ObserveStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ObservationAnswer, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Each message is answered with its number once it counts. A program that lost the stream starts another and sends
+        /// what was not answered again; `program` and `sequence` tell the controller what it has already.
+        async fn observe(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::Observation>>,
+        ) -> std::result::Result<tonic::Response<Self::ObserveStream>, tonic::Status>;
+    }
+    #[derive(Debug)]
+    pub struct ObservationsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ObservationsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ObservationsServer<T>
+    where
+        T: Observations,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/karst.reads.v1.Observations/Observe" => {
+                    #[allow(non_camel_case_types)]
+                    struct ObserveSvc<T: Observations>(pub Arc<T>);
+                    impl<
+                        T: Observations,
+                    > tonic::server::StreamingService<super::Observation>
+                    for ObserveSvc<T> {
+                        type Response = super::ObservationAnswer;
+                        type ResponseStream = T::ObserveStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::Observation>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Observations>::observe(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ObserveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ObservationsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "karst.reads.v1.Observations";
+    impl<T> tonic::server::NamedService for ObservationsServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

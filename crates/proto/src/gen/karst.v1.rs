@@ -40,12 +40,25 @@ pub struct CaptureOptions {
     /// On where unset.
     #[prost(bool, optional, tag = "4")]
     pub dns_capture: ::core::option::Option<bool>,
+    #[prost(bool, tag = "5")]
+    pub registry_only: bool,
 }
 /// Travels in istio.workload.Service.extensions under the name `karst.v1.ServiceExtension`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ServiceExtension {
     #[prost(message, optional, tag = "1")]
     pub session_affinity: ::core::option::Option<SessionAffinity>,
+    #[prost(enumeration = "service_extension::Naming", tag = "2")]
+    pub naming: i32,
+}
+pub mod service_extension {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Naming {
+        Every = 0,
+        One = 1,
+        Asked = 2,
+    }
 }
 /// `sessionAffinity: ClientIP`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -58,6 +71,8 @@ pub struct SessionAffinity {
 pub struct WorkloadExtension {
     #[prost(message, repeated, tag = "1")]
     pub sealed: ::prost::alloc::vec::Vec<SealedPort>,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub labels: ::prost::alloc::collections::BTreeMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
 }
 /// A port of the workload that accepts one waypoint only.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
