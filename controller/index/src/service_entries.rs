@@ -13,7 +13,7 @@ use karst_model::{
     name::ServiceKey,
     protocol::TunnelProtocol,
     service::{
-        HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, PortMap, Service, ServicePort,
+        HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Naming, PortMap, Service, ServicePort,
         Vip, Visibility,
     },
     workload::Workload,
@@ -68,8 +68,22 @@ pub(crate) fn service(
         ip_families: IpFamilies::Automatic,
         canonical: true,
         ingress_use_waypoint: false,
+        naming: naming(facts, &key.hostname),
         visibility: services::visibility(&facts.spec.export_to).unwrap_or(Visibility::Namespace),
         key,
+    }
+}
+
+/// A wildcard host whose names nobody has listed is resolved as it is asked for.
+fn naming(facts: &EntryFacts, host: &str) -> Naming {
+    let listed = !facts.spec.endpoints.is_empty() || facts.selector().is_some();
+    match facts.spec.resolution {
+        Resolution::DynamicDns => Naming::Asked,
+        Resolution::Dns | Resolution::DnsRoundRobin if host.contains('*') && !listed => {
+            Naming::Asked
+        }
+        Resolution::DnsRoundRobin => Naming::One,
+        _ => Naming::Every,
     }
 }
 

@@ -7,7 +7,7 @@ use karst_model::{
     addr::Network,
     name::ServiceKey,
     service::{
-        HealthPolicy, LoadBalancing, LoadBalancingMode, PortMap, Scope, Service, ServicePort, Vip,
+        HealthPolicy, LoadBalancing, LoadBalancingMode, Naming, PortMap, Scope, Service, ServicePort, Vip,
         Visibility,
     },
 };
@@ -74,6 +74,7 @@ pub(crate) fn compile(
         canonical: true,
         ingress_use_waypoint: false,
         visibility,
+        naming: Naming::default(),
     }
 }
 

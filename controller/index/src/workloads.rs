@@ -29,6 +29,8 @@ pub(crate) struct Surroundings {
     pub(crate) application_tunnel: Option<ApplicationTunnel>,
     pub(crate) locality: Locality,
     pub(crate) network: Network,
+    /// Those that some rule refers to.
+    pub(crate) labels: Arc<[(Arc<str>, Arc<str>)]>,
     /// Captured and published.
     pub(crate) hbone: bool,
 }
@@ -99,6 +101,7 @@ pub(crate) fn of_pod(
         canonical_name: canonical_name.map_or_else(|| pod.workload_name.clone(), Arc::from),
         canonical_revision: revision.unwrap_or("latest").into(),
         cluster_id: config.cluster_id.clone(),
+        labels: around.labels,
     })
 }
 

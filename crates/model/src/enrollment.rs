@@ -71,4 +71,6 @@ pub struct CaptureOptions {
     pub exclude_inbound_ports: Vec<u16>,
     /// `ambient.istio.io/dns-capture`; on where unset.
     pub dns_capture: Option<bool>,
+    /// Connections to what the mesh does not know are captured too, and refused (`outboundTrafficPolicy`).
+    pub registry_only: bool,
 }

@@ -28,6 +28,7 @@ pub struct Service {
     pub canonical: bool,
     pub ingress_use_waypoint: bool,
     pub visibility: Visibility,
+    pub naming: Naming,
 }
 
 impl Service {
@@ -48,6 +49,7 @@ impl Service {
             canonical: true,
             ingress_use_waypoint: false,
             visibility: Visibility::Public,
+            naming: Naming::default(),
         }
     }
 }
@@ -117,6 +119,19 @@ pub enum HealthPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SessionAffinity {
     pub idle_timeout_seconds: u32,
+}
+
+/// What the host names of endpoints that have no address stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Naming {
+    /// Every address of a name is an endpoint (`DNS`).
+    #[default]
+    Every,
+    /// One address of a name at a time; connections that are open stay when the answer changes (`DNS_ROUND_ROBIN`).
+    One,
+    /// There are no endpoints: the host that a client asks for is resolved (`DYNAMIC_DNS`, and wildcard hosts without
+    /// endpoints).
+    Asked,
 }
 
 /// Address families of endpoints that clients may be sent to.

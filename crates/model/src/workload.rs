@@ -51,6 +51,9 @@ pub struct Workload {
     pub canonical_name: Arc<str>,
     pub canonical_revision: Arc<str>,
     pub cluster_id: Arc<str>,
+    /// Those of its labels whose keys some rule refers to (subsets, sourceLabels, failover priorities, telemetry), in
+    /// the order of their keys. Others are not told.
+    pub labels: Arc<[(Arc<str>, Arc<str>)]>,
 }
 
 impl Workload {
@@ -84,7 +87,14 @@ impl Workload {
             canonical_name: empty.clone(),
             canonical_revision: empty.clone(),
             cluster_id: empty,
+            labels: Arc::default(),
         }
+    }
+
+    /// The value of a label that some rule refers to.
+    pub fn label(&self, key: &str) -> Option<&Arc<str>> {
+        let found = self.labels.iter().find(|(known, _)| &**known == key);
+        found.map(|(_, value)| value)
     }
 
     /// The identity that its certificate carries.

@@ -295,6 +295,7 @@ fn capture_options(meta: &ObjectMeta, complaints: &mut Vec<Condition>) -> Captur
                 Some,
             ),
         },
+        registry_only: false,
     }
 }
 

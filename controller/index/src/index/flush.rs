@@ -436,6 +436,7 @@ impl Index {
             application_tunnel: self.application_tunnel(name, pod),
             locality: self.nodes.get(&pod.node).cloned().unwrap_or_default(),
             network: self.network.clone(),
+            labels: Arc::default(),
             hbone: standing.hbone,
         };
         let row = workloads::for_node(&self.config, name, pod, standing);
