@@ -18,5 +18,6 @@ pub mod policy;
 pub mod protocol;
 pub mod route;
 pub mod service;
+pub mod traffic;
 pub mod waypoint_policy;
 pub mod workload;
