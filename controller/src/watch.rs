@@ -38,7 +38,7 @@ pub use self::{
 use crate::{mesh::Command, problems::Problems, status::Statuses};
 
 /// The kinds that are watched in every namespace. Those of Istio may come later, or never.
-const KINDS: [Kind; 20] = [
+const KINDS: [Kind; 23] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
@@ -54,6 +54,9 @@ const KINDS: [Kind; 20] = [
     Kind::TlsRoute,
     Kind::TcpRoute,
     Kind::ReferenceGrant,
+    Kind::BackendTlsPolicy,
+    Kind::RateLimit,
+    Kind::HealthCheck,
     // Not honoured yet: their status says so.
     Kind::RequestAuthentication,
     Kind::WorkloadEntry,

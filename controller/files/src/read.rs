@@ -274,7 +274,7 @@ pub(crate) struct Finding {
 /// the API server has checked.
 pub fn check(kind: Kind, object: &serde_json::Value) -> Vec<Complaint> {
     let mut list = Vec::new();
-    if kind.is_istio() {
+    if kind.is_shipped() {
         requirements::check(kind, object, &mut list);
         // Status belongs to controllers, and is no part of what the author wrote.
         let mut written = object.clone();
@@ -313,7 +313,7 @@ impl Findings {
     fn of(node: &Node, kind: Kind, api_version: &str, kind_name: &str) -> Self {
         let mut list = Vec::new();
         // A policy with a misspelt or empty field would mean something else, mostly something weaker.
-        let strict = if kind.is_istio() {
+        let strict = if kind.is_shipped() {
             Severity::Error
         } else {
             Severity::Warning

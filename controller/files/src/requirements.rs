@@ -38,7 +38,10 @@ pub(crate) fn check(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
         | Kind::GrpcRoute
         | Kind::TlsRoute
         | Kind::TcpRoute
-        | Kind::ReferenceGrant => {}
+        | Kind::ReferenceGrant
+        | Kind::BackendTlsPolicy
+        | Kind::RateLimit
+        | Kind::HealthCheck => {}
         Kind::AuthorizationPolicy => authorization_policy::check(&mut root),
         Kind::PeerAuthentication => peer_authentication::check(&mut root),
         Kind::RequestAuthentication

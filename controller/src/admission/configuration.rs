@@ -49,6 +49,7 @@ pub fn configuration(namespace: &str, security: &str) -> Value {
             hook(networking_name, "Ignore", [
                 kinds_of("networking.istio.io"),
                 kinds_of("telemetry.istio.io"),
+                kinds_of("policy.karst.io"),
                 routes(),
                 refused(),
             ].concat()),
@@ -86,6 +87,7 @@ fn routes() -> Vec<Value> {
         Kind::GrpcRoute,
         Kind::TlsRoute,
         Kind::TcpRoute,
+        Kind::BackendTlsPolicy,
     ];
     vec![rule(Kind::HttpRoute.group(), &kinds.map(Kind::plural))]
 }
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn every_kind_that_admission_knows_is_asked_about() {
         let text = configuration("karst-system", "Fail").to_string();
-        for kind in Kind::all().filter(|kind| kind.is_istio()) {
+        for kind in Kind::all().filter(|kind| kind.is_shipped()) {
             assert!(text.contains(&format!("\"{}\"", kind.plural())), "{kind}");
         }
         for row in REFUSED_KINDS {

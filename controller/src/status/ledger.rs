@@ -486,7 +486,7 @@ fn cut(mut text: String) -> String {
 
 /// Whether a kind's status has conditions that are ours to write.
 pub(super) fn has_status(kind: Kind) -> bool {
-    kind.is_istio()
+    kind.is_shipped()
 }
 
 /// Whether an Event tells what a kind's status cannot.
@@ -518,6 +518,9 @@ fn as_json(object: &Object) -> Value {
         Object::TlsRoute(it) => serde_json::to_value(it),
         Object::TcpRoute(it) => serde_json::to_value(it),
         Object::ReferenceGrant(it) => serde_json::to_value(it),
+        Object::BackendTlsPolicy(it) => serde_json::to_value(it),
+        Object::RateLimit(it) => serde_json::to_value(it),
+        Object::HealthCheck(it) => serde_json::to_value(it),
         Object::Node(_)
         | Object::ServiceAccount(_)
         | Object::EndpointSlice(_)

@@ -54,7 +54,7 @@ pub(super) fn read(kind: Kind, json: Value) -> Result<Object, Vec<Complaint>> {
 
 /// Whether nothing of a kind's `spec` may be left out.
 fn is_strict(kind: Kind) -> bool {
-    kind.is_istio()
+    kind.is_shipped()
         || matches!(
             kind,
             Kind::HttpRoute
@@ -62,6 +62,7 @@ fn is_strict(kind: Kind) -> bool {
                 | Kind::TlsRoute
                 | Kind::TcpRoute
                 | Kind::ReferenceGrant
+                | Kind::BackendTlsPolicy
         )
 }
 

@@ -6,9 +6,9 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::{Kind, istio, labels};
+use crate::{Kind, istio, karst, labels};
 
-/// The definition of one of Istio's kinds; nothing for kinds of Kubernetes itself.
+/// The definition of one of Istio's kinds or of ours; nothing for kinds of Kubernetes itself.
 pub fn of(kind: Kind) -> Option<Value> {
     let shape =
         match kind {
@@ -33,6 +33,10 @@ pub fn of(kind: Kind) -> Option<Value> {
                 .column("Gateways", ".spec.gateways")
                 .column("Hosts", ".spec.hosts"),
             Kind::Telemetry => Shape::new::<istio::TelemetrySpec>(&["telemetry"]),
+            Kind::RateLimit => Shape::new::<karst::RateLimitSpec>(&["rl"])
+                .spec_required()
+                .column("Mode", ".spec.mode"),
+            Kind::HealthCheck => Shape::new::<karst::HealthCheckSpec>(&["hc"]).spec_required(),
             Kind::Namespace
             | Kind::Node
             | Kind::ServiceAccount
@@ -47,9 +51,15 @@ pub fn of(kind: Kind) -> Option<Value> {
             | Kind::GrpcRoute
             | Kind::TlsRoute
             | Kind::TcpRoute
-            | Kind::ReferenceGrant => return None,
+            | Kind::ReferenceGrant
+            | Kind::BackendTlsPolicy => return None,
         };
     Some(shape.definition(kind))
+}
+
+/// The category that all kinds of one family share, for `kubectl get`.
+fn family(kind: Kind) -> &'static str {
+    if kind.is_karst() { "karst" } else { "istio-io" }
 }
 
 /// File name of a kind's definition in `manifests/crds`.
@@ -130,7 +140,7 @@ impl Shape {
                     "plural": plural,
                     "singular": name.to_lowercase(),
                     "shortNames": self.short_names,
-                    "categories": ["istio-io", group.replace('.', "-")],
+                    "categories": [family(kind), group.replace('.', "-")],
                 },
                 "versions": versions,
             },

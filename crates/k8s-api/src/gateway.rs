@@ -1,6 +1,7 @@
 //! Kinds of the Gateway API (`gateway.networking.k8s.io`, v1.6), one file per kind. Their definitions are the project's
 //! own and are installed apart; fields that Karst does not read are kept as they came.
 
+pub mod backend_tls_policy;
 #[expect(
     clippy::module_inception,
     reason = "one file per kind, and this kind is called so"
@@ -14,6 +15,7 @@ pub mod route;
 pub mod tcp_route;
 pub mod tls_route;
 
+pub use backend_tls_policy::BackendTlsPolicySpec;
 pub use gateway::GatewaySpec;
 pub use gateway_class::GatewayClassSpec;
 pub use grpc_route::GrpcRouteSpec;
@@ -31,4 +33,5 @@ pub type HttpRoute = Resource<HttpRouteSpec, RouteStatus>;
 pub type GrpcRoute = Resource<GrpcRouteSpec, RouteStatus>;
 pub type TlsRoute = Resource<TlsRouteSpec, RouteStatus>;
 pub type TcpRoute = Resource<TcpRouteSpec, RouteStatus>;
+pub type BackendTlsPolicy = Resource<BackendTlsPolicySpec, UnreadStatus>;
 pub type ReferenceGrant = Resource<ReferenceGrantSpec, UnreadStatus>;

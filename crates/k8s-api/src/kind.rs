@@ -28,6 +28,9 @@ pub enum Kind {
     TlsRoute,
     TcpRoute,
     ReferenceGrant,
+    BackendTlsPolicy,
+    RateLimit,
+    HealthCheck,
 }
 
 /// Why an `apiVersion` and `kind` name nothing that Karst reads.
@@ -56,7 +59,10 @@ struct Row {
 /// API group of the Gateway API, with the slash.
 const GATEWAY_API: &str = "gateway.networking.k8s.io/";
 
-const ROWS: [Row; 23] = [
+/// API group of Karst's own policies, with the slash.
+const KARST_POLICY: &str = "policy.karst.io/";
+
+const ROWS: [Row; 26] = [
     row(Kind::Namespace, "Namespace", "namespaces", "", &["v1"]),
     row(Kind::Node, "Node", "nodes", "", &["v1"]),
     row(
@@ -188,6 +194,27 @@ const ROWS: [Row; 23] = [
         GATEWAY_API,
         &["v1", "v1beta1"],
     ),
+    row(
+        Kind::BackendTlsPolicy,
+        "BackendTLSPolicy",
+        "backendtlspolicies",
+        GATEWAY_API,
+        &["v1"],
+    ),
+    row(
+        Kind::RateLimit,
+        "RateLimit",
+        "ratelimits",
+        KARST_POLICY,
+        &["v1alpha1"],
+    ),
+    row(
+        Kind::HealthCheck,
+        "HealthCheck",
+        "healthchecks",
+        KARST_POLICY,
+        &["v1alpha1"],
+    ),
 ];
 
 const fn row(
@@ -290,9 +317,19 @@ impl Kind {
         self.row().group == GATEWAY_API
     }
 
+    /// Whether the kind is one of Karst's own policies.
+    pub fn is_karst(self) -> bool {
+        self.row().group == KARST_POLICY
+    }
+
+    /// Whether Karst ships the kind's definition, so that its fields are known to the last and its status is ours.
+    pub fn is_shipped(self) -> bool {
+        self.is_istio() || self.is_karst()
+    }
+
     /// Whether the kind comes from a resource definition, which may be missing in a cluster.
     pub fn is_defined_apart(self) -> bool {
-        self.is_istio() || self.is_gateway_api()
+        self.is_shipped() || self.is_gateway_api()
     }
 }
 

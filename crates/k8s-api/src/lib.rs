@@ -7,13 +7,14 @@
 //! ```
 //!
 //! Core kinds come from `k8s-openapi`; Istio's CRDs are written by hand in [`istio`], those of the Gateway API in
-//! [`gateway`], one file per kind.
+//! [`gateway`], Karst's own in [`karst`], one file per kind.
 //! Every label and annotation that Karst honours is a constant in [`labels`], so that nobody spells one differently.
 
 pub mod crd;
 pub mod gateway;
 pub mod honoured;
 pub mod istio;
+pub mod karst;
 pub mod kind;
 pub mod labels;
 pub mod object;

@@ -13,11 +13,15 @@ use k8s_openapi::{
 use serde::{Deserialize, Deserializer};
 
 use crate::{
-    gateway::{Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
+    gateway::{
+        BackendTlsPolicy, Gateway, GatewayClass, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute,
+        TlsRoute,
+    },
     istio::{
         AuthorizationPolicy, DestinationRule, PeerAuthentication, RequestAuthentication,
         ServiceEntry, Telemetry, VirtualService, WorkloadEntry,
     },
+    karst::{HealthCheck, RateLimit},
     kind::Kind,
 };
 
@@ -50,6 +54,9 @@ pub enum Object {
     TlsRoute(Box<TlsRoute>),
     TcpRoute(Box<TcpRoute>),
     ReferenceGrant(Box<ReferenceGrant>),
+    BackendTlsPolicy(Box<BackendTlsPolicy>),
+    RateLimit(Box<RateLimit>),
+    HealthCheck(Box<HealthCheck>),
 }
 
 /// What names an object in a cluster. The namespace is empty for kinds of cluster scope.
@@ -114,6 +121,9 @@ macro_rules! each_kind {
             Object::TlsRoute($inner) => $body,
             Object::TcpRoute($inner) => $body,
             Object::ReferenceGrant($inner) => $body,
+            Object::BackendTlsPolicy($inner) => $body,
+            Object::RateLimit($inner) => $body,
+            Object::HealthCheck($inner) => $body,
         }
     };
 }
@@ -148,6 +158,9 @@ impl Object {
             Kind::TlsRoute => Self::TlsRoute(Box::deserialize(input)?),
             Kind::TcpRoute => Self::TcpRoute(Box::deserialize(input)?),
             Kind::ReferenceGrant => Self::ReferenceGrant(Box::deserialize(input)?),
+            Kind::BackendTlsPolicy => Self::BackendTlsPolicy(Box::deserialize(input)?),
+            Kind::RateLimit => Self::RateLimit(Box::deserialize(input)?),
+            Kind::HealthCheck => Self::HealthCheck(Box::deserialize(input)?),
         })
     }
 
@@ -176,6 +189,9 @@ impl Object {
             Self::TlsRoute(_) => Kind::TlsRoute,
             Self::TcpRoute(_) => Kind::TcpRoute,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Self::BackendTlsPolicy(_) => Kind::BackendTlsPolicy,
+            Self::RateLimit(_) => Kind::RateLimit,
+            Self::HealthCheck(_) => Kind::HealthCheck,
         }
     }
 

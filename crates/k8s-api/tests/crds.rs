@@ -28,7 +28,7 @@ fn checked_in_definitions_are_fresh() {
     let found: BTreeSet<String> = fs::read_dir(folder())
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.ends_with(".istio.io.yaml"))
+        .filter(|name| name.ends_with(".istio.io.yaml") || name.ends_with(".karst.io.yaml"))
         .collect();
     assert_eq!(found, expected, "a definition has no type any more");
 }

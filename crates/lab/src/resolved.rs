@@ -100,6 +100,9 @@ pub(crate) fn to_json(object: &Object) -> Value {
         Object::TlsRoute(object) => serde_json::to_value(object),
         Object::TcpRoute(object) => serde_json::to_value(object),
         Object::ReferenceGrant(object) => serde_json::to_value(object),
+        Object::BackendTlsPolicy(object) => serde_json::to_value(object),
+        Object::RateLimit(object) => serde_json::to_value(object),
+        Object::HealthCheck(object) => serde_json::to_value(object),
     };
     let mut value = value.unwrap_or_default();
     value["apiVersion"] = json!(object.kind().api_version());

@@ -95,6 +95,7 @@ impl Index {
                 self.route(RouteKind::TcpRoute, &name, Some(facts));
             }
             Object::ReferenceGrant(grant) => self.grant(&name, Some(grant.spec)),
+            Object::BackendTlsPolicy(_) | Object::RateLimit(_) | Object::HealthCheck(_) => {}
         }
     }
 
@@ -123,6 +124,7 @@ impl Index {
             Kind::TlsRoute => self.route(RouteKind::TlsRoute, &name, None),
             Kind::TcpRoute => self.route(RouteKind::TcpRoute, &name, None),
             Kind::ReferenceGrant => self.grant(&name, None),
+            Kind::BackendTlsPolicy | Kind::RateLimit | Kind::HealthCheck => {}
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{FIELDS, GATEWAY_FIELDS, KEYS, MESH_CONFIG, Place, REFUSED_KINDS, Verdict};
-use crate::{Kind, crd};
+use crate::Kind;
 
 const HEAD: &str = "# Istio's API in Karst
 
@@ -108,7 +108,7 @@ pub fn gateway_page() -> String {
 }
 
 fn kind_section(text: &mut String, kind: Kind) {
-    if crd::of(kind).is_none() {
+    if !kind.is_istio() {
         return;
     }
     let _ = writeln!(
