@@ -86,7 +86,7 @@ fn endpoint(url: &Uri) -> anyhow::Result<(String, u16)> {
     Ok((host.to_owned(), url.port_u16().unwrap_or(default)))
 }
 
-async fn dial(url: &Uri) -> anyhow::Result<TcpStream> {
+pub(crate) async fn dial(url: &Uri) -> anyhow::Result<TcpStream> {
     let (host, port) = endpoint(url)?;
     let stream = TcpStream::connect((host.as_str(), port))
         .await

@@ -5,6 +5,7 @@
 //!   client   calls a URL and prints KEY=value lines, as the Gateway API mesh suite reads them
 //!   tcp      one TCP connection with a byte-exact account of what was sent and received
 //!   load     new connections per second and long-lived ones, failures counted, JSON out
+//!   requests requests and streams over connections that stay open: who answered, what failed, JSON out
 //!   orders   the order service of examples/shop: one HTTP request -> Redis and PostgreSQL
 //! ```
 //!
@@ -19,6 +20,7 @@ mod client;
 mod describe;
 mod load;
 mod orders;
+mod requests;
 mod server;
 mod tcp;
 mod tls;
@@ -44,6 +46,8 @@ enum Command {
     Tcp(tcp::TcpArgs),
     /// Open connections at a rate, keep some open, count failures; prints JSON
     Load(load::LoadArgs),
+    /// Send requests over connections that stay open, count who answers and what fails; prints JSON
+    Requests(requests::RequestsArgs),
     /// The order service of examples/shop
     Orders(orders::OrdersArgs),
 }
@@ -60,6 +64,7 @@ fn main() -> anyhow::Result<()> {
             Command::Client(args) => client::run(args).await,
             Command::Tcp(args) => tcp::run(args).await,
             Command::Load(args) => load::run(args).await,
+            Command::Requests(args) => requests::run(args).await,
             Command::Orders(args) => orders::run(args).await,
         }
     })

@@ -15,7 +15,8 @@ mod http;
 mod modes;
 
 pub(crate) use self::http::{
-    Body, EchoMessage, GRPC_METHOD, full, grpc_frame, grpc_message, serve_connection, text,
+    Body, EchoMessage, GRPC_METHOD, GRPC_STREAM_METHOD, full, grpc_frame, grpc_message,
+    serve_connection, text,
 };
 use self::modes::Mode;
 

@@ -26,6 +26,8 @@ use crate::{
 
 /// The one gRPC method that the suite calls; its messages are one string in field 1.
 pub(crate) const GRPC_METHOD: &str = "/proto.EchoTestService/Echo";
+/// A stream in both directions: what comes goes back as it comes, until the client ends its side.
+pub(crate) const GRPC_STREAM_METHOD: &str = "/proto.EchoTestService/EchoStream";
 /// A gRPC request larger than this is refused: the echo is for small messages.
 const GRPC_LIMIT: usize = 4 << 20;
 
@@ -77,6 +79,9 @@ impl Echo {
         let lines = self.describe(&req, remote);
         if req.uri().path() == GRPC_METHOD {
             return grpc(req, lines).await;
+        }
+        if req.uri().path() == GRPC_STREAM_METHOD {
+            return grpc_stream(req);
         }
         if req
             .headers()
@@ -207,6 +212,18 @@ async fn grpc(req: Request<Incoming>, lines: String) -> Response<Body> {
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/grpc"),
     );
+    response
+}
+
+fn grpc_stream(req: Request<Incoming>) -> Response<Body> {
+    let received = req.into_body().into_data_stream();
+    let echoed = received.map(|data| data.map(Frame::data).map_err(std::io::Error::other));
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let frames = echoed.chain(stream::iter([Ok(Frame::trailers(trailers))]));
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    let kind = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 
