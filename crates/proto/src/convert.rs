@@ -11,6 +11,7 @@ mod node;
 mod policy;
 mod route;
 mod service;
+mod traffic;
 mod waypoint_policy;
 mod workload;
 
@@ -26,5 +27,6 @@ pub use node::{decode_node_workload, encode_node_workload, node_workload_from, n
 pub use policy::{authorization_to, decode_authorization};
 pub use route::{decode_route, route_to};
 pub use service::{service_aliases, service_to};
+pub use traffic::{decode_service_traffic, service_traffic_to};
 pub use waypoint_policy::{decode_waypoint_policy, waypoint_policy_to};
 pub use workload::{workload_aliases, workload_to};

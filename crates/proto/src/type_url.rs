@@ -12,6 +12,8 @@ pub const NODE_WORKLOAD: &str = "type.googleapis.com/karst.v1.NodeWorkload";
 pub const ROUTE: &str = "type.googleapis.com/karst.v1.Route";
 /// Request policies of those services and of the waypoint itself.
 pub const WAYPOINT_POLICY: &str = "type.googleapis.com/karst.v1.WaypointPolicy";
+/// What holds for the traffic of those services beyond their routes.
+pub const SERVICE_TRAFFIC: &str = "type.googleapis.com/karst.v1.ServiceTraffic";
 /// Which tokens requests for those services may carry.
 pub const REQUEST_AUTHENTICATION: &str =
     "type.googleapis.com/karst.v1.RequestAuthentication";

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use tonic_prost_build::{Builder, Config};
 
-const PROTOS: [&str; 11] = [
+const PROTOS: [&str; 12] = [
     "google/rpc/status.proto",
     "envoy/config/core/v3/base.proto",
     "envoy/service/discovery/v3/discovery.proto",
@@ -15,6 +15,7 @@ const PROTOS: [&str; 11] = [
     "istio/v1/auth/ca.proto",
     "karst/v1/karst.proto",
     "karst/v1/waypoint.proto",
+    "karst/v1/traffic.proto",
     "karst/v1/telemetry.proto",
     "karst/reads/v1/reads.proto",
     "karst/reads/v1/observations.proto",
@@ -55,7 +56,9 @@ fn generate() -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");
     // Ordered, so that the bytes of a workload (and their hash, its version) do not change without need.
     let mut files = compile(&PROTOS, &root, |builder| {
-        builder.btree_map(".istio.workload.Workload.services")
+        builder
+            .btree_map(".istio.workload.Workload.services")
+            .btree_map(".karst.v1.WorkloadExtension.labels")
     });
     let mut encoded = compile(&["encoded/discovery.proto"], &root, |builder| {
         builder

@@ -40,6 +40,7 @@ pub struct CaptureOptions {
     /// On where unset.
     #[prost(bool, optional, tag = "4")]
     pub dns_capture: ::core::option::Option<bool>,
+    /// Connections to what the mesh does not know are captured too, and refused.
     #[prost(bool, tag = "5")]
     pub registry_only: bool,
 }
@@ -51,13 +52,50 @@ pub struct ServiceExtension {
     #[prost(enumeration = "service_extension::Naming", tag = "2")]
     pub naming: i32,
 }
+/// Nested message and enum types in `ServiceExtension`.
 pub mod service_extension {
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    /// What the host names of endpoints that have no address stand for.
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
     #[repr(i32)]
     pub enum Naming {
+        /// Every address of a name is an endpoint.
         Every = 0,
+        /// One address of a name at a time.
         One = 1,
+        /// There are no endpoints: the host that a client asks for is resolved.
         Asked = 2,
+    }
+    impl Naming {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Every => "EVERY",
+                Self::One => "ONE",
+                Self::Asked => "ASKED",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "EVERY" => Some(Self::Every),
+                "ONE" => Some(Self::One),
+                "ASKED" => Some(Self::Asked),
+                _ => None,
+            }
+        }
     }
 }
 /// `sessionAffinity: ClientIP`.
@@ -71,8 +109,12 @@ pub struct SessionAffinity {
 pub struct WorkloadExtension {
     #[prost(message, repeated, tag = "1")]
     pub sealed: ::prost::alloc::vec::Vec<SealedPort>,
+    /// Only labels that some rule refers to.
     #[prost(btree_map = "string, string", tag = "2")]
-    pub labels: ::prost::alloc::collections::BTreeMap<::prost::alloc::string::String, ::prost::alloc::string::String>,
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// A port of the workload that accepts one waypoint only.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -143,7 +185,7 @@ pub struct ReportResponse {
 /// One record of an agent's last known state on disk.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SavedRecord {
-    #[prost(oneof = "saved_record::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "saved_record::Kind", tags = "1, 2, 3, 4, 5, 10, 6")]
     pub kind: ::core::option::Option<saved_record::Kind>,
 }
 /// Nested message and enum types in `SavedRecord`.
@@ -164,6 +206,12 @@ pub mod saved_record {
         /// Encoded WaypointPolicy.
         #[prost(bytes, tag = "5")]
         WaypointPolicy(::prost::alloc::vec::Vec<u8>),
+        /// Encoded ServiceTraffic.
+        #[prost(bytes, tag = "10")]
+        ServiceTraffic(::prost::alloc::vec::Vec<u8>),
+        /// Encoded RequestAuthentication.
+        #[prost(bytes, tag = "6")]
+        RequestAuthentication(::prost::alloc::vec::Vec<u8>),
     }
 }
 /// What happens to plain connections that reach a captured pod.
@@ -1243,6 +1291,9 @@ pub struct WaypointPolicy {
     pub dry_run: bool,
     #[prost(message, repeated, tag = "6")]
     pub rules: ::prost::alloc::vec::Vec<RequestRule>,
+    /// Who is asked, with REQUEST_CUSTOM; unset there: what matches is denied.
+    #[prost(message, optional, tag = "7")]
+    pub provider: ::core::option::Option<ExternalAuthorizer>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PolicyTarget {
@@ -1315,6 +1366,29 @@ pub struct RequestMatch {
     pub not_request_principals: ::prost::alloc::vec::Vec<
         super::super::istio::security::StringMatch,
     >,
+    #[prost(message, repeated, tag = "15")]
+    pub audiences: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+    #[prost(message, repeated, tag = "16")]
+    pub not_audiences: ::prost::alloc::vec::Vec<
+        super::super::istio::security::StringMatch,
+    >,
+    #[prost(message, repeated, tag = "17")]
+    pub presenters: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+    #[prost(message, repeated, tag = "18")]
+    pub not_presenters: ::prost::alloc::vec::Vec<
+        super::super::istio::security::StringMatch,
+    >,
+    #[prost(message, repeated, tag = "19")]
+    pub claims: ::prost::alloc::vec::Vec<ClaimValues>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClaimValues {
+    #[prost(string, repeated, tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "2")]
+    pub values: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
+    #[prost(message, repeated, tag = "3")]
+    pub not_values: ::prost::alloc::vec::Vec<super::super::istio::security::StringMatch>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeaderValues {
@@ -1339,6 +1413,146 @@ pub mod path_pattern {
         #[prost(string, tag = "2")]
         Template(::prost::alloc::string::String),
     }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExternalAuthorizer {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// `<namespace>/<hostname>`.
+    #[prost(string, tag = "2")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    #[prost(message, optional, tag = "4")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(bool, tag = "5")]
+    pub fail_open: bool,
+    #[prost(uint32, tag = "6")]
+    pub status_on_error: u32,
+    #[prost(bool, tag = "7")]
+    pub clear_route_cache: bool,
+    #[prost(message, optional, tag = "8")]
+    pub body: ::core::option::Option<CheckedBody>,
+    #[prost(oneof = "external_authorizer::Protocol", tags = "9, 10")]
+    pub protocol: ::core::option::Option<external_authorizer::Protocol>,
+}
+/// Nested message and enum types in `ExternalAuthorizer`.
+pub mod external_authorizer {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Protocol {
+        #[prost(message, tag = "9")]
+        Grpc(()),
+        #[prost(message, tag = "10")]
+        Http(super::HttpAuthorizer),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpAuthorizer {
+    #[prost(string, tag = "1")]
+    pub path_prefix: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub include_headers: ::prost::alloc::vec::Vec<
+        super::super::istio::security::StringMatch,
+    >,
+    #[prost(message, repeated, tag = "3")]
+    pub additional_headers: ::prost::alloc::vec::Vec<Header>,
+    #[prost(message, repeated, tag = "4")]
+    pub upstream_on_allow: ::prost::alloc::vec::Vec<
+        super::super::istio::security::StringMatch,
+    >,
+    #[prost(message, repeated, tag = "5")]
+    pub downstream_on_allow: ::prost::alloc::vec::Vec<
+        super::super::istio::security::StringMatch,
+    >,
+    #[prost(message, repeated, tag = "6")]
+    pub downstream_on_deny: ::prost::alloc::vec::Vec<
+        super::super::istio::security::StringMatch,
+    >,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckedBody {
+    #[prost(uint32, tag = "1")]
+    pub max_bytes: u32,
+    #[prost(bool, tag = "2")]
+    pub allow_partial: bool,
+    #[prost(bool, tag = "3")]
+    pub pack_as_bytes: bool,
+}
+/// Discovery resource, named `<namespace>/<name>`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RequestAuthentication {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub targets: ::prost::alloc::vec::Vec<PolicyTarget>,
+    #[prost(message, repeated, tag = "4")]
+    pub rules: ::prost::alloc::vec::Vec<TokenRule>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenRule {
+    #[prost(string, tag = "1")]
+    pub issuer: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub audiences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "5")]
+    pub sources: ::prost::alloc::vec::Vec<TokenSource>,
+    #[prost(bool, tag = "6")]
+    pub forward: bool,
+    #[prost(string, optional, tag = "7")]
+    pub payload_header: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "8")]
+    pub claim_headers: ::prost::alloc::vec::Vec<ClaimHeader>,
+    #[prost(string, repeated, tag = "9")]
+    pub space_delimited: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "10")]
+    pub clock_skew: ::core::option::Option<::prost_types::Duration>,
+    #[prost(oneof = "token_rule::Keys", tags = "3, 4")]
+    pub keys: ::core::option::Option<token_rule::Keys>,
+}
+/// Nested message and enum types in `TokenRule`.
+pub mod token_rule {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Keys {
+        /// A JWK set.
+        #[prost(string, tag = "3")]
+        Jwks(::prost::alloc::string::String),
+        /// Why there are no keys.
+        #[prost(string, tag = "4")]
+        Missing(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenSource {
+    #[prost(oneof = "token_source::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<token_source::Kind>,
+}
+/// Nested message and enum types in `TokenSource`.
+pub mod token_source {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Header(super::TokenHeader),
+        #[prost(string, tag = "2")]
+        Param(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Cookie(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenHeader {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub prefix: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClaimHeader {
+    #[prost(string, tag = "1")]
+    pub header: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub claim: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1382,6 +1596,7 @@ pub enum RequestAction {
     RequestAllow = 1,
     RequestDeny = 2,
     RequestAudit = 3,
+    RequestCustom = 4,
 }
 impl RequestAction {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1394,6 +1609,7 @@ impl RequestAction {
             Self::RequestAllow => "REQUEST_ALLOW",
             Self::RequestDeny => "REQUEST_DENY",
             Self::RequestAudit => "REQUEST_AUDIT",
+            Self::RequestCustom => "REQUEST_CUSTOM",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1403,6 +1619,736 @@ impl RequestAction {
             "REQUEST_ALLOW" => Some(Self::RequestAllow),
             "REQUEST_DENY" => Some(Self::RequestDeny),
             "REQUEST_AUDIT" => Some(Self::RequestAudit),
+            "REQUEST_CUSTOM" => Some(Self::RequestCustom),
+            _ => None,
+        }
+    }
+}
+/// Discovery resource, named `<namespace>/<hostname>` of the service.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceTraffic {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub scopes: ::prost::alloc::vec::Vec<TrafficScope>,
+    #[prost(message, repeated, tag = "3")]
+    pub subsets: ::prost::alloc::vec::Vec<Subset>,
+    #[prost(string, repeated, tag = "4")]
+    pub sources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrafficScope {
+    /// The service's own port; 0: every port.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(string, optional, tag = "2")]
+    pub subset: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "3")]
+    pub policy: ::core::option::Option<TrafficPolicy>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Label {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Subset {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub labels: ::prost::alloc::vec::Vec<Label>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrafficPolicy {
+    #[prost(message, optional, tag = "1")]
+    pub balance: ::core::option::Option<Balance>,
+    #[prost(message, optional, tag = "2")]
+    pub connections: ::core::option::Option<ConnectionLimits>,
+    #[prost(message, optional, tag = "3")]
+    pub outlier: ::core::option::Option<Outlier>,
+    #[prost(message, optional, tag = "4")]
+    pub retry_budget: ::core::option::Option<RetryBudget>,
+    #[prost(message, optional, tag = "5")]
+    pub tls: ::core::option::Option<UpstreamTls>,
+    #[prost(message, optional, tag = "6")]
+    pub health_check: ::core::option::Option<HealthCheck>,
+    #[prost(message, optional, tag = "7")]
+    pub session: ::core::option::Option<SessionPersistence>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Balance {
+    #[prost(message, optional, tag = "7")]
+    pub warm_up: ::core::option::Option<WarmUp>,
+    #[prost(message, optional, tag = "8")]
+    pub locality: ::core::option::Option<LocalityBalance>,
+    #[prost(oneof = "balance::Algorithm", tags = "1, 2, 3, 4, 5, 6")]
+    pub algorithm: ::core::option::Option<balance::Algorithm>,
+}
+/// Nested message and enum types in `Balance`.
+pub mod balance {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Algorithm {
+        #[prost(message, tag = "1")]
+        LeastRequest(()),
+        #[prost(message, tag = "2")]
+        RoundRobin(()),
+        #[prost(message, tag = "3")]
+        Random(()),
+        #[prost(message, tag = "4")]
+        Passthrough(()),
+        #[prost(message, tag = "5")]
+        PeakEwma(()),
+        #[prost(message, tag = "6")]
+        ConsistentHash(super::ConsistentHash),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConsistentHash {
+    #[prost(oneof = "consistent_hash::Key", tags = "1, 2, 3, 4")]
+    pub key: ::core::option::Option<consistent_hash::Key>,
+    #[prost(oneof = "consistent_hash::Table", tags = "5, 6")]
+    pub table: ::core::option::Option<consistent_hash::Table>,
+}
+/// Nested message and enum types in `ConsistentHash`.
+pub mod consistent_hash {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Key {
+        #[prost(string, tag = "1")]
+        Header(::prost::alloc::string::String),
+        #[prost(message, tag = "2")]
+        Cookie(super::HashCookie),
+        #[prost(message, tag = "3")]
+        SourceIp(()),
+        #[prost(string, tag = "4")]
+        Query(::prost::alloc::string::String),
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Table {
+        #[prost(uint32, tag = "5")]
+        RingMinSize(u32),
+        #[prost(uint32, tag = "6")]
+        MaglevSize(u32),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HashCookie {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub path: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "3")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, repeated, tag = "4")]
+    pub attributes: ::prost::alloc::vec::Vec<CookieAttribute>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CookieAttribute {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WarmUp {
+    #[prost(message, optional, tag = "1")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, tag = "2")]
+    pub aggression_milli: u32,
+    #[prost(uint32, tag = "3")]
+    pub min_percent: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LocalityBalance {
+    #[prost(message, repeated, tag = "1")]
+    pub distribute: ::prost::alloc::vec::Vec<Distribution>,
+    #[prost(message, repeated, tag = "2")]
+    pub priority: ::prost::alloc::vec::Vec<LabelPriority>,
+    #[prost(message, repeated, tag = "3")]
+    pub failover: ::prost::alloc::vec::Vec<RegionFailover>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Distribution {
+    #[prost(message, optional, tag = "1")]
+    pub from: ::core::option::Option<LocalityPattern>,
+    #[prost(message, repeated, tag = "2")]
+    pub to: ::prost::alloc::vec::Vec<LocalityWeight>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalityWeight {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<LocalityPattern>,
+    #[prost(uint32, tag = "2")]
+    pub weight: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalityPattern {
+    #[prost(string, optional, tag = "1")]
+    pub region: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "2")]
+    pub zone: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "3")]
+    pub subzone: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LabelPriority {
+    #[prost(string, tag = "1")]
+    pub label: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegionFailover {
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectionLimits {
+    #[prost(uint32, optional, tag = "1")]
+    pub max: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "2")]
+    pub connect_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "3")]
+    pub keepalive: ::core::option::Option<TcpKeepalive>,
+    #[prost(message, optional, tag = "4")]
+    pub tcp_idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "5")]
+    pub max_age: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, optional, tag = "6")]
+    pub max_pending: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "7")]
+    pub max_requests: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "8")]
+    pub max_requests_per_connection: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "9")]
+    pub max_retries: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "10")]
+    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(enumeration = "Http2Upgrade", tag = "11")]
+    pub upgrade: i32,
+    #[prost(uint32, optional, tag = "12")]
+    pub max_streams: ::core::option::Option<u32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpKeepalive {
+    #[prost(message, optional, tag = "1")]
+    pub time: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "2")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, optional, tag = "3")]
+    pub probes: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Outlier {
+    #[prost(uint32, optional, tag = "1")]
+    pub consecutive_errors: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "2")]
+    pub consecutive_gateway_errors: ::core::option::Option<u32>,
+    #[prost(uint32, repeated, tag = "3")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, tag = "4")]
+    pub split_local: bool,
+    #[prost(uint32, optional, tag = "5")]
+    pub consecutive_local_errors: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "6")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "7")]
+    pub base_ejection: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, tag = "8")]
+    pub max_ejected_percent: u32,
+    #[prost(uint32, tag = "9")]
+    pub min_health_percent: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetryBudget {
+    #[prost(uint32, tag = "1")]
+    pub share_ppm: u32,
+    #[prost(uint32, tag = "2")]
+    pub min_concurrent: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpstreamTls {
+    #[prost(enumeration = "UpstreamTlsMode", tag = "1")]
+    pub mode: i32,
+    #[prost(string, optional, tag = "2")]
+    pub sni: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub sans: ::prost::alloc::vec::Vec<SubjectAltName>,
+    #[prost(string, optional, tag = "7")]
+    pub crl: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "8")]
+    pub credential: ::core::option::Option<ClientCredential>,
+    #[prost(bool, tag = "9")]
+    pub insecure: bool,
+    #[prost(string, optional, tag = "10")]
+    pub broken: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(oneof = "upstream_tls::Anchors", tags = "4, 5, 6")]
+    pub anchors: ::core::option::Option<upstream_tls::Anchors>,
+}
+/// Nested message and enum types in `UpstreamTls`.
+pub mod upstream_tls {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Anchors {
+        #[prost(message, tag = "4")]
+        System(()),
+        #[prost(string, tag = "5")]
+        Pem(::prost::alloc::string::String),
+        #[prost(message, tag = "6")]
+        Mesh(()),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SubjectAltName {
+    #[prost(oneof = "subject_alt_name::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<subject_alt_name::Kind>,
+}
+/// Nested message and enum types in `SubjectAltName`.
+pub mod subject_alt_name {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Any(::prost::alloc::string::String),
+        #[prost(string, tag = "2")]
+        Dns(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Uri(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientCredential {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub chain: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HealthCheck {
+    #[prost(message, optional, tag = "4")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "5")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, tag = "6")]
+    pub unhealthy_threshold: u32,
+    #[prost(uint32, tag = "7")]
+    pub healthy_threshold: u32,
+    /// 0: the port of the requests.
+    #[prost(uint32, tag = "8")]
+    pub port: u32,
+    #[prost(oneof = "health_check::Probe", tags = "1, 2, 3")]
+    pub probe: ::core::option::Option<health_check::Probe>,
+}
+/// Nested message and enum types in `HealthCheck`.
+pub mod health_check {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Probe {
+        #[prost(message, tag = "1")]
+        Http(super::HttpProbe),
+        #[prost(message, tag = "2")]
+        Tcp(()),
+        #[prost(message, tag = "3")]
+        Grpc(super::GrpcProbe),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpProbe {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub host: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub expected: ::prost::alloc::vec::Vec<ExpectedStatus>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExpectedStatus {
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    #[prost(uint32, tag = "2")]
+    pub last: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrpcProbe {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionPersistence {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub absolute_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "5")]
+    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(oneof = "session_persistence::Kind", tags = "2, 3")]
+    pub kind: ::core::option::Option<session_persistence::Kind>,
+}
+/// Nested message and enum types in `SessionPersistence`.
+pub mod session_persistence {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// Whether the cookie is permanent.
+        #[prost(bool, tag = "2")]
+        CookiePermanent(bool),
+        #[prost(message, tag = "3")]
+        Header(()),
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Http2Upgrade {
+    UpgradeDefault = 0,
+    UpgradeAlways = 1,
+    UpgradeNever = 2,
+}
+impl Http2Upgrade {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::UpgradeDefault => "UPGRADE_DEFAULT",
+            Self::UpgradeAlways => "UPGRADE_ALWAYS",
+            Self::UpgradeNever => "UPGRADE_NEVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UPGRADE_DEFAULT" => Some(Self::UpgradeDefault),
+            "UPGRADE_ALWAYS" => Some(Self::UpgradeAlways),
+            "UPGRADE_NEVER" => Some(Self::UpgradeNever),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum UpstreamTlsMode {
+    TlsUnspecified = 0,
+    TlsDisable = 1,
+    TlsSimple = 2,
+    TlsMutual = 3,
+    TlsMesh = 4,
+}
+impl UpstreamTlsMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::TlsUnspecified => "TLS_UNSPECIFIED",
+            Self::TlsDisable => "TLS_DISABLE",
+            Self::TlsSimple => "TLS_SIMPLE",
+            Self::TlsMutual => "TLS_MUTUAL",
+            Self::TlsMesh => "TLS_MESH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TLS_UNSPECIFIED" => Some(Self::TlsUnspecified),
+            "TLS_DISABLE" => Some(Self::TlsDisable),
+            "TLS_SIMPLE" => Some(Self::TlsSimple),
+            "TLS_MUTUAL" => Some(Self::TlsMutual),
+            "TLS_MESH" => Some(Self::TlsMesh),
+            _ => None,
+        }
+    }
+}
+/// Discovery resource, named `mesh` or `<namespace>/<name>`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Telemetry {
+    #[prost(oneof = "telemetry::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<telemetry::Kind>,
+}
+/// Nested message and enum types in `Telemetry`.
+pub mod telemetry {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Mesh(super::MeshTelemetry),
+        #[prost(message, tag = "2")]
+        Scoped(super::ScopedTelemetry),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MeshTelemetry {
+    #[prost(message, repeated, tag = "1")]
+    pub providers: ::prost::alloc::vec::Vec<TelemetryProvider>,
+    #[prost(string, repeated, tag = "2")]
+    pub default_tracing: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub default_metrics: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub default_access_logging: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hundredths of a percent.
+    #[prost(uint32, optional, tag = "5")]
+    pub sampling: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TelemetryProvider {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(oneof = "telemetry_provider::Kind", tags = "2, 3, 4")]
+    pub kind: ::core::option::Option<telemetry_provider::Kind>,
+}
+/// Nested message and enum types in `TelemetryProvider`.
+pub mod telemetry_provider {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "2")]
+        Opentelemetry(super::Collector),
+        #[prost(message, tag = "3")]
+        Prometheus(super::Scraped),
+        #[prost(message, tag = "4")]
+        AccessLogFile(super::AccessLogFormat),
+    }
+}
+/// Whoever scrapes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Scraped {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Collector {
+    /// `<namespace>/<hostname>`.
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// HTTP/protobuf under this path; unset: gRPC.
+    #[prost(string, optional, tag = "3")]
+    pub http_path: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint32, tag = "4")]
+    pub timeout_ms: u32,
+}
+/// Neither: the program's own form.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AccessLogFormat {
+    #[prost(bool, tag = "1")]
+    pub istio: bool,
+    #[prost(string, optional, tag = "2")]
+    pub text: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub json: ::prost::alloc::vec::Vec<NamedText>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NamedText {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ScopedTelemetry {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Seconds since the epoch.
+    #[prost(int64, tag = "3")]
+    pub created: i64,
+    #[prost(message, repeated, tag = "8")]
+    pub tracing: ::prost::alloc::vec::Vec<TracingRule>,
+    #[prost(message, repeated, tag = "9")]
+    pub metrics: ::prost::alloc::vec::Vec<MetricsRule>,
+    #[prost(message, repeated, tag = "10")]
+    pub access_logs: ::prost::alloc::vec::Vec<AccessLogRule>,
+    #[prost(oneof = "scoped_telemetry::Scope", tags = "4, 5, 6, 7")]
+    pub scope: ::core::option::Option<scoped_telemetry::Scope>,
+}
+/// Nested message and enum types in `ScopedTelemetry`.
+pub mod scoped_telemetry {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Scope {
+        #[prost(message, tag = "4")]
+        Mesh(super::WholeMesh),
+        #[prost(message, tag = "5")]
+        WholeNamespace(super::WholeNamespace),
+        #[prost(message, tag = "6")]
+        Workloads(super::WorkloadScope),
+        #[prost(message, tag = "7")]
+        Targets(super::TargetScope),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WholeMesh {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WholeNamespace {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WorkloadScope {
+    #[prost(message, repeated, tag = "1")]
+    pub labels: ::prost::alloc::vec::Vec<NamedText>,
+    #[prost(bool, tag = "2")]
+    pub everywhere: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TargetScope {
+    #[prost(message, repeated, tag = "1")]
+    pub targets: ::prost::alloc::vec::Vec<PolicyTarget>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TracingRule {
+    #[prost(enumeration = "TelemetryMode", tag = "1")]
+    pub mode: i32,
+    #[prost(string, repeated, tag = "2")]
+    pub providers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hundredths of a percent.
+    #[prost(uint32, optional, tag = "3")]
+    pub sampling: ::core::option::Option<u32>,
+    #[prost(bool, optional, tag = "4")]
+    pub disabled: ::core::option::Option<bool>,
+    #[prost(bool, optional, tag = "5")]
+    pub propagation_disabled: ::core::option::Option<bool>,
+    #[prost(bool, optional, tag = "6")]
+    pub istio_tags: ::core::option::Option<bool>,
+    #[prost(message, repeated, tag = "7")]
+    pub tags: ::prost::alloc::vec::Vec<SpanTag>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SpanTag {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(oneof = "span_tag::Value", tags = "2, 3, 4, 5")]
+    pub value: ::core::option::Option<span_tag::Value>,
+}
+/// Nested message and enum types in `SpanTag`.
+pub mod span_tag {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Value {
+        #[prost(string, tag = "2")]
+        Literal(::prost::alloc::string::String),
+        #[prost(message, tag = "3")]
+        Header(super::WithDefault),
+        #[prost(message, tag = "4")]
+        Environment(super::WithDefault),
+        #[prost(string, tag = "5")]
+        Formatter(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WithDefault {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub default_value: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MetricsRule {
+    #[prost(string, repeated, tag = "1")]
+    pub providers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "2")]
+    pub overrides: ::prost::alloc::vec::Vec<MetricChange>,
+    #[prost(uint32, optional, tag = "3")]
+    pub interval_ms: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MetricChange {
+    #[prost(enumeration = "MetricName", tag = "1")]
+    pub metric: i32,
+    #[prost(enumeration = "TelemetryMode", tag = "2")]
+    pub mode: i32,
+    #[prost(bool, optional, tag = "3")]
+    pub disabled: ::core::option::Option<bool>,
+    #[prost(message, repeated, tag = "4")]
+    pub tags: ::prost::alloc::vec::Vec<LabelChange>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LabelChange {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// A CEL expression; unset: the label goes.
+    #[prost(string, optional, tag = "2")]
+    pub expression: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AccessLogRule {
+    #[prost(enumeration = "TelemetryMode", tag = "1")]
+    pub mode: i32,
+    #[prost(string, repeated, tag = "2")]
+    pub providers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, optional, tag = "3")]
+    pub disabled: ::core::option::Option<bool>,
+    /// A CEL expression.
+    #[prost(string, optional, tag = "4")]
+    pub filter: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TelemetryMode {
+    ClientAndServer = 0,
+    Client = 1,
+    Server = 2,
+}
+impl TelemetryMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::ClientAndServer => "CLIENT_AND_SERVER",
+            Self::Client => "CLIENT",
+            Self::Server => "SERVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CLIENT_AND_SERVER" => Some(Self::ClientAndServer),
+            "CLIENT" => Some(Self::Client),
+            "SERVER" => Some(Self::Server),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MetricName {
+    AllMetrics = 0,
+    RequestCount = 1,
+    RequestDuration = 2,
+    RequestSize = 3,
+    ResponseSize = 4,
+    TcpOpenedConnections = 5,
+    TcpClosedConnections = 6,
+    TcpSentBytes = 7,
+    TcpReceivedBytes = 8,
+}
+impl MetricName {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::AllMetrics => "ALL_METRICS",
+            Self::RequestCount => "REQUEST_COUNT",
+            Self::RequestDuration => "REQUEST_DURATION",
+            Self::RequestSize => "REQUEST_SIZE",
+            Self::ResponseSize => "RESPONSE_SIZE",
+            Self::TcpOpenedConnections => "TCP_OPENED_CONNECTIONS",
+            Self::TcpClosedConnections => "TCP_CLOSED_CONNECTIONS",
+            Self::TcpSentBytes => "TCP_SENT_BYTES",
+            Self::TcpReceivedBytes => "TCP_RECEIVED_BYTES",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ALL_METRICS" => Some(Self::AllMetrics),
+            "REQUEST_COUNT" => Some(Self::RequestCount),
+            "REQUEST_DURATION" => Some(Self::RequestDuration),
+            "REQUEST_SIZE" => Some(Self::RequestSize),
+            "RESPONSE_SIZE" => Some(Self::ResponseSize),
+            "TCP_OPENED_CONNECTIONS" => Some(Self::TcpOpenedConnections),
+            "TCP_CLOSED_CONNECTIONS" => Some(Self::TcpClosedConnections),
+            "TCP_SENT_BYTES" => Some(Self::TcpSentBytes),
+            "TCP_RECEIVED_BYTES" => Some(Self::TcpReceivedBytes),
             _ => None,
         }
     }
