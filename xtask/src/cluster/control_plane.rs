@@ -1,6 +1,6 @@
 //! The control plane, on the host's network: etcd, API server, controller manager, scheduler.
 
-use std::{process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -13,9 +13,22 @@ const READY: Duration = Duration::from_secs(120);
 /// The processes, in the order of their start.
 pub(super) const PROCESSES: [&str; 4] = ["etcd", "apiserver", "controller-manager", "scheduler"];
 
+/// What the API server notes of each request: who asked for what, and what became of it.
+const AUDIT: &str = "apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+omitManagedFields: true
+rules:
+  - level: Metadata
+    userGroups: [\"system:serviceaccounts:karst-system\"]
+  - level: None
+";
+
 /// Starts what does not run and waits until the API server is ready.
 pub(super) fn start(plan: &Plan, daemons: &Daemons) -> Result<()> {
     daemons.start("etcd", &etcd(plan))?;
+    let policy = pki::folder(plan).join("audit.yaml");
+    fs::write(&policy, AUDIT).with_context(|| format!("writing {}", policy.display()))?;
     daemons.start("apiserver", &apiserver(plan))?;
     let ready = || is_ready(plan).then_some(());
     shell::wait_for("the API server is ready", READY, ready)
@@ -74,6 +87,10 @@ fn apiserver(plan: &Plan) -> Command {
         // Webhooks are called at their pods' addresses: the host has no kube-proxy of its own.
         .arg("--enable-aggregator-routing=true")
         .arg("--kubelet-preferred-address-types=InternalIP")
+        // What Karst asks for, for the test of its rights.
+        .args(["--audit-policy-file=audit.yaml", "--audit-log-maxsize=500"])
+        .arg("--audit-log-path")
+        .arg(plan.state().join("log/audit.log"))
         .args([
             "--kubelet-client-certificate=api.crt",
             "--kubelet-client-key=api.key",
