@@ -71,6 +71,7 @@ impl Follower {
                 | Change::Address(_)
                 | Change::Range(_)
                 | Change::Routes(_)
+                | Change::Traffic(_)
                 | Change::WaypointPolicy(_) => continue,
             };
             difference.add.extend(step.add);

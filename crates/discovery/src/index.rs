@@ -4,6 +4,7 @@ mod endpoints;
 mod policies;
 mod routes;
 mod services;
+mod traffic;
 mod workloads;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use self::{
     policies::Policies,
     routes::{Routes, WaypointPolicies},
     services::Services,
+    traffic::Traffic,
     workloads::Workloads,
 };
 use crate::{
@@ -37,6 +39,7 @@ pub(crate) struct Index {
     pub(crate) node_workloads: HashMap<PodUid, Arc<NodeWorkload>>,
     pub(crate) routes: Routes,
     pub(crate) waypoint_policies: WaypointPolicies,
+    pub(crate) traffic: Traffic,
 }
 
 /// How much the state holds; for metrics and dumps.
@@ -48,6 +51,7 @@ pub struct Counts {
     pub node_workloads: usize,
     pub routes: usize,
     pub waypoint_policies: usize,
+    pub traffic: usize,
 }
 
 impl Index {
@@ -90,6 +94,7 @@ impl Index {
             }
             Update::Route(route) => self.routes.insert(route, changes),
             Update::WaypointPolicy(policy) => self.waypoint_policies.insert(policy, changes),
+            Update::ServiceTraffic(traffic) => self.traffic.insert(traffic, changes),
             Update::Removed(kind, name) => self.remove(kind, name, changes),
         }
     }
@@ -113,6 +118,11 @@ impl Index {
             Kind::Route => {
                 if let Ok(key) = name.parse() {
                     self.routes.remove(&key, changes);
+                }
+            }
+            Kind::ServiceTraffic => {
+                if let Ok(key) = name.parse() {
+                    self.traffic.remove(&key, changes);
                 }
             }
             Kind::WaypointPolicy => {
@@ -166,6 +176,7 @@ impl Index {
             node_workloads: self.node_workloads.len(),
             routes: self.routes.len(),
             waypoint_policies: self.waypoint_policies.len(),
+            traffic: self.traffic.len(),
         }
     }
 }

@@ -229,6 +229,9 @@ fn update(record: Record, interner: &mut Interner) -> Result<Update, ConvertErro
             Update::NodeWorkload(convert::node_workload_from(pod, interner)?.into())
         }
         Record::Route(bytes) => Update::Route(convert::decode_route(&bytes, interner)?.into()),
+        Record::ServiceTraffic(bytes) => {
+            Update::ServiceTraffic(convert::decode_service_traffic(&bytes, interner)?.into())
+        }
         Record::WaypointPolicy(bytes) => {
             Update::WaypointPolicy(convert::decode_waypoint_policy(&bytes, interner)?.into())
         }
@@ -269,6 +272,12 @@ fn records(state: &State, part: Part) -> Vec<u8> {
                     convert::waypoint_policy_to(p).encode_to_vec(),
                 ))
             });
+            let traffic = state.traffic();
+            traffic.iter().for_each(|t| {
+                add(Record::ServiceTraffic(
+                    convert::service_traffic_to(&without_keys(t)).encode_to_vec(),
+                ))
+            });
             let routes = state.routes();
             routes
                 .iter()
@@ -278,6 +287,17 @@ fn records(state: &State, part: Part) -> Vec<u8> {
     let hash = xxh64(&bytes, 0);
     bytes.extend(hash.to_be_bytes());
     bytes
+}
+
+/// Private keys do not go to disk: until the controller has answered, connections that need one fail.
+fn without_keys(traffic: &ServiceTraffic) -> ServiceTraffic {
+    let mut traffic = traffic.clone();
+    for scope in &mut traffic.scopes {
+        if let Some(tls) = &mut scope.policy.tls {
+            tls.credential = None;
+        }
+    }
+    traffic
 }
 
 fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -294,6 +314,7 @@ mod tests {
         enrollment::{CaptureOptions, EnrollMode, Generation, NodeWorkload, Plaintext},
         route::{Attachment, Clients, Route, RouteRules},
         service::Service,
+        traffic::{ClientCredential, Scope, Secret, TlsMode, TrafficPolicy, UpstreamTls},
         waypoint_policy::{PolicyTarget, RequestAction, WaypointPolicy},
         workload::Workload,
     };
@@ -332,6 +353,12 @@ mod tests {
                 }],
                 rules: RouteRules::Tcp(Vec::new()),
             })),
+            Update::ServiceTraffic(Arc::new(ServiceTraffic {
+                service: "shop/a".parse().unwrap(),
+                scopes: vec![Scope::default()],
+                subsets: Vec::new(),
+                sources: Vec::new(),
+            })),
             Update::WaypointPolicy(Arc::new(WaypointPolicy {
                 key: "shop/p".parse().unwrap(),
                 targets: vec![PolicyTarget::GatewayClass("c".into())],
@@ -357,6 +384,34 @@ mod tests {
         assert_eq!(again.node_workloads(), state.node_workloads());
         assert_eq!(again.routes(), state.routes());
         assert_eq!(again.waypoint_policies(), state.waypoint_policies());
+        assert_eq!(again.traffic(), state.traffic());
+    }
+
+    #[test]
+    fn private_keys_do_not_go_to_disk() {
+        let mut tls = UpstreamTls::new(TlsMode::Mutual);
+        tls.credential = Some(ClientCredential {
+            name: "shop/cert".into(),
+            chain: "CHAIN".into(),
+            key: Secret::new("PRIVATE"),
+        });
+        let scope = Scope {
+            policy: TrafficPolicy {
+                tls: Some(tls),
+                ..TrafficPolicy::default()
+            },
+            ..Scope::default()
+        };
+        let state = State::new();
+        state.apply([Update::ServiceTraffic(Arc::new(ServiceTraffic {
+            service: "shop/a".parse().unwrap(),
+            scopes: vec![scope],
+            subsets: Vec::new(),
+            sources: Vec::new(),
+        }))]);
+        let bytes = records(&state, Part::Mesh);
+        let has = |text: &[u8]| bytes.windows(text.len()).any(|at| at == text);
+        assert!(has(b"shop/a") && !has(b"PRIVATE"));
     }
 
     #[test]

@@ -226,6 +226,13 @@ fn read(
                 Update::WaypointPolicy(policy.into()),
             )
         }
+        Kind::ServiceTraffic => {
+            let traffic = convert::decode_service_traffic(bytes, interner)?;
+            (
+                service_name(&traffic.service),
+                Update::ServiceTraffic(traffic.into()),
+            )
+        }
         Kind::Route => {
             let route = convert::decode_route(bytes, interner)?;
             (route.key.to_string().into(), Update::Route(route.into()))

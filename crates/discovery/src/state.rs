@@ -17,6 +17,7 @@ use karst_model::{
     policy::Authorization,
     route::Route,
     service::{Service, Vip},
+    traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
@@ -46,6 +47,8 @@ pub enum Change {
     /// The routes that are attached to this service.
     Routes(ServiceKey),
     WaypointPolicy(PolicyKey),
+    /// What holds for the traffic of this service beyond its routes.
+    Traffic(ServiceKey),
 }
 
 impl Change {
@@ -233,6 +236,15 @@ impl State {
         self.read().waypoint_policies.iter().cloned().collect()
     }
 
+    /// What holds for the traffic of a service beyond its routes.
+    pub fn traffic_of(&self, service: &ServiceKey) -> Option<Arc<ServiceTraffic>> {
+        self.read().traffic.get(service).cloned()
+    }
+
+    pub fn traffic(&self) -> Vec<Arc<ServiceTraffic>> {
+        self.read().traffic.iter().cloned().collect()
+    }
+
     pub fn counts(&self) -> Counts {
         self.read().counts()
     }
@@ -303,6 +315,11 @@ impl State {
                 .routes
                 .iter()
                 .map(|route| route.key.to_string().into())
+                .collect(),
+            Kind::ServiceTraffic => index
+                .traffic
+                .iter()
+                .map(|traffic| traffic.service.to_string().into())
                 .collect(),
             Kind::WaypointPolicy => index
                 .waypoint_policies

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use karst_model::{
-    enrollment::NodeWorkload, policy::Authorization, route::Route, service::Service,
+    enrollment::NodeWorkload, policy::Authorization, route::Route, service::Service, traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy, workload::Workload,
 };
 use karst_proto::type_url;
@@ -17,6 +17,7 @@ pub enum Update {
     NodeWorkload(Arc<NodeWorkload>),
     Route(Arc<Route>),
     WaypointPolicy(Arc<WaypointPolicy>),
+    ServiceTraffic(Arc<ServiceTraffic>),
     /// The name is a workload's uid or a service's `<namespace>/<hostname>`.
     Removed(Kind, Arc<str>),
 }
@@ -31,6 +32,8 @@ pub enum Kind {
     /// Only a Karst controller serves it, to waypoints.
     WaypointPolicy,
     /// Only a Karst controller serves it, to waypoints.
+    ServiceTraffic,
+    /// Only a Karst controller serves it, to waypoints.
     Route,
 }
 
@@ -38,7 +41,12 @@ impl Kind {
     /// What an agent follows, in the order in which it asks: policies arrive before the workloads that they protect.
     pub const ALL: [Self; 3] = [Self::Authorization, Self::Address, Self::NodeWorkload];
     /// What a waypoint follows, in the order in which it asks: policies arrive before the services that they protect.
-    pub const WAYPOINT: [Self; 3] = [Self::WaypointPolicy, Self::Address, Self::Route];
+    pub const WAYPOINT: [Self; 4] = [
+        Self::WaypointPolicy,
+        Self::ServiceTraffic,
+        Self::Address,
+        Self::Route,
+    ];
 
     pub fn type_url(self) -> &'static str {
         match self {
@@ -47,6 +55,7 @@ impl Kind {
             Self::NodeWorkload => type_url::NODE_WORKLOAD,
             Self::WaypointPolicy => type_url::WAYPOINT_POLICY,
             Self::Route => type_url::ROUTE,
+            Self::ServiceTraffic => type_url::SERVICE_TRAFFIC,
         }
     }
 
