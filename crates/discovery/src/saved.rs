@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use karst_model::traffic::ServiceTraffic;
 use karst_proto::{
     convert::{self, Address, ConvertError, Interner},
     karst::{SavedRecord, saved_record::Kind as Record},
