@@ -2,8 +2,11 @@
 
 mod endpoints;
 mod policies;
+mod rate_limits;
+mod request_authentications;
 mod routes;
 mod services;
+mod telemetry;
 mod traffic;
 mod workloads;
 
@@ -20,8 +23,11 @@ pub use self::policies::PoliciesFor;
 use self::{
     endpoints::Endpoints,
     policies::Policies,
+    rate_limits::RateLimits,
+    request_authentications::RequestAuthentications,
     routes::{Routes, WaypointPolicies},
     services::Services,
+    telemetry::Telemetries,
     traffic::Traffic,
     workloads::Workloads,
 };
@@ -40,6 +46,9 @@ pub(crate) struct Index {
     pub(crate) routes: Routes,
     pub(crate) waypoint_policies: WaypointPolicies,
     pub(crate) traffic: Traffic,
+    pub(crate) telemetries: Telemetries,
+    pub(crate) request_authentications: RequestAuthentications,
+    pub(crate) rate_limits: RateLimits,
 }
 
 /// How much the state holds; for metrics and dumps.
@@ -52,6 +61,9 @@ pub struct Counts {
     pub routes: usize,
     pub waypoint_policies: usize,
     pub traffic: usize,
+    pub telemetries: usize,
+    pub request_authentications: usize,
+    pub rate_limits: usize,
 }
 
 impl Index {
@@ -93,8 +105,13 @@ impl Index {
                 }
             }
             Update::Route(route) => self.routes.insert(route, changes),
+            Update::Telemetry(one) => self.telemetries.insert(one, changes),
             Update::WaypointPolicy(policy) => self.waypoint_policies.insert(policy, changes),
             Update::ServiceTraffic(traffic) => self.traffic.insert(traffic, changes),
+            Update::RateLimit(limit) => self.rate_limits.insert(limit, changes),
+            Update::RequestAuthentication(one) => {
+                self.request_authentications.insert(one, changes);
+            }
             Update::Removed(kind, name) => self.remove(kind, name, changes),
         }
     }
@@ -120,6 +137,7 @@ impl Index {
                     self.routes.remove(&key, changes);
                 }
             }
+            Kind::Telemetry => self.telemetries.remove(&name, changes),
             Kind::ServiceTraffic => {
                 if let Ok(key) = name.parse() {
                     self.traffic.remove(&key, changes);
@@ -128,6 +146,16 @@ impl Index {
             Kind::WaypointPolicy => {
                 if let Ok(key) = name.parse() {
                     self.waypoint_policies.remove(&key, changes);
+                }
+            }
+            Kind::RateLimit => {
+                if let Ok(key) = name.parse() {
+                    self.rate_limits.remove(&key, changes);
+                }
+            }
+            Kind::RequestAuthentication => {
+                if let Ok(key) = name.parse() {
+                    self.request_authentications.remove(&key, changes);
                 }
             }
         }
@@ -177,6 +205,9 @@ impl Index {
             routes: self.routes.len(),
             waypoint_policies: self.waypoint_policies.len(),
             traffic: self.traffic.len(),
+            telemetries: self.telemetries.len(),
+            request_authentications: self.request_authentications.len(),
+            rate_limits: self.rate_limits.len(),
         }
     }
 }

@@ -236,6 +236,15 @@ fn update(record: Record, interner: &mut Interner) -> Result<Update, ConvertErro
         Record::WaypointPolicy(bytes) => {
             Update::WaypointPolicy(convert::decode_waypoint_policy(&bytes, interner)?.into())
         }
+        Record::RateLimit(bytes) => {
+            Update::RateLimit(convert::decode_rate_limit(&bytes, interner)?.into())
+        }
+        Record::Telemetry(bytes) => {
+            Update::Telemetry(convert::decode_telemetry(&bytes, interner)?.into())
+        }
+        Record::RequestAuthentication(bytes) => Update::RequestAuthentication(
+            convert::decode_request_authentication(&bytes, interner)?.into(),
+        ),
     })
 }
 
@@ -271,6 +280,24 @@ fn records(state: &State, part: Part) -> Vec<u8> {
             policies.iter().for_each(|p| {
                 add(Record::WaypointPolicy(
                     convert::waypoint_policy_to(p).encode_to_vec(),
+                ))
+            });
+            let authentications = state.request_authentications();
+            authentications.iter().for_each(|one| {
+                add(Record::RequestAuthentication(
+                    convert::request_authentication_to(one).encode_to_vec(),
+                ))
+            });
+            let limits = state.rate_limits();
+            limits.iter().for_each(|limit| {
+                add(Record::RateLimit(
+                    convert::rate_limit_to(limit).encode_to_vec(),
+                ))
+            });
+            let telemetries = state.telemetries();
+            telemetries.iter().for_each(|one| {
+                add(Record::Telemetry(
+                    convert::telemetry_to(one).encode_to_vec(),
                 ))
             });
             let traffic = state.traffic();
@@ -315,6 +342,8 @@ mod tests {
         enrollment::{CaptureOptions, EnrollMode, Generation, NodeWorkload, Plaintext},
         route::{Attachment, Clients, Route, RouteRules},
         service::Service,
+        rate_limit::{Enforcement, LimitHeaders, LimitScope, RateLimit},
+        token::RequestAuthentication,
         traffic::{ClientCredential, Scope, Secret, TlsMode, TrafficPolicy, UpstreamTls},
         waypoint_policy::{PolicyTarget, RequestAction, WaypointPolicy},
         workload::Workload,
@@ -364,7 +393,22 @@ mod tests {
                 key: "shop/p".parse().unwrap(),
                 targets: vec![PolicyTarget::GatewayClass("c".into())],
                 action: RequestAction::Deny,
+                provider: None,
                 dry_run: false,
+                rules: Vec::new(),
+            })),
+            Update::RateLimit(Arc::new(RateLimit {
+                key: "shop/limit".parse().unwrap(),
+                targets: Vec::new(),
+                enforcement: Enforcement::Enforce,
+                scope: LimitScope::Process,
+                status: 429,
+                headers: LimitHeaders::Draft,
+                rules: Vec::new(),
+            })),
+            Update::RequestAuthentication(Arc::new(RequestAuthentication {
+                key: "shop/users".parse().unwrap(),
+                targets: vec![PolicyTarget::GatewayClass("c".into())],
                 rules: Vec::new(),
             })),
         ]);
@@ -386,6 +430,11 @@ mod tests {
         assert_eq!(again.routes(), state.routes());
         assert_eq!(again.waypoint_policies(), state.waypoint_policies());
         assert_eq!(again.traffic(), state.traffic());
+        assert_eq!(again.rate_limits(), state.rate_limits());
+        assert_eq!(
+            again.request_authentications(),
+            state.request_authentications()
+        );
     }
 
     #[test]

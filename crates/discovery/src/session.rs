@@ -226,6 +226,21 @@ fn read(
                 Update::WaypointPolicy(policy.into()),
             )
         }
+        Kind::Telemetry => {
+            let one = convert::decode_telemetry(bytes, interner)?;
+            (one.name(), Update::Telemetry(one.into()))
+        }
+        Kind::RateLimit => {
+            let limit = convert::decode_rate_limit(bytes, interner)?;
+            (policy_name(&limit.key), Update::RateLimit(limit.into()))
+        }
+        Kind::RequestAuthentication => {
+            let one = convert::decode_request_authentication(bytes, interner)?;
+            (
+                policy_name(&one.key),
+                Update::RequestAuthentication(one.into()),
+            )
+        }
         Kind::ServiceTraffic => {
             let traffic = convert::decode_service_traffic(bytes, interner)?;
             (

@@ -15,8 +15,11 @@ use karst_model::{
     enrollment::NodeWorkload,
     name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
+    rate_limit::RateLimit,
     route::Route,
     service::{Service, Vip},
+    telemetry::Telemetry,
+    token::RequestAuthentication,
     traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy,
     workload::Workload,
@@ -49,6 +52,10 @@ pub enum Change {
     WaypointPolicy(PolicyKey),
     /// What holds for the traffic of this service beyond its routes.
     Traffic(ServiceKey),
+    RequestAuthentication(PolicyKey),
+    RateLimit(PolicyKey),
+    /// What is to be recorded.
+    Telemetry,
 }
 
 impl Change {
@@ -236,6 +243,20 @@ impl State {
         self.read().waypoint_policies.iter().cloned().collect()
     }
 
+    /// What is to be recorded and where it goes, in the order of the names.
+    pub fn telemetries(&self) -> Vec<Arc<Telemetry>> {
+        self.read().telemetries.iter().cloned().collect()
+    }
+
+    /// Every RequestAuthentication, in the order of their keys: the controller sends a waypoint only those that concern it.
+    pub fn request_authentications(&self) -> Vec<Arc<RequestAuthentication>> {
+        self.read()
+            .request_authentications
+            .iter()
+            .cloned()
+            .collect()
+    }
+
     /// What holds for the traffic of a service beyond its routes.
     pub fn traffic_of(&self, service: &ServiceKey) -> Option<Arc<ServiceTraffic>> {
         self.read().traffic.get(service).cloned()
@@ -243,6 +264,11 @@ impl State {
 
     pub fn traffic(&self) -> Vec<Arc<ServiceTraffic>> {
         self.read().traffic.iter().cloned().collect()
+    }
+
+    /// Every rate limit, in the order of their keys: the controller sends a waypoint only those that concern it.
+    pub fn rate_limits(&self) -> Vec<Arc<RateLimit>> {
+        self.read().rate_limits.iter().cloned().collect()
     }
 
     pub fn counts(&self) -> Counts {
@@ -325,6 +351,17 @@ impl State {
                 .waypoint_policies
                 .iter()
                 .map(|policy| policy.key.to_string().into())
+                .collect(),
+            Kind::Telemetry => index.telemetries.iter().map(|one| one.name()).collect(),
+            Kind::RateLimit => index
+                .rate_limits
+                .iter()
+                .map(|limit| limit.key.to_string().into())
+                .collect(),
+            Kind::RequestAuthentication => index
+                .request_authentications
+                .iter()
+                .map(|one| one.key.to_string().into())
                 .collect(),
         }
     }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use karst_model::{
-    enrollment::NodeWorkload, policy::Authorization, route::Route, service::Service, traffic::ServiceTraffic,
+    enrollment::NodeWorkload, policy::Authorization, rate_limit::RateLimit, route::Route, service::Service,
+    telemetry::Telemetry, token::RequestAuthentication, traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy, workload::Workload,
 };
 use karst_proto::type_url;
@@ -18,6 +19,9 @@ pub enum Update {
     Route(Arc<Route>),
     WaypointPolicy(Arc<WaypointPolicy>),
     ServiceTraffic(Arc<ServiceTraffic>),
+    RequestAuthentication(Arc<RequestAuthentication>),
+    Telemetry(Arc<Telemetry>),
+    RateLimit(Arc<RateLimit>),
     /// The name is a workload's uid or a service's `<namespace>/<hostname>`.
     Removed(Kind, Arc<str>),
 }
@@ -34,18 +38,32 @@ pub enum Kind {
     /// Only a Karst controller serves it, to waypoints.
     ServiceTraffic,
     /// Only a Karst controller serves it, to waypoints.
+    RequestAuthentication,
+    /// Only a Karst controller serves it, to waypoints.
+    RateLimit,
+    /// Only a Karst controller serves it, to waypoints.
     Route,
+    /// Only a Karst controller serves it.
+    Telemetry,
 }
 
 impl Kind {
     /// What an agent follows, in the order in which it asks: policies arrive before the workloads that they protect.
-    pub const ALL: [Self; 3] = [Self::Authorization, Self::Address, Self::NodeWorkload];
+    pub const ALL: [Self; 4] = [
+        Self::Authorization,
+        Self::Address,
+        Self::NodeWorkload,
+        Self::Telemetry,
+    ];
     /// What a waypoint follows, in the order in which it asks: policies arrive before the services that they protect.
-    pub const WAYPOINT: [Self; 4] = [
+    pub const WAYPOINT: [Self; 7] = [
         Self::WaypointPolicy,
+        Self::RequestAuthentication,
         Self::ServiceTraffic,
+        Self::RateLimit,
         Self::Address,
         Self::Route,
+        Self::Telemetry,
     ];
 
     pub fn type_url(self) -> &'static str {
@@ -54,8 +72,11 @@ impl Kind {
             Self::Authorization => type_url::AUTHORIZATION,
             Self::NodeWorkload => type_url::NODE_WORKLOAD,
             Self::WaypointPolicy => type_url::WAYPOINT_POLICY,
+            Self::RequestAuthentication => type_url::REQUEST_AUTHENTICATION,
+            Self::RateLimit => type_url::RATE_LIMIT,
             Self::Route => type_url::ROUTE,
             Self::ServiceTraffic => type_url::SERVICE_TRAFFIC,
+            Self::Telemetry => type_url::TELEMETRY,
         }
     }
 

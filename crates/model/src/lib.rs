@@ -11,13 +11,17 @@
 pub mod addr;
 pub mod cni;
 pub mod enrollment;
+pub mod external;
 pub mod identity;
 pub mod locality;
 pub mod name;
 pub mod policy;
 pub mod protocol;
+pub mod rate_limit;
 pub mod route;
 pub mod service;
+pub mod telemetry;
+pub mod token;
 pub mod traffic;
 pub mod waypoint_policy;
 pub mod workload;

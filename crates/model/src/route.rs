@@ -1,18 +1,21 @@
 //! Routes: what a waypoint does with a request or a connection, from whichever API it was written in.
 //!
-//! HTTPRoute, GRPCRoute, TLSRoute and TCPRoute of the Gateway API lower into these types, and so does whatever routing
-//! API follows: proxies know one model. One [`Route`] is one object and one discovery resource, so that a small edit is a
+//! HTTPRoute, GRPCRoute, TLSRoute and TCPRoute of the Gateway API and Istio's VirtualService lower into these types:
+//! proxies know one model. One [`Route`] is one object and one discovery resource, so that a small edit is a
 //! small push. Which rule a request takes (precedence and merging over all routes of a service) is `karst-routing`; here
 //! are only the words.
 //!
 //! Source of the semantics: Gateway API v1.6, `HTTPRouteSpec`, `GRPCRouteSpec`, `TLSRouteSpec`, `TCPRouteSpec`, GEP-1426
-//! (routes whose parent is a Service).
+//! (routes whose parent is a Service); Istio reference, "Virtual Service".
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::name::{NameError, ServiceKey};
+use crate::{
+    name::{NameError, ServiceKey},
+    policy::IpBlock,
+};
 
 /// Key of a route: `<kind>/<namespace>/<name>` on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -29,23 +32,35 @@ pub enum RouteKind {
     HttpRoute,
     TlsRoute,
     TcpRoute,
+    /// The `http` part of one. Its matches are tried in the order in which they are written.
+    VirtualService,
+    /// The `tls` part of one.
+    VirtualServiceTls,
+    /// The `tcp` part of one.
+    VirtualServiceTcp,
 }
 
 impl RouteKind {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 7] = [
         Self::GrpcRoute,
         Self::HttpRoute,
         Self::TlsRoute,
         Self::TcpRoute,
+        Self::VirtualService,
+        Self::VirtualServiceTls,
+        Self::VirtualServiceTcp,
     ];
 
-    /// The kind as its API spells it.
+    /// The kind as its API spells it, and the part of the object where that makes several routes.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::GrpcRoute => "GRPCRoute",
             Self::HttpRoute => "HTTPRoute",
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::VirtualService => "VirtualService",
+            Self::VirtualServiceTls => "VirtualService.tls",
+            Self::VirtualServiceTcp => "VirtualService.tcp",
         }
     }
 }
@@ -140,8 +155,35 @@ pub struct HttpMatch {
     pub path: Option<PathMatch>,
     /// As sent: methods compare with case.
     pub method: Option<Arc<str>>,
+    /// Also by the names `:authority`, `:scheme` and `:method`, with case.
     pub headers: Vec<HeaderMatch>,
     pub query: Vec<QueryMatch>,
+    /// Exact paths and prefixes are compared without case.
+    pub ignore_path_case: bool,
+    /// The service's port that the client dialled.
+    pub port: Option<u16>,
+    pub source: SourceMatch,
+    /// Of the request's verified token; without one every claim is absent.
+    pub claims: Vec<ClaimMatch>,
+}
+
+/// Who sends. AND of its fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SourceMatch {
+    /// Namespace of the client's identity, or of its workload where it has none.
+    pub namespace: Option<Arc<str>>,
+    /// Labels of its workload.
+    pub labels: Vec<(Arc<str>, Arc<str>)>,
+    /// Its identity, without `spiffe://`, as policies write principals.
+    pub principal: Option<ValueMatch>,
+}
+
+/// A claim of a token: a text, a number, a truth value, or a list of which any entry may match.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ClaimMatch {
+    /// Names from the outermost in.
+    pub path: Vec<Arc<str>>,
+    pub value: ValueMatch,
 }
 
 /// A host of a match.
@@ -160,6 +202,8 @@ pub enum PathMatch {
     Prefix(Arc<str>),
     /// Matches the whole path; a linear-time engine.
     Regex(Arc<str>),
+    /// Letter by letter: `/abc` takes `/abcd` too.
+    Start(Arc<str>),
 }
 
 /// One header of a match. All values of a name count as one, joined by a comma.
@@ -186,6 +230,8 @@ pub enum ValueMatch {
     Prefix(Arc<str>),
     Present,
     Absent,
+    /// What the inner one does not take: a value that is not there, too, unless the inner one takes that.
+    Not(Box<ValueMatch>),
 }
 
 /// One step that changes or answers a request or a response.
@@ -199,6 +245,36 @@ pub enum HttpFilter {
     Cors(Cors),
     /// Answers itself.
     Direct(DirectResponse),
+    Fault(Fault),
+}
+
+/// Errors made on purpose: first the delay, then the abort, each for its own share of the requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    pub delay: Option<FaultDelay>,
+    pub abort: Option<FaultAbort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultDelay {
+    pub wait: Duration,
+    /// Of a million requests this many.
+    pub millionths: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultAbort {
+    pub answer: FaultAnswer,
+    /// Of a million requests this many.
+    pub millionths: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FaultAnswer {
+    /// A status of HTTP: 200 to 599.
+    Http(u16),
+    /// A status of gRPC: 0 to 16.
+    Grpc(u8),
 }
 
 /// Set replaces, add appends, remove takes all values away; in this order.
@@ -216,6 +292,8 @@ pub struct Redirect {
     pub host: Option<Arc<str>>,
     /// `None`: the well-known port of `scheme` if there is one, else the request's.
     pub port: Option<u16>,
+    /// Where `port` is `None`: the request's, whatever `scheme` is.
+    pub keep_port: bool,
     pub path: Option<PathChange>,
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
@@ -230,8 +308,15 @@ pub struct Rewrite {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PathChange {
     Full(Arc<str>),
-    /// Replaces what the rule's prefix match took.
+    /// Replaces what the rule's prefix match took: by segments after [`PathMatch::Prefix`], letter by letter after
+    /// [`PathMatch::Start`], the whole path after other matches.
     Prefix(Arc<str>),
+    /// Replaces all that the expression finds. `\1` to `\9` stand for its groups, `\0` for what it found, `\\` for a
+    /// backslash.
+    Regex {
+        pattern: Arc<str>,
+        substitution: Arc<str>,
+    },
 }
 
 /// A copy of the request for another backend, whose answer nobody waits for.
@@ -241,6 +326,8 @@ pub struct Mirror {
     /// Share of requests: numerator over denominator, the denominator above zero and not below the numerator.
     pub numerator: u32,
     pub denominator: u32,
+    /// The copy's host gets `-shadow` behind its name.
+    pub shadow_host: bool,
 }
 
 /// Cross-origin rules (Fetch standard, "CORS protocol"; Gateway API GEP-1767).
@@ -252,7 +339,10 @@ pub struct Cors {
     pub allow_methods: Vec<Arc<str>>,
     pub allow_headers: Vec<Arc<str>>,
     pub expose_headers: Vec<Arc<str>>,
-    pub max_age_seconds: u32,
+    /// `None`: the browser's own.
+    pub max_age_seconds: Option<u32>,
+    /// Preflights from an origin that is not allowed go on to the backend.
+    pub forward_unmatched: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -264,6 +354,9 @@ pub enum OriginMatch {
         scheme: Arc<str>,
         suffix: Arc<str>,
     },
+    Prefix(Arc<str>),
+    /// Matches the whole origin; a linear-time engine.
+    Regex(Arc<str>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -289,8 +382,10 @@ pub struct WeightedBackend {
 pub enum Backend {
     Service {
         service: ServiceKey,
-        /// The service's own port.
+        /// The service's own port; 0: the one that the client dialled.
         port: u16,
+        /// Only endpoints of this subset of it.
+        subset: Option<Arc<str>>,
     },
     /// The reference does not resolve or is not permitted: its share of the requests is answered with 500. The text says
     /// why, for the access log.
@@ -306,17 +401,41 @@ pub struct Timeouts {
     pub backend_request: Option<Duration>,
 }
 
-/// When a request is sent again (GEP-1731).
+/// When a request is sent again (GEP-1731; Istio reference, `HTTPRetry`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetryPolicy {
-    /// Tries after the first.
+    /// Tries after the first. Zero: none, not even of what was never sent.
     pub attempts: u32,
     /// Statuses that are tried again.
     pub statuses: Vec<u16>,
+    /// Every status from 500 on is tried again.
+    pub on_server_error: bool,
+    /// Statuses of gRPC that are tried again.
+    pub grpc_statuses: Vec<u8>,
     /// Shortest pause before a retry.
     pub backoff: Option<Duration>,
     /// A connection that fails or is reset before the response counts as a retriable failure.
     pub on_connection_failure: bool,
+    /// Later tries may go to another locality, though this one has healthy endpoints.
+    pub remote_localities: bool,
+    /// Later tries go to endpoints that were not tried yet, while there are such.
+    pub avoid_previous: bool,
+}
+
+impl Default for RetryPolicy {
+    /// No tries; of the rest what the Gateway API leaves open.
+    fn default() -> Self {
+        Self {
+            attempts: 0,
+            statuses: Vec::new(),
+            on_server_error: false,
+            grpc_statuses: Vec::new(),
+            backoff: None,
+            on_connection_failure: true,
+            remote_localities: false,
+            avoid_previous: true,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -324,11 +443,29 @@ pub struct TlsRule {
     pub name: Option<Arc<str>>,
     /// OR; empty: any.
     pub hosts: Vec<HostMatch>,
+    /// OR; empty: any. Beside `hosts`.
+    pub matches: Vec<ConnectionMatch>,
     pub backends: Vec<WeightedBackend>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TcpRule {
     pub name: Option<Arc<str>>,
+    /// OR; empty: any.
+    pub matches: Vec<ConnectionMatch>,
     pub backends: Vec<WeightedBackend>,
+}
+
+/// What a connection must be like. AND of its fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionMatch {
+    /// Server names of TLS. OR; empty: any.
+    pub hosts: Vec<HostMatch>,
+    /// The service's port that the client dialled.
+    pub port: Option<u16>,
+    /// Of the address that the client dialled. OR; empty: any.
+    pub destinations: Vec<IpBlock>,
+    /// Of the client's own address.
+    pub client: Option<IpBlock>,
+    pub source: SourceMatch,
 }

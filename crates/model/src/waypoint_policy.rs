@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    external::ExternalAuthorizer,
     name::{PolicyKey, ServiceKey},
     policy::{IpBlock, Match, StringMatch},
 };
@@ -22,6 +23,8 @@ pub struct WaypointPolicy {
     /// OR: the policy applies to requests for any of them.
     pub targets: Vec<PolicyTarget>,
     pub action: RequestAction,
+    /// Who is asked, with action CUSTOM; `None` there: nobody can be, and what the rules match is denied.
+    pub provider: Option<Arc<ExternalAuthorizer>>,
     /// Only logged and counted, never enforced.
     pub dry_run: bool,
     pub rules: Vec<RequestRule>,
@@ -45,6 +48,8 @@ pub enum RequestAction {
     Deny,
     /// Recorded in the access log.
     Audit,
+    /// The provider is asked about what matches.
+    Custom,
 }
 
 /// AND of clauses. A rule without clauses matches everything.
@@ -81,6 +86,22 @@ pub struct RequestMatch {
     /// `<issuer>/<subject>` of a verified token.
     pub request_principals: Vec<StringMatch>,
     pub not_request_principals: Vec<StringMatch>,
+    /// `aud` of a verified token: any of them.
+    pub audiences: Vec<StringMatch>,
+    pub not_audiences: Vec<StringMatch>,
+    /// `azp` of a verified token.
+    pub presenters: Vec<StringMatch>,
+    pub not_presenters: Vec<StringMatch>,
+    pub claims: Vec<ClaimValues>,
+}
+
+/// The values of one claim of a verified token, `when` key `request.auth.claims[a][b]`. Of a list any element counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ClaimValues {
+    /// Names from the outermost to the innermost.
+    pub path: Vec<Arc<str>>,
+    pub values: Vec<StringMatch>,
+    pub not_values: Vec<StringMatch>,
 }
 
 /// The values of one header, `when` key `request.headers[name]`.

@@ -6,11 +6,15 @@
 
 mod address;
 mod error;
+mod external;
 mod intern;
 mod node;
 mod policy;
+mod rate_limit;
 mod route;
 mod service;
+mod telemetry;
+mod token;
 mod traffic;
 mod waypoint_policy;
 mod workload;
@@ -25,8 +29,11 @@ pub use error::{ConvertError, Problem};
 pub use intern::Interner;
 pub use node::{decode_node_workload, encode_node_workload, node_workload_from, node_workload_to};
 pub use policy::{authorization_to, decode_authorization};
+pub use rate_limit::{decode_rate_limit, rate_limit_to};
 pub use route::{decode_route, route_to};
 pub use service::{service_aliases, service_to};
+pub use telemetry::{decode_telemetry, telemetry_to};
+pub use token::{decode_request_authentication, request_authentication_to};
 pub use traffic::{decode_service_traffic, service_traffic_to};
 pub use waypoint_policy::{decode_waypoint_policy, waypoint_policy_to};
 pub use workload::{workload_aliases, workload_to};

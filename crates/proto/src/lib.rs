@@ -33,7 +33,17 @@ pub mod generated {
                 }
             }
         }
+        pub mod r#type {
+            pub mod v3 {
+                package!("envoy.r#type.v3.rs");
+            }
+        }
         pub mod service {
+            pub mod auth {
+                pub mod v3 {
+                    package!("envoy.service.auth.v3.rs");
+                }
+            }
             pub mod discovery {
                 pub mod v3 {
                     package!("envoy.service.discovery.v3.rs");
@@ -76,7 +86,11 @@ pub mod generated {
 
 pub use generated::{
     encoded,
-    envoy::{config::core::v3 as core, service::discovery::v3 as discovery},
+    envoy::{
+        config::core::v3 as core,
+        service::{auth::v3 as external_auth, discovery::v3 as discovery},
+        r#type::v3 as http_status,
+    },
     google::rpc,
     istio::{security, v1::auth as ca, workload},
     karst::{reads::v1 as reads, v1 as karst},

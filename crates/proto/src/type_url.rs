@@ -15,8 +15,9 @@ pub const WAYPOINT_POLICY: &str = "type.googleapis.com/karst.v1.WaypointPolicy";
 /// What holds for the traffic of those services beyond their routes.
 pub const SERVICE_TRAFFIC: &str = "type.googleapis.com/karst.v1.ServiceTraffic";
 /// Which tokens requests for those services may carry.
-pub const REQUEST_AUTHENTICATION: &str =
-    "type.googleapis.com/karst.v1.RequestAuthentication";
+pub const REQUEST_AUTHENTICATION: &str = "type.googleapis.com/karst.v1.RequestAuthentication";
+/// Rate limits of those services and of the waypoint itself.
+pub const RATE_LIMIT: &str = "type.googleapis.com/karst.v1.RateLimit";
 /// What Karst adds to a workload, inside its extensions.
 pub const WORKLOAD_EXTENSION: &str = "type.googleapis.com/karst.v1.WorkloadExtension";
 /// What Karst adds to a service, inside its extensions.

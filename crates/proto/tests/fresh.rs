@@ -6,15 +6,18 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use tonic_prost_build::{Builder, Config};
 
-const PROTOS: [&str; 12] = [
+const PROTOS: [&str; 15] = [
     "google/rpc/status.proto",
     "envoy/config/core/v3/base.proto",
     "envoy/service/discovery/v3/discovery.proto",
+    "envoy/type/v3/http_status.proto",
+    "envoy/service/auth/v3/external_auth.proto",
     "istio/workload/workload.proto",
     "istio/security/authorization.proto",
     "istio/v1/auth/ca.proto",
     "karst/v1/karst.proto",
     "karst/v1/waypoint.proto",
+    "karst/v1/rate_limit.proto",
     "karst/v1/traffic.proto",
     "karst/v1/telemetry.proto",
     "karst/reads/v1/reads.proto",

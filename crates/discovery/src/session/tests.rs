@@ -240,6 +240,7 @@ fn a_waypoint_follows_routes_and_request_policies_to_their_end() {
         key: "shop/p".parse().unwrap(),
         targets: vec![PolicyTarget::GatewayClass("istio-waypoint".into())],
         action: RequestAction::Deny,
+        provider: None,
         dry_run: false,
         rules: Vec::new(),
     };

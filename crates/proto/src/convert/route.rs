@@ -8,18 +8,23 @@ use std::{sync::Arc, time::Duration};
 use karst_model::{
     name::ServiceKey,
     route::{
-        Attachment, Backend, Clients, Cors, DirectResponse, HeaderChanges, HeaderMatch, HostMatch,
-        HttpFilter, HttpMatch, HttpRule, Mirror, OriginMatch, PathChange, PathMatch, QueryMatch,
-        Redirect, RetryPolicy, Rewrite, Route, RouteKey, RouteKind, RouteRules, TcpRule, Timeouts,
-        TlsRule, ValueMatch, WeightedBackend,
+        Attachment, Backend, ClaimMatch, Clients, ConnectionMatch, Cors, DirectResponse, Fault,
+        FaultAbort, FaultAnswer, FaultDelay, HeaderChanges, HeaderMatch, HostMatch, HttpFilter,
+        HttpMatch, HttpRule, Mirror, OriginMatch, PathChange, PathMatch, QueryMatch, Redirect,
+        RetryPolicy, Rewrite, Route, RouteKey, RouteKind, RouteRules, SourceMatch, TcpRule,
+        Timeouts, TlsRule, ValueMatch, WeightedBackend,
     },
 };
 use prost::Message as _;
 
 use super::{
-    ConvertError, Interner, Problem, address::port_from, error::decode, workload::indexed,
+    ConvertError, Interner, Problem,
+    address::port_from,
+    error::decode,
+    policy::{block_from, block_to},
+    workload::indexed,
 };
-use crate::karst as wire;
+use crate::{karst as wire, security};
 
 /// Reads a resource of type Route.
 pub fn decode_route(bytes: &[u8], interner: &mut Interner) -> Result<Route, ConvertError> {
@@ -58,6 +63,9 @@ fn kind_from(kind: i32) -> Result<RouteKind, ConvertError> {
         Ok(wire::RouteKind::HttpRoute) => Ok(RouteKind::HttpRoute),
         Ok(wire::RouteKind::TlsRoute) => Ok(RouteKind::TlsRoute),
         Ok(wire::RouteKind::TcpRoute) => Ok(RouteKind::TcpRoute),
+        Ok(wire::RouteKind::VirtualService) => Ok(RouteKind::VirtualService),
+        Ok(wire::RouteKind::VirtualServiceTls) => Ok(RouteKind::VirtualServiceTls),
+        Ok(wire::RouteKind::VirtualServiceTcp) => Ok(RouteKind::VirtualServiceTcp),
         Ok(wire::RouteKind::Unspecified) | Err(_) => Err(Problem::UnknownValue(kind).at("kind")),
     }
 }
@@ -96,15 +104,30 @@ fn rules_from(
             Ok(TlsRule {
                 name: text(rule.name.as_deref()),
                 hosts: all(&rule.hosts, host_from)?,
+                matches: all(&rule.matches, connection_from)?,
                 backends: all(&rule.backends, |b| weighted_from(b, interner))?,
             })
         })?),
         Rules::Tcp(tcp) => RouteRules::Tcp(indexed("rules", &tcp.rules, |rule| {
             Ok(TcpRule {
                 name: text(rule.name.as_deref()),
+                matches: all(&rule.matches, connection_from)?,
                 backends: all(&rule.backends, |b| weighted_from(b, interner))?,
             })
         })?),
+    })
+}
+
+fn connection_from(m: &wire::ConnectionMatch) -> Result<ConnectionMatch, Problem> {
+    let block = |address: &security::Address| {
+        block_from(address.clone()).map_err(|_wrong| Problem::Range(format!("{address:?}")))
+    };
+    Ok(ConnectionMatch {
+        hosts: all(&m.hosts, host_from)?,
+        port: m.port.map(port_from).transpose()?,
+        destinations: all(&m.destinations, block)?,
+        client: m.client.as_ref().map(block).transpose()?,
+        source: source_from(m.source.as_ref())?,
     })
 }
 
@@ -142,6 +165,26 @@ fn match_from(m: &wire::HttpMatch) -> Result<HttpMatch, Problem> {
                 value: value_from(named)?,
             })
         })?,
+        ignore_path_case: m.ignore_path_case,
+        port: m.port.map(port_from).transpose()?,
+        source: source_from(m.source.as_ref())?,
+        claims: all(&m.claims, |claim| {
+            Ok(ClaimMatch {
+                path: texts(&claim.path),
+                value: value_from(claim.value.as_ref().ok_or(Problem::Missing)?)?,
+            })
+        })?,
+    })
+}
+
+fn source_from(source: Option<&wire::SourceMatch>) -> Result<SourceMatch, Problem> {
+    let Some(source) = source else {
+        return Ok(SourceMatch::default());
+    };
+    Ok(SourceMatch {
+        namespace: text(source.namespace.as_deref()),
+        labels: pairs_from(&source.labels),
+        principal: source.principal.as_ref().map(value_from).transpose()?,
     })
 }
 
@@ -159,6 +202,7 @@ fn path_from(path: &wire::PathMatch) -> Result<PathMatch, Problem> {
         Kind::Exact(text) => PathMatch::Exact(text.as_str().into()),
         Kind::Prefix(text) => PathMatch::Prefix(text.as_str().into()),
         Kind::Regex(text) => PathMatch::Regex(text.as_str().into()),
+        Kind::Start(text) => PathMatch::Start(text.as_str().into()),
     })
 }
 
@@ -170,6 +214,8 @@ fn value_from(named: &wire::NamedMatch) -> Result<ValueMatch, Problem> {
         Value::Prefix(text) => ValueMatch::Prefix(text.as_str().into()),
         Value::Present(()) => ValueMatch::Present,
         Value::Absent(()) => ValueMatch::Absent,
+        // The decoder of messages bounds how deep they nest.
+        Value::Not(inner) => ValueMatch::Not(Box::new(value_from(inner)?)),
     })
 }
 
@@ -190,18 +236,48 @@ fn filter_from(filter: &wire::HttpFilter, interner: &mut Interner) -> Result<Htt
             body: direct.body.as_str().into(),
             reason: direct.reason.as_str().into(),
         }),
+        Kind::Fault(fault) => HttpFilter::Fault(fault_from(fault)?),
     })
 }
 
-fn changes_from(changes: &wire::HeaderChanges) -> HeaderChanges {
-    let pairs = |list: &[wire::Header]| {
-        list.iter()
-            .map(|header| (header.name.as_str().into(), header.value.as_str().into()))
-            .collect()
+fn fault_from(fault: &wire::Fault) -> Result<Fault, Problem> {
+    use wire::fault_abort::Answer;
+    let share = |millionths: u32| match millionths <= 1_000_000 {
+        true => Ok(millionths),
+        false => Err(Problem::Unsupported("a share of more than everything")),
     };
+    let delay = |delay: &wire::FaultDelay| -> Result<FaultDelay, Problem> {
+        Ok(FaultDelay {
+            wait: duration_from(delay.wait.ok_or(Problem::Missing)?)?,
+            millionths: share(delay.millionths)?,
+        })
+    };
+    let abort = |abort: &wire::FaultAbort| -> Result<FaultAbort, Problem> {
+        let answer = match abort.answer.as_ref().ok_or(Problem::Missing)? {
+            Answer::HttpStatus(status) => FaultAnswer::Http(status_from(*status)?),
+            Answer::GrpcStatus(status) => FaultAnswer::Grpc(grpc_status_from(*status)?),
+        };
+        Ok(FaultAbort {
+            answer,
+            millionths: share(abort.millionths)?,
+        })
+    };
+    Ok(Fault {
+        delay: fault.delay.as_ref().map(delay).transpose()?,
+        abort: fault.abort.as_ref().map(abort).transpose()?,
+    })
+}
+
+fn pairs_from(list: &[wire::Header]) -> Vec<(Arc<str>, Arc<str>)> {
+    list.iter()
+        .map(|header| (header.name.as_str().into(), header.value.as_str().into()))
+        .collect()
+}
+
+fn changes_from(changes: &wire::HeaderChanges) -> HeaderChanges {
     HeaderChanges {
-        set: pairs(&changes.set),
-        add: pairs(&changes.add),
+        set: pairs_from(&changes.set),
+        add: pairs_from(&changes.add),
         remove: texts(&changes.remove),
     }
 }
@@ -211,6 +287,7 @@ fn redirect_from(redirect: &wire::Redirect) -> Result<Redirect, Problem> {
         scheme: text(redirect.scheme.as_deref()),
         host: text(redirect.host.as_deref()),
         port: redirect.port.map(port_from).transpose()?,
+        keep_port: redirect.keep_port,
         path: redirect.path.as_ref().map(change_from).transpose()?,
         status: status_from(redirect.status)?,
     })
@@ -221,6 +298,10 @@ fn change_from(change: &wire::PathChange) -> Result<PathChange, Problem> {
     Ok(match change.kind.as_ref().ok_or(Problem::Missing)? {
         Kind::Full(path) => PathChange::Full(path.as_str().into()),
         Kind::Prefix(path) => PathChange::Prefix(path.as_str().into()),
+        Kind::Regex(change) => PathChange::Regex {
+            pattern: change.pattern.as_str().into(),
+            substitution: change.substitution.as_str().into(),
+        },
     })
 }
 
@@ -232,6 +313,7 @@ fn mirror_from(mirror: &wire::Mirror, interner: &mut Interner) -> Result<Mirror,
         backend: backend_from(mirror.backend.as_ref(), interner)?,
         numerator: mirror.numerator,
         denominator: mirror.denominator,
+        shadow_host: mirror.shadow_host,
     })
 }
 
@@ -243,6 +325,7 @@ fn cors_from(cors: &wire::Cors) -> Result<Cors, Problem> {
         allow_headers: texts(&cors.allow_headers),
         expose_headers: texts(&cors.expose_headers),
         max_age_seconds: cors.max_age_seconds,
+        forward_unmatched: cors.forward_unmatched,
     })
 }
 
@@ -255,6 +338,8 @@ fn origin_from(origin: &wire::OriginMatch) -> Result<OriginMatch, Problem> {
             scheme: wildcard.scheme.as_str().into(),
             suffix: wildcard.suffix.as_str().into(),
         },
+        Kind::Prefix(text) => OriginMatch::Prefix(text.as_str().into()),
+        Kind::Regex(text) => OriginMatch::Regex(text.as_str().into()),
     })
 }
 
@@ -279,6 +364,7 @@ fn backend_from(
         Kind::Service(service) => Backend::Service {
             service: service_from(&service.service, interner)?,
             port: port_from(service.port)?,
+            subset: text(service.subset.as_deref()),
         },
         Kind::Invalid(reason) => Backend::Invalid(reason.as_str().into()),
     })
@@ -290,14 +376,25 @@ fn retry_from(retry: &wire::RetryPolicy) -> Result<RetryPolicy, Problem> {
         statuses: all(&retry.statuses, |status| status_from(*status))?,
         backoff: retry.backoff.map(duration_from).transpose()?,
         on_connection_failure: retry.on_connection_failure,
+        on_server_error: retry.on_server_error,
+        grpc_statuses: all(&retry.grpc_statuses, |status| grpc_status_from(*status))?,
+        remote_localities: retry.remote_localities,
+        avoid_previous: retry.avoid_previous,
     })
 }
 
-fn duration_from(duration: prost_types::Duration) -> Result<Duration, Problem> {
+fn grpc_status_from(status: u32) -> Result<u8, Problem> {
+    u8::try_from(status)
+        .ok()
+        .filter(|status| *status <= 16)
+        .ok_or(Problem::Unsupported("a status of gRPC above 16"))
+}
+
+pub(super) fn duration_from(duration: prost_types::Duration) -> Result<Duration, Problem> {
     Duration::try_from(duration).map_err(|_out_of_range| Problem::Duration)
 }
 
-fn status_from(status: u32) -> Result<u16, Problem> {
+pub(super) fn status_from(status: u32) -> Result<u16, Problem> {
     u16::try_from(status)
         .ok()
         .filter(|status| (100..1000).contains(status))
@@ -326,6 +423,9 @@ pub fn route_to(route: &Route) -> wire::Route {
         RouteKind::HttpRoute => wire::RouteKind::HttpRoute,
         RouteKind::TlsRoute => wire::RouteKind::TlsRoute,
         RouteKind::TcpRoute => wire::RouteKind::TcpRoute,
+        RouteKind::VirtualService => wire::RouteKind::VirtualService,
+        RouteKind::VirtualServiceTls => wire::RouteKind::VirtualServiceTls,
+        RouteKind::VirtualServiceTcp => wire::RouteKind::VirtualServiceTcp,
     };
     wire::Route {
         kind: kind.into(),
@@ -367,6 +467,7 @@ fn tls_rule_to(rule: &TlsRule) -> wire::TlsRule {
     wire::TlsRule {
         name: string(rule.name.as_ref()),
         hosts: rule.hosts.iter().map(host_to).collect(),
+        matches: rule.matches.iter().map(connection_to).collect(),
         backends: rule.backends.iter().map(weighted_to).collect(),
     }
 }
@@ -374,8 +475,32 @@ fn tls_rule_to(rule: &TlsRule) -> wire::TlsRule {
 fn tcp_rule_to(rule: &TcpRule) -> wire::TcpRule {
     wire::TcpRule {
         name: string(rule.name.as_ref()),
+        matches: rule.matches.iter().map(connection_to).collect(),
         backends: rule.backends.iter().map(weighted_to).collect(),
     }
+}
+
+fn connection_to(m: &ConnectionMatch) -> wire::ConnectionMatch {
+    wire::ConnectionMatch {
+        hosts: m.hosts.iter().map(host_to).collect(),
+        port: m.port.map(Into::into),
+        destinations: m
+            .destinations
+            .iter()
+            .map(|block| block_to(*block))
+            .collect(),
+        client: m.client.map(block_to),
+        source: source_to(&m.source),
+    }
+}
+
+/// Nothing for one that takes everybody.
+fn source_to(source: &SourceMatch) -> Option<wire::SourceMatch> {
+    (*source != SourceMatch::default()).then(|| wire::SourceMatch {
+        namespace: string(source.namespace.as_ref()),
+        labels: pairs_to(&source.labels),
+        principal: source.principal.as_ref().map(|value| named_to("", value)),
+    })
 }
 
 fn http_rule_to(rule: &HttpRule) -> wire::HttpRule {
@@ -391,6 +516,10 @@ fn http_rule_to(rule: &HttpRule) -> wire::HttpRule {
             statuses: retry.statuses.iter().map(|s| u32::from(*s)).collect(),
             backoff: retry.backoff.map(duration_to),
             on_connection_failure: retry.on_connection_failure,
+            on_server_error: retry.on_server_error,
+            grpc_statuses: retry.grpc_statuses.iter().map(|s| u32::from(*s)).collect(),
+            remote_localities: retry.remote_localities,
+            avoid_previous: retry.avoid_previous,
         }),
     }
 }
@@ -404,6 +533,17 @@ fn match_to(m: &HttpMatch) -> wire::HttpMatch {
         method: string(m.method.as_ref()),
         headers: m.headers.iter().map(header).collect(),
         query: m.query.iter().map(query).collect(),
+        ignore_path_case: m.ignore_path_case,
+        port: m.port.map(Into::into),
+        source: source_to(&m.source),
+        claims: m.claims.iter().map(claim_to).collect(),
+    }
+}
+
+fn claim_to(claim: &ClaimMatch) -> wire::ClaimMatch {
+    wire::ClaimMatch {
+        path: strings(&claim.path),
+        value: Some(named_to("", &claim.value)),
     }
 }
 
@@ -422,6 +562,7 @@ fn path_to(path: &PathMatch) -> wire::PathMatch {
         PathMatch::Exact(text) => Kind::Exact(text.to_string()),
         PathMatch::Prefix(text) => Kind::Prefix(text.to_string()),
         PathMatch::Regex(text) => Kind::Regex(text.to_string()),
+        PathMatch::Start(text) => Kind::Start(text.to_string()),
     };
     wire::PathMatch { kind: Some(kind) }
 }
@@ -434,6 +575,7 @@ fn named_to(name: &str, value: &ValueMatch) -> wire::NamedMatch {
         ValueMatch::Prefix(text) => Value::Prefix(text.to_string()),
         ValueMatch::Present => Value::Present(()),
         ValueMatch::Absent => Value::Absent(()),
+        ValueMatch::Not(inner) => Value::Not(Box::new(named_to("", inner))),
     };
     wire::NamedMatch {
         name: name.to_owned(),
@@ -450,6 +592,7 @@ fn filter_to(filter: &HttpFilter) -> wire::HttpFilter {
             scheme: string(redirect.scheme.as_ref()),
             host: string(redirect.host.as_ref()),
             port: redirect.port.map(Into::into),
+            keep_port: redirect.keep_port,
             path: redirect.path.as_ref().map(change_to),
             status: redirect.status.into(),
         }),
@@ -461,6 +604,7 @@ fn filter_to(filter: &HttpFilter) -> wire::HttpFilter {
             backend: Some(backend_to(&mirror.backend)),
             numerator: mirror.numerator,
             denominator: mirror.denominator,
+            shadow_host: mirror.shadow_host,
         }),
         HttpFilter::Cors(cors) => Kind::Cors(cors_to(cors)),
         HttpFilter::Direct(direct) => Kind::Direct(wire::DirectResponse {
@@ -468,22 +612,41 @@ fn filter_to(filter: &HttpFilter) -> wire::HttpFilter {
             body: direct.body.to_string(),
             reason: direct.reason.to_string(),
         }),
+        HttpFilter::Fault(fault) => Kind::Fault(fault_to(fault)),
     };
     wire::HttpFilter { kind: Some(kind) }
 }
 
+fn fault_to(fault: &Fault) -> wire::Fault {
+    use wire::fault_abort::Answer;
+    wire::Fault {
+        delay: fault.delay.as_ref().map(|delay| wire::FaultDelay {
+            wait: Some(duration_to(delay.wait)),
+            millionths: delay.millionths,
+        }),
+        abort: fault.abort.as_ref().map(|abort| wire::FaultAbort {
+            answer: Some(match abort.answer {
+                FaultAnswer::Http(status) => Answer::HttpStatus(status.into()),
+                FaultAnswer::Grpc(status) => Answer::GrpcStatus(status.into()),
+            }),
+            millionths: abort.millionths,
+        }),
+    }
+}
+
+fn pairs_to(list: &[(Arc<str>, Arc<str>)]) -> Vec<wire::Header> {
+    list.iter()
+        .map(|(name, value)| wire::Header {
+            name: name.to_string(),
+            value: value.to_string(),
+        })
+        .collect()
+}
+
 fn changes_to(changes: &HeaderChanges) -> wire::HeaderChanges {
-    let headers = |list: &[(Arc<str>, Arc<str>)]| {
-        list.iter()
-            .map(|(name, value)| wire::Header {
-                name: name.to_string(),
-                value: value.to_string(),
-            })
-            .collect()
-    };
     wire::HeaderChanges {
-        set: headers(&changes.set),
-        add: headers(&changes.add),
+        set: pairs_to(&changes.set),
+        add: pairs_to(&changes.add),
         remove: strings(&changes.remove),
     }
 }
@@ -493,6 +656,13 @@ fn change_to(change: &PathChange) -> wire::PathChange {
     let kind = match change {
         PathChange::Full(path) => Kind::Full(path.to_string()),
         PathChange::Prefix(path) => Kind::Prefix(path.to_string()),
+        PathChange::Regex {
+            pattern,
+            substitution,
+        } => Kind::Regex(wire::RegexChange {
+            pattern: pattern.to_string(),
+            substitution: substitution.to_string(),
+        }),
     };
     wire::PathChange { kind: Some(kind) }
 }
@@ -505,6 +675,7 @@ fn cors_to(cors: &Cors) -> wire::Cors {
         allow_headers: strings(&cors.allow_headers),
         expose_headers: strings(&cors.expose_headers),
         max_age_seconds: cors.max_age_seconds,
+        forward_unmatched: cors.forward_unmatched,
     }
 }
 
@@ -517,6 +688,8 @@ fn origin_to(origin: &OriginMatch) -> wire::OriginMatch {
             scheme: scheme.to_string(),
             suffix: suffix.to_string(),
         }),
+        OriginMatch::Prefix(text) => Kind::Prefix(text.to_string()),
+        OriginMatch::Regex(text) => Kind::Regex(text.to_string()),
     };
     wire::OriginMatch { kind: Some(kind) }
 }
@@ -532,9 +705,14 @@ fn weighted_to(weighted: &WeightedBackend) -> wire::WeightedBackend {
 fn backend_to(backend: &Backend) -> wire::Backend {
     use wire::backend::Kind;
     let kind = match backend {
-        Backend::Service { service, port } => Kind::Service(wire::ServiceBackend {
+        Backend::Service {
+            service,
+            port,
+            subset,
+        } => Kind::Service(wire::ServiceBackend {
             service: service.to_string(),
             port: (*port).into(),
+            subset: string(subset.as_ref()),
         }),
         Backend::Invalid(reason) => Kind::Invalid(reason.to_string()),
     };
@@ -542,7 +720,7 @@ fn backend_to(backend: &Backend) -> wire::Backend {
 }
 
 /// Durations of the model come from the API, which bounds them far below what the wire can hold.
-fn duration_to(duration: Duration) -> prost_types::Duration {
+pub(super) fn duration_to(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: duration.subsec_nanos().cast_signed(),

@@ -1,18 +1,20 @@
 //! Routes and request policies: round trips of everything that they can say, and what happens to the rest.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use karst_model::{
+    external::{AuthorizerProtocol, CheckedBody, ExternalAuthorizer, HttpAuthorizer},
     policy::{IpBlock, Match, StringMatch},
     route::{
-        Attachment, Backend, Clients, Cors, DirectResponse, HeaderChanges, HeaderMatch, HostMatch,
-        HttpFilter, HttpMatch, HttpRule, Mirror, OriginMatch, PathChange, PathMatch, QueryMatch,
-        Redirect, RetryPolicy, Rewrite, Route, RouteKey, RouteKind, RouteRules, TcpRule, Timeouts,
-        TlsRule, ValueMatch, WeightedBackend,
+        Attachment, Backend, ClaimMatch, Clients, ConnectionMatch, Cors, DirectResponse, Fault,
+        FaultAbort, FaultAnswer, FaultDelay, HeaderChanges, HeaderMatch, HostMatch, HttpFilter,
+        HttpMatch, HttpRule, Mirror, OriginMatch, PathChange, PathMatch, QueryMatch, Redirect,
+        RetryPolicy, Rewrite, Route, RouteKey, RouteKind, RouteRules, SourceMatch, TcpRule,
+        Timeouts, TlsRule, ValueMatch, WeightedBackend,
     },
     waypoint_policy::{
-        HeaderValues, PathPattern, PolicyTarget, RequestAction, RequestClause, RequestMatch,
-        RequestRule, WaypointPolicy,
+        ClaimValues, HeaderValues, PathPattern, PolicyTarget, RequestAction, RequestClause,
+        RequestMatch, RequestRule, WaypointPolicy,
     },
 };
 use prost::Message as _;
@@ -31,6 +33,7 @@ fn backend(name: &str, weight: u32) -> WeightedBackend {
         backend: Backend::Service {
             service: format!("shop/{name}").parse().unwrap(),
             port: 80,
+            subset: (weight == 0).then(|| "v2".into()),
         },
         weight,
         filters: Vec::new(),
@@ -89,6 +92,17 @@ fn everything() -> HttpRule {
                     name: "q".into(),
                     value: ValueMatch::Regex("[0-9]+".into()),
                 }],
+                ignore_path_case: true,
+                port: Some(80),
+                source: source(),
+                claims: vec![ClaimMatch {
+                    path: vec!["realm".into(), "groups".into()],
+                    value: ValueMatch::Not(Box::new(ValueMatch::Exact("a".into()))),
+                }],
+            },
+            HttpMatch {
+                path: Some(PathMatch::Start("/v".into())),
+                ..HttpMatch::default()
             },
         ],
         filters: vec![
@@ -98,10 +112,35 @@ fn everything() -> HttpRule {
                 host: Some("h".into()),
                 path: Some(PathChange::Full("/".into())),
             }),
+            HttpFilter::Rewrite(Rewrite {
+                host: None,
+                path: Some(PathChange::Regex {
+                    pattern: "a(b)".into(),
+                    substitution: r"\1".into(),
+                }),
+            }),
+            HttpFilter::Fault(Fault {
+                delay: Some(FaultDelay {
+                    wait: Duration::from_secs(7),
+                    millionths: 1_000_000,
+                }),
+                abort: Some(FaultAbort {
+                    answer: FaultAnswer::Grpc(14),
+                    millionths: 1,
+                }),
+            }),
+            HttpFilter::Fault(Fault {
+                delay: None,
+                abort: Some(FaultAbort {
+                    answer: FaultAnswer::Http(555),
+                    millionths: 0,
+                }),
+            }),
             HttpFilter::Redirect(Redirect {
                 scheme: Some("https".into()),
                 host: None,
                 port: Some(8443),
+                keep_port: true,
                 path: Some(PathChange::Prefix("/x".into())),
                 status: 308,
             }),
@@ -109,6 +148,7 @@ fn everything() -> HttpRule {
                 backend: Backend::Invalid("not permitted".into()),
                 numerator: 1,
                 denominator: 3,
+                shadow_host: true,
             }),
             HttpFilter::Cors(Cors {
                 allow_origins: vec![
@@ -118,12 +158,15 @@ fn everything() -> HttpRule {
                         scheme: "https://".into(),
                         suffix: ".a".into(),
                     },
+                    OriginMatch::Prefix("https://b".into()),
+                    OriginMatch::Regex(".*".into()),
                 ],
                 allow_credentials: true,
                 allow_methods: vec!["*".into()],
                 allow_headers: vec!["x".into()],
                 expose_headers: vec!["y".into()],
-                max_age_seconds: 5,
+                max_age_seconds: Some(0),
+                forward_unmatched: true,
             }),
             HttpFilter::Direct(DirectResponse {
                 status: 500,
@@ -141,7 +184,33 @@ fn everything() -> HttpRule {
             statuses: vec![500, 503],
             backoff: Some(Duration::from_micros(10)),
             on_connection_failure: true,
+            on_server_error: true,
+            grpc_statuses: vec![1, 14],
+            remote_localities: true,
+            avoid_previous: false,
         }),
+    }
+}
+
+fn source() -> SourceMatch {
+    SourceMatch {
+        namespace: Some("web".into()),
+        labels: vec![("app".into(), "web".into())],
+        principal: Some(ValueMatch::Prefix("td/ns/".into())),
+    }
+}
+
+fn connection() -> ConnectionMatch {
+    let block = |ip: &str| IpBlock {
+        ip: ip.parse().unwrap(),
+        prefix_len: 8,
+    };
+    ConnectionMatch {
+        hosts: vec![HostMatch::Suffix(".b".into())],
+        port: Some(443),
+        destinations: vec![block("10.0.0.0")],
+        client: Some(block("11.0.0.0")),
+        source: source(),
     }
 }
 
@@ -150,10 +219,12 @@ fn routes_round_trip() {
     let tls = TlsRule {
         name: None,
         hosts: vec![HostMatch::Exact("a".into())],
+        matches: vec![connection()],
         backends: vec![backend("a", 1)],
     };
     let tcp = TcpRule {
         name: Some("t".into()),
+        matches: vec![connection(), ConnectionMatch::default()],
         backends: vec![backend("a", 1)],
     };
     for rules in [
@@ -252,6 +323,7 @@ fn policy(action: RequestAction, m: RequestMatch) -> WaypointPolicy {
             PolicyTarget::GatewayClass("istio-waypoint".into()),
         ],
         action,
+        provider: None,
         dry_run: true,
         rules: vec![RequestRule {
             clauses: vec![RequestClause { matches: vec![m] }, RequestClause::default()],
@@ -291,6 +363,15 @@ fn full_match() -> RequestMatch {
         not_sni: exact("t"),
         request_principals: exact("u"),
         not_request_principals: exact("v"),
+        audiences: exact("w"),
+        not_audiences: exact("x"),
+        presenters: exact("y"),
+        not_presenters: exact("z"),
+        claims: vec![ClaimValues {
+            path: vec!["realm".into(), "roles".into()],
+            values: exact("1"),
+            not_values: exact("2"),
+        }],
     }
 }
 
@@ -316,12 +397,47 @@ fn request_policies_round_trip_also_with_what_was_unreadable() {
         RequestAction::Allow,
         RequestAction::Deny,
         RequestAction::Audit,
+        RequestAction::Custom,
     ] {
         for m in [full_match(), RequestMatch::default(), unreadable.clone()] {
             let policy = policy(action, m);
             let message = waypoint_policy_to(&policy);
             assert_eq!(read_policy(&message, &[]).unwrap(), policy);
         }
+    }
+}
+
+#[test]
+fn providers_round_trip_and_one_that_cannot_be_read_is_none() {
+    let http = HttpAuthorizer {
+        path_prefix: "/check".into(),
+        include_headers: vec![StringMatch::Prefix("x-".into())],
+        additional_headers: vec![("x-a".into(), "1".into())],
+        upstream_on_allow: vec![StringMatch::Exact("x-user".into())],
+        downstream_on_allow: vec![StringMatch::Suffix("-id".into())],
+        downstream_on_deny: vec![StringMatch::Presence],
+    };
+    for protocol in [AuthorizerProtocol::Grpc, AuthorizerProtocol::Http(http)] {
+        let mut policy = policy(RequestAction::Custom, full_match());
+        policy.provider = Some(Arc::new(ExternalAuthorizer {
+            name: "ask".into(),
+            service: "auth/ask.auth.svc.cluster.local".parse().unwrap(),
+            port: 9000,
+            timeout: Duration::from_millis(250),
+            fail_open: true,
+            status_on_error: 503,
+            clear_route_cache: true,
+            body: Some(CheckedBody {
+                max_bytes: 8192,
+                allow_partial: true,
+                pack_as_bytes: true,
+            }),
+            protocol,
+        }));
+        let mut message = waypoint_policy_to(&policy);
+        assert_eq!(read_policy(&message, &[]).unwrap(), policy);
+        message.provider.as_mut().unwrap().protocol = None;
+        assert_eq!(read_policy(&message, &[]).unwrap().provider, None);
     }
 }
 

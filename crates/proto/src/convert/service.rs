@@ -4,8 +4,8 @@ use karst_model::{
     addr::{Network, NetworkAddr},
     name::ServiceKey,
     service::{
-        HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Naming, Scope, Service, ServicePort,
-        SessionAffinity, Vip, Visibility,
+        HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Naming, Scope, Service,
+        ServicePort, SessionAffinity, Vip, Visibility,
     },
 };
 use prost::Message as _;

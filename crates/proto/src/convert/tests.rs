@@ -60,7 +60,11 @@ fn workload() -> Workload {
             name: "p".into(),
         }],
         cluster_id: "c1".into(),
-        labels: [("track".into(), "canary".into()), ("version".into(), "v2".into())].into(),
+        labels: [
+            ("track".into(), "canary".into()),
+            ("version".into(), "v2".into()),
+        ]
+        .into(),
         ..Workload::new("c1//Pod/shop/orders")
     }
 }

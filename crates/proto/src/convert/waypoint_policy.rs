@@ -8,8 +8,8 @@ use karst_model::{
     name::PolicyKey,
     policy::{Action, Match},
     waypoint_policy::{
-        HeaderValues, PathPattern, PolicyTarget, RequestAction, RequestClause, RequestMatch,
-        RequestRule, WaypointPolicy,
+        ClaimValues, HeaderValues, PathPattern, PolicyTarget, RequestAction, RequestClause,
+        RequestMatch, RequestRule, WaypointPolicy,
     },
 };
 use prost::Message as _;
@@ -17,6 +17,7 @@ use prost::Message as _;
 use super::{
     ConvertError, Interner, Problem,
     error::decode,
+    external::{authorizer_from, authorizer_to},
     policy::{
         Unreadable, all, block_from, block_to, match_to, string_from, string_to, try_match_from,
         unreadable_match,
@@ -51,12 +52,17 @@ pub fn decode_waypoint_policy(
         true => rule_from(rule, interner),
         false => unreadable_rule(),
     });
+    let rules = rules.collect();
+    let provider = message
+        .provider
+        .and_then(|provider| authorizer_from(provider, interner).ok());
     Ok(WaypointPolicy {
         key,
         targets,
         action,
+        provider: provider.map(Into::into),
         dry_run: message.dry_run,
-        rules: rules.collect(),
+        rules,
     })
 }
 
@@ -65,13 +71,14 @@ fn action_from(action: i32) -> Result<RequestAction, ConvertError> {
         Ok(wire::RequestAction::RequestAllow) => Ok(RequestAction::Allow),
         Ok(wire::RequestAction::RequestDeny) => Ok(RequestAction::Deny),
         Ok(wire::RequestAction::RequestAudit) => Ok(RequestAction::Audit),
+        Ok(wire::RequestAction::RequestCustom) => Ok(RequestAction::Custom),
         Ok(wire::RequestAction::Unspecified) | Err(_) => {
             Err(Problem::UnknownValue(action).at("action"))
         }
     }
 }
 
-fn target_from(
+pub(super) fn target_from(
     target: &wire::PolicyTarget,
     interner: &mut Interner,
 ) -> Result<PolicyTarget, Problem> {
@@ -91,12 +98,17 @@ fn rule_from(rule: wire::RequestRule, interner: &mut Interner) -> RequestRule {
         matches: clause
             .matches
             .into_iter()
-            .map(|m| match_from(m, interner).unwrap_or_else(|Unreadable| unreadable()))
+            .map(|m| request_match_from(m, interner))
             .collect(),
     };
     RequestRule {
         clauses: rule.clauses.into_iter().map(clause).collect(),
     }
+}
+
+/// A match, or one that is unreadable as a whole.
+pub(super) fn request_match_from(m: wire::RequestMatch, interner: &mut Interner) -> RequestMatch {
+    match_from(m, interner).unwrap_or_else(|Unreadable| unreadable())
 }
 
 fn match_from(m: wire::RequestMatch, interner: &mut Interner) -> Result<RequestMatch, Unreadable> {
@@ -116,11 +128,16 @@ fn match_from(m: wire::RequestMatch, interner: &mut Interner) -> Result<RequestM
         not_sni: strings(m.not_sni)?,
         request_principals: strings(m.request_principals)?,
         not_request_principals: strings(m.not_request_principals)?,
+        audiences: strings(m.audiences)?,
+        not_audiences: strings(m.not_audiences)?,
+        presenters: strings(m.presenters)?,
+        not_presenters: strings(m.not_presenters)?,
         remote_ips: all(m.remote_ips, block_from)?,
         not_remote_ips: all(m.not_remote_ips, block_from)?,
         paths: all(m.paths, |path| path_from(path, interner))?,
         not_paths: all(m.not_paths, |path| path_from(path, interner))?,
         headers: all(m.headers, |header| header_from(header, interner))?,
+        claims: all(m.claims, |claim| claim_from(claim, interner))?,
     })
 }
 
@@ -140,6 +157,17 @@ fn header_from(
         name: interner.get(&header.name),
         values: all(header.values, |text| string_from(text, interner))?,
         not_values: all(header.not_values, |text| string_from(text, interner))?,
+    })
+}
+
+fn claim_from(
+    claim: wire::ClaimValues,
+    interner: &mut Interner,
+) -> Result<ClaimValues, Unreadable> {
+    Ok(ClaimValues {
+        path: claim.path.iter().map(|name| interner.get(name)).collect(),
+        values: all(claim.values, |text| string_from(text, interner))?,
+        not_values: all(claim.not_values, |text| string_from(text, interner))?,
     })
 }
 
@@ -164,11 +192,12 @@ pub fn waypoint_policy_to(policy: &WaypointPolicy) -> wire::WaypointPolicy {
         RequestAction::Allow => wire::RequestAction::RequestAllow,
         RequestAction::Deny => wire::RequestAction::RequestDeny,
         RequestAction::Audit => wire::RequestAction::RequestAudit,
+        RequestAction::Custom => wire::RequestAction::RequestCustom,
     };
     // An audit that matches too much harms nobody.
     let strictness = match policy.action {
         RequestAction::Allow => Action::Allow,
-        RequestAction::Deny | RequestAction::Audit => Action::Deny,
+        RequestAction::Deny | RequestAction::Audit | RequestAction::Custom => Action::Deny,
     };
     let clause = |clause: &RequestClause| wire::RequestClause {
         matches: clause
@@ -185,12 +214,13 @@ pub fn waypoint_policy_to(policy: &WaypointPolicy) -> wire::WaypointPolicy {
         name: policy.key.name.to_string(),
         targets: policy.targets.iter().map(target_to).collect(),
         action: action.into(),
+        provider: policy.provider.as_deref().map(authorizer_to),
         dry_run: policy.dry_run,
         rules: policy.rules.iter().map(rule).collect(),
     }
 }
 
-fn target_to(target: &PolicyTarget) -> wire::PolicyTarget {
+pub(super) fn target_to(target: &PolicyTarget) -> wire::PolicyTarget {
     use wire::policy_target::Kind;
     let kind = match target {
         PolicyTarget::Service(service) => Kind::Service(service.to_string()),
@@ -203,7 +233,7 @@ fn target_to(target: &PolicyTarget) -> wire::PolicyTarget {
     wire::PolicyTarget { kind: Some(kind) }
 }
 
-fn request_match_to(m: &RequestMatch, action: Action) -> wire::RequestMatch {
+pub(super) fn request_match_to(m: &RequestMatch, action: Action) -> wire::RequestMatch {
     let strings = |list: &[_]| list.iter().map(string_to).collect();
     let blocks = |list: &[_]| list.iter().map(|block| block_to(*block)).collect();
     let paths = |list: &[PathPattern]| list.iter().map(path_to).collect();
@@ -211,6 +241,11 @@ fn request_match_to(m: &RequestMatch, action: Action) -> wire::RequestMatch {
         name: header.name.to_string(),
         values: strings(&header.values),
         not_values: strings(&header.not_values),
+    };
+    let claim = |claim: &ClaimValues| wire::ClaimValues {
+        path: claim.path.iter().map(ToString::to_string).collect(),
+        values: strings(&claim.values),
+        not_values: strings(&claim.not_values),
     };
     wire::RequestMatch {
         connection: (m.connection != Match::default()).then(|| match_to(&m.connection, action)),
@@ -227,6 +262,11 @@ fn request_match_to(m: &RequestMatch, action: Action) -> wire::RequestMatch {
         not_sni: strings(&m.not_sni),
         request_principals: strings(&m.request_principals),
         not_request_principals: strings(&m.not_request_principals),
+        audiences: strings(&m.audiences),
+        not_audiences: strings(&m.not_audiences),
+        presenters: strings(&m.presenters),
+        not_presenters: strings(&m.not_presenters),
+        claims: m.claims.iter().map(claim).collect(),
     }
 }
 

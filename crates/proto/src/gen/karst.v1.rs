@@ -185,7 +185,7 @@ pub struct ReportResponse {
 /// One record of an agent's last known state on disk.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SavedRecord {
-    #[prost(oneof = "saved_record::Kind", tags = "1, 2, 3, 4, 5, 10, 6")]
+    #[prost(oneof = "saved_record::Kind", tags = "1, 2, 3, 4, 5, 10, 6, 20, 21")]
     pub kind: ::core::option::Option<saved_record::Kind>,
 }
 /// Nested message and enum types in `SavedRecord`.
@@ -212,6 +212,12 @@ pub mod saved_record {
         /// Encoded RequestAuthentication.
         #[prost(bytes, tag = "6")]
         RequestAuthentication(::prost::alloc::vec::Vec<u8>),
+        /// Encoded Telemetry.
+        #[prost(bytes, tag = "20")]
+        Telemetry(::prost::alloc::vec::Vec<u8>),
+        /// Encoded RateLimit.
+        #[prost(bytes, tag = "21")]
+        RateLimit(::prost::alloc::vec::Vec<u8>),
     }
 }
 /// What happens to plain connections that reach a captured pod.
@@ -1013,6 +1019,32 @@ pub struct HttpMatch {
     pub headers: ::prost::alloc::vec::Vec<NamedMatch>,
     #[prost(message, repeated, tag = "5")]
     pub query: ::prost::alloc::vec::Vec<NamedMatch>,
+    #[prost(bool, tag = "6")]
+    pub ignore_path_case: bool,
+    #[prost(uint32, optional, tag = "7")]
+    pub port: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "8")]
+    pub source: ::core::option::Option<SourceMatch>,
+    #[prost(message, repeated, tag = "9")]
+    pub claims: ::prost::alloc::vec::Vec<ClaimMatch>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SourceMatch {
+    #[prost(string, optional, tag = "1")]
+    pub namespace: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "2")]
+    pub labels: ::prost::alloc::vec::Vec<Header>,
+    /// Without a name.
+    #[prost(message, optional, tag = "3")]
+    pub principal: ::core::option::Option<NamedMatch>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClaimMatch {
+    #[prost(string, repeated, tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Without a name.
+    #[prost(message, optional, tag = "2")]
+    pub value: ::core::option::Option<NamedMatch>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HostMatch {
@@ -1032,7 +1064,7 @@ pub mod host_match {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PathMatch {
-    #[prost(oneof = "path_match::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "path_match::Kind", tags = "1, 2, 3, 4")]
     pub kind: ::core::option::Option<path_match::Kind>,
 }
 /// Nested message and enum types in `PathMatch`.
@@ -1045,19 +1077,22 @@ pub mod path_match {
         Prefix(::prost::alloc::string::String),
         #[prost(string, tag = "3")]
         Regex(::prost::alloc::string::String),
+        /// Letter by letter.
+        #[prost(string, tag = "4")]
+        Start(::prost::alloc::string::String),
     }
 }
 /// A header or a query parameter.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NamedMatch {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    #[prost(oneof = "named_match::Value", tags = "2, 3, 4, 5, 6")]
+    #[prost(oneof = "named_match::Value", tags = "2, 3, 4, 5, 6, 7")]
     pub value: ::core::option::Option<named_match::Value>,
 }
 /// Nested message and enum types in `NamedMatch`.
 pub mod named_match {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Value {
         #[prost(string, tag = "2")]
         Exact(::prost::alloc::string::String),
@@ -1069,11 +1104,14 @@ pub mod named_match {
         Present(()),
         #[prost(message, tag = "6")]
         Absent(()),
+        /// What this one does not take; its name counts for nothing.
+        #[prost(message, tag = "7")]
+        Not(::prost::alloc::boxed::Box<super::NamedMatch>),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpFilter {
-    #[prost(oneof = "http_filter::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "http_filter::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub kind: ::core::option::Option<http_filter::Kind>,
 }
 /// Nested message and enum types in `HttpFilter`.
@@ -1094,6 +1132,39 @@ pub mod http_filter {
         Cors(super::Cors),
         #[prost(message, tag = "7")]
         Direct(super::DirectResponse),
+        #[prost(message, tag = "8")]
+        Fault(super::Fault),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Fault {
+    #[prost(message, optional, tag = "1")]
+    pub delay: ::core::option::Option<FaultDelay>,
+    #[prost(message, optional, tag = "2")]
+    pub abort: ::core::option::Option<FaultAbort>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultDelay {
+    #[prost(message, optional, tag = "1")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, tag = "2")]
+    pub millionths: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultAbort {
+    #[prost(uint32, tag = "3")]
+    pub millionths: u32,
+    #[prost(oneof = "fault_abort::Answer", tags = "1, 2")]
+    pub answer: ::core::option::Option<fault_abort::Answer>,
+}
+/// Nested message and enum types in `FaultAbort`.
+pub mod fault_abort {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Answer {
+        #[prost(uint32, tag = "1")]
+        HttpStatus(u32),
+        #[prost(uint32, tag = "2")]
+        GrpcStatus(u32),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1114,7 +1185,7 @@ pub struct HeaderChanges {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PathChange {
-    #[prost(oneof = "path_change::Kind", tags = "1, 2")]
+    #[prost(oneof = "path_change::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<path_change::Kind>,
 }
 /// Nested message and enum types in `PathChange`.
@@ -1125,7 +1196,16 @@ pub mod path_change {
         Full(::prost::alloc::string::String),
         #[prost(string, tag = "2")]
         Prefix(::prost::alloc::string::String),
+        #[prost(message, tag = "3")]
+        Regex(super::RegexChange),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegexChange {
+    #[prost(string, tag = "1")]
+    pub pattern: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub substitution: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Redirect {
@@ -1139,6 +1219,8 @@ pub struct Redirect {
     pub path: ::core::option::Option<PathChange>,
     #[prost(uint32, tag = "5")]
     pub status: u32,
+    #[prost(bool, tag = "6")]
+    pub keep_port: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rewrite {
@@ -1155,6 +1237,8 @@ pub struct Mirror {
     pub numerator: u32,
     #[prost(uint32, tag = "3")]
     pub denominator: u32,
+    #[prost(bool, tag = "4")]
+    pub shadow_host: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Cors {
@@ -1168,12 +1252,14 @@ pub struct Cors {
     pub allow_headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "5")]
     pub expose_headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    #[prost(uint32, tag = "6")]
-    pub max_age_seconds: u32,
+    #[prost(uint32, optional, tag = "6")]
+    pub max_age_seconds: ::core::option::Option<u32>,
+    #[prost(bool, tag = "7")]
+    pub forward_unmatched: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OriginMatch {
-    #[prost(oneof = "origin_match::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "origin_match::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<origin_match::Kind>,
 }
 /// Nested message and enum types in `OriginMatch`.
@@ -1186,6 +1272,10 @@ pub mod origin_match {
         Exact(::prost::alloc::string::String),
         #[prost(message, tag = "3")]
         Wildcard(super::WildcardOrigin),
+        #[prost(string, tag = "4")]
+        Prefix(::prost::alloc::string::String),
+        #[prost(string, tag = "5")]
+        Regex(::prost::alloc::string::String),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1236,8 +1326,11 @@ pub struct ServiceBackend {
     /// `<namespace>/<hostname>`.
     #[prost(string, tag = "1")]
     pub service: ::prost::alloc::string::String,
+    /// 0: the one that the client dialled.
     #[prost(uint32, tag = "2")]
     pub port: u32,
+    #[prost(string, optional, tag = "3")]
+    pub subset: ::core::option::Option<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RetryPolicy {
@@ -1249,6 +1342,14 @@ pub struct RetryPolicy {
     pub backoff: ::core::option::Option<::prost_types::Duration>,
     #[prost(bool, tag = "4")]
     pub on_connection_failure: bool,
+    #[prost(bool, tag = "5")]
+    pub on_server_error: bool,
+    #[prost(uint32, repeated, tag = "6")]
+    pub grpc_statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, tag = "7")]
+    pub remote_localities: bool,
+    #[prost(bool, tag = "8")]
+    pub avoid_previous: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TlsRules {
@@ -1263,6 +1364,21 @@ pub struct TlsRule {
     pub hosts: ::prost::alloc::vec::Vec<HostMatch>,
     #[prost(message, repeated, tag = "3")]
     pub backends: ::prost::alloc::vec::Vec<WeightedBackend>,
+    #[prost(message, repeated, tag = "4")]
+    pub matches: ::prost::alloc::vec::Vec<ConnectionMatch>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConnectionMatch {
+    #[prost(message, repeated, tag = "1")]
+    pub hosts: ::prost::alloc::vec::Vec<HostMatch>,
+    #[prost(uint32, optional, tag = "2")]
+    pub port: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "3")]
+    pub destinations: ::prost::alloc::vec::Vec<super::super::istio::security::Address>,
+    #[prost(message, optional, tag = "4")]
+    pub client: ::core::option::Option<super::super::istio::security::Address>,
+    #[prost(message, optional, tag = "5")]
+    pub source: ::core::option::Option<SourceMatch>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TcpRules {
@@ -1275,6 +1391,8 @@ pub struct TcpRule {
     pub name: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "2")]
     pub backends: ::prost::alloc::vec::Vec<WeightedBackend>,
+    #[prost(message, repeated, tag = "3")]
+    pub matches: ::prost::alloc::vec::Vec<ConnectionMatch>,
 }
 /// Discovery resource, named `<namespace>/<name>`.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1562,6 +1680,9 @@ pub enum RouteKind {
     HttpRoute = 2,
     TlsRoute = 3,
     TcpRoute = 4,
+    VirtualService = 5,
+    VirtualServiceTls = 6,
+    VirtualServiceTcp = 7,
 }
 impl RouteKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1575,6 +1696,9 @@ impl RouteKind {
             Self::HttpRoute => "HTTP_ROUTE",
             Self::TlsRoute => "TLS_ROUTE",
             Self::TcpRoute => "TCP_ROUTE",
+            Self::VirtualService => "VIRTUAL_SERVICE",
+            Self::VirtualServiceTls => "VIRTUAL_SERVICE_TLS",
+            Self::VirtualServiceTcp => "VIRTUAL_SERVICE_TCP",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1585,6 +1709,9 @@ impl RouteKind {
             "HTTP_ROUTE" => Some(Self::HttpRoute),
             "TLS_ROUTE" => Some(Self::TlsRoute),
             "TCP_ROUTE" => Some(Self::TcpRoute),
+            "VIRTUAL_SERVICE" => Some(Self::VirtualService),
+            "VIRTUAL_SERVICE_TLS" => Some(Self::VirtualServiceTls),
+            "VIRTUAL_SERVICE_TCP" => Some(Self::VirtualServiceTcp),
             _ => None,
         }
     }
@@ -1620,6 +1747,142 @@ impl RequestAction {
             "REQUEST_DENY" => Some(Self::RequestDeny),
             "REQUEST_AUDIT" => Some(Self::RequestAudit),
             "REQUEST_CUSTOM" => Some(Self::RequestCustom),
+            _ => None,
+        }
+    }
+}
+/// Discovery resource, named `<namespace>/<name>`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RateLimit {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub targets: ::prost::alloc::vec::Vec<LimitTarget>,
+    /// Counted and logged, never refused.
+    #[prost(bool, tag = "4")]
+    pub shadow: bool,
+    #[prost(uint32, tag = "5")]
+    pub status: u32,
+    #[prost(enumeration = "LimitHeaders", tag = "6")]
+    pub headers: i32,
+    #[prost(message, repeated, tag = "7")]
+    pub rules: ::prost::alloc::vec::Vec<LimitRule>,
+    #[prost(enumeration = "LimitScope", tag = "8")]
+    pub scope: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LimitTarget {
+    #[prost(oneof = "limit_target::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<limit_target::Kind>,
+}
+/// Nested message and enum types in `LimitTarget`.
+pub mod limit_target {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// `<namespace>/<hostname>`.
+        #[prost(string, tag = "1")]
+        Service(::prost::alloc::string::String),
+        #[prost(message, tag = "2")]
+        Gateway(super::GatewayTarget),
+        /// `<kind>/<namespace>/<name>`.
+        #[prost(string, tag = "3")]
+        Route(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LimitRule {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub matches: ::prost::alloc::vec::Vec<RequestMatch>,
+    #[prost(uint32, tag = "3")]
+    pub requests: u32,
+    #[prost(message, optional, tag = "4")]
+    pub period: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, tag = "5")]
+    pub burst: u32,
+    #[prost(message, repeated, tag = "6")]
+    pub keys: ::prost::alloc::vec::Vec<LimitKey>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LimitKey {
+    #[prost(oneof = "limit_key::Kind", tags = "1, 2, 3, 4, 5")]
+    pub kind: ::core::option::Option<limit_key::Kind>,
+}
+/// Nested message and enum types in `LimitKey`.
+pub mod limit_key {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Identity(()),
+        #[prost(message, tag = "2")]
+        Namespace(()),
+        #[prost(message, tag = "3")]
+        Address(()),
+        #[prost(string, tag = "4")]
+        Header(::prost::alloc::string::String),
+        #[prost(message, tag = "5")]
+        Claim(super::Claim),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Claim {
+    #[prost(string, repeated, tag = "1")]
+    pub path: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LimitHeaders {
+    Draft = 0,
+    Legacy = 1,
+    Both = 2,
+    None = 3,
+}
+impl LimitHeaders {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Draft => "LIMIT_HEADERS_DRAFT",
+            Self::Legacy => "LIMIT_HEADERS_LEGACY",
+            Self::Both => "LIMIT_HEADERS_BOTH",
+            Self::None => "LIMIT_HEADERS_NONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LIMIT_HEADERS_DRAFT" => Some(Self::Draft),
+            "LIMIT_HEADERS_LEGACY" => Some(Self::Legacy),
+            "LIMIT_HEADERS_BOTH" => Some(Self::Both),
+            "LIMIT_HEADERS_NONE" => Some(Self::None),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LimitScope {
+    Process = 0,
+}
+impl LimitScope {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Process => "LIMIT_SCOPE_PROCESS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LIMIT_SCOPE_PROCESS" => Some(Self::Process),
             _ => None,
         }
     }
