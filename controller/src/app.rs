@@ -389,9 +389,10 @@ struct Renewal {
 
 impl Renewal {
     async fn run(mut self, shutdown: Shutdown) {
+        let period = CERTIFICATE_CHECK.min(self.authority.leaf_ttl_max() / 3);
         loop {
             tokio::select! {
-                () = tokio::time::sleep(CERTIFICATE_CHECK) => {}
+                () = tokio::time::sleep(period) => {}
                 () = changed(&mut self.root_changes) => {}
                 () = shutdown.cancelled() => return,
             }

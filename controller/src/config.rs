@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use karst_ca::token::AgentAccount;
+use karst_ca::{AuthorityConfig, authority::LEAF_TTL, token::AgentAccount};
 use karst_index::IndexConfig;
 use karst_model::{
     enrollment::Generation,
@@ -20,6 +20,9 @@ use karst_model::{
 use serde::Serialize;
 
 use crate::deploy::Settings;
+
+/// Less, and a controller that is away for a moment would leave the mesh without certificates.
+const CERTIFICATE_TTL_SECONDS_MIN: u64 = 60;
 
 /// Control plane of the Karst mesh.
 #[derive(Clone, Debug, Parser)]
@@ -138,6 +141,14 @@ pub struct Config {
         default_value = "IfNotPresent"
     )]
     pub waypoint_image_pull_policy: String,
+    /// Life of certificates in seconds, the controller's own included: agents ask for new ones at half of it.
+    #[arg(
+        long,
+        env = "KARST_CERTIFICATE_TTL_SECONDS",
+        default_value_t = LEAF_TTL.as_secs(),
+        value_parser = clap::value_parser!(u64).range(CERTIFICATE_TTL_SECONDS_MIN..)
+    )]
+    pub certificate_ttl_seconds: u64,
     /// Seconds that streams get to finish after SIGTERM.
     #[arg(long, env = "KARST_DRAIN_SECONDS", default_value_t = 5)]
     pub drain_seconds: u64,
@@ -186,6 +197,19 @@ impl Config {
 
     pub fn trust_domain(&self) -> TrustDomain {
         TrustDomain(self.state.trust_domain.as_str().into())
+    }
+
+    /// The certificate authority whose state is in the folder, or with --kubernetes in a Secret.
+    pub fn authority(&self) -> AuthorityConfig {
+        let trust_domain = self.trust_domain();
+        let cfg = match self.kubernetes {
+            true => AuthorityConfig::kept_elsewhere(trust_domain),
+            false => AuthorityConfig::new(&self.state.state_dir, trust_domain),
+        };
+        AuthorityConfig {
+            leaf_ttl_max: Duration::from_secs(self.certificate_ttl_seconds),
+            ..cfg
+        }
     }
 
     pub fn root_namespace(&self) -> String {

@@ -28,7 +28,7 @@ use crate::{
     rotation::{self, Phase, RotationTimes, Step, StepError},
 };
 
-/// Leaves start this far in the past, since clocks differ.
+/// Leaves start this far in the past, since clocks differ; those that live shortly, a quarter of their life.
 pub const BACKDATE: Duration = Duration::from_secs(600);
 /// Life of a leaf where none, or a longer one, is asked for.
 pub const LEAF_TTL: Duration = Duration::from_secs(24 * 3600);
@@ -345,7 +345,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
-        params.not_before = (now - BACKDATE).into();
+        params.not_before = (now - self.backdate()).into();
         params.not_after = (now + ttl).min(root_not_after).into();
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
@@ -359,12 +359,21 @@ impl Authority {
         self.signing.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn backdate(&self) -> Duration {
+        BACKDATE.min(self.cfg.leaf_ttl_max / 4)
+    }
+
     fn times(&self) -> RotationTimes {
         // A leaf of the phase before may also be young by its clock's error.
         RotationTimes {
             root_left_min: ROOT_LEFT_MIN,
-            leaf_ttl_max: self.cfg.leaf_ttl_max + BACKDATE,
+            leaf_ttl_max: self.cfg.leaf_ttl_max + self.backdate(),
         }
+    }
+
+    /// Longest life of a leaf.
+    pub fn leaf_ttl_max(&self) -> Duration {
+        self.cfg.leaf_ttl_max
     }
 
     /// Where a root rotation stands.

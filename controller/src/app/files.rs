@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use karst_ca::{
-    Authority, AuthorityConfig, KeySet, KeySetAuthenticator, Tokens, token::AgentAccount,
+    Authority, KeySet, KeySetAuthenticator, Tokens, token::AgentAccount,
 };
 use karst_identity::clock::Clock;
 
@@ -17,10 +17,7 @@ use crate::{
 pub(super) async fn parts(base: &Base, path: PathBuf) -> anyhow::Result<Parts> {
     let (cfg, clock) = (&base.cfg, Clock::system());
     let state_dir = &cfg.state.state_dir;
-    let authority = Authority::load_or_create(
-        AuthorityConfig::new(state_dir, cfg.trust_domain()),
-        clock.now(),
-    )?;
+    let authority = Authority::load_or_create(cfg.authority(), clock.now())?;
     let captured =
         CapturedPods::load(state_dir).context("cannot read the list of captured pods")?;
     let tokens = Arc::new(Tokens::load_or_create(state_dir, AgentAccount::default())?);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use karst_ca::{Authority, AuthorityConfig};
+use karst_ca::Authority;
 use karst_runtime::{admin, supervise::spawn_essential};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
@@ -49,7 +49,7 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
     let store = RootStore::new(
         client.clone(),
         &cfg.namespace,
-        AuthorityConfig::kept_elsewhere(cfg.trust_domain()),
+        cfg.authority(),
         health.clone(),
     );
     let authority = Arc::new(store.load_or_create().await);

@@ -7,6 +7,9 @@
 //!                        └─── leader: a step of a root rotation ──┘
 //! ```
 //!
+//! A rotation of our own root begins by itself a year before its end, or when Secret karst-ca gets the annotation
+//! `karst.dev/rotate-root`, with any value; its later steps take themselves.
+//!
 //! Secrets are read one by one by name: the controller has no permission to list or watch them.
 
 use std::{
@@ -15,7 +18,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use karst_ca::{Authority, AuthorityConfig, AuthorityError, Material, PluggedCa};
+use karst_ca::{
+    Authority, AuthorityConfig, AuthorityError, Material, PluggedCa,
+    rotation::{Phase, Step},
+};
 use karst_identity::bundle::hex;
 use karst_k8s_api::k8s_openapi::{
     ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -35,6 +41,8 @@ use crate::{
 const OWN: &str = "karst-ca";
 /// Key in it.
 const STATE: &str = "authority.json";
+/// Annotation of it that asks for a new root.
+const ROTATE: &str = "karst.dev/rotate-root";
 /// A CA that the administrator brings.
 const PLUGGED: &str = "cacerts";
 /// Between looks at the Secrets.
@@ -310,10 +318,15 @@ impl RootFollower {
     /// The leader takes a step of a root rotation that is due; on a conflict somebody else just has.
     async fn step(&self, mut kept: Kept) -> Result<(), RootError> {
         let now = SystemTime::now();
-        let (Some(step), true) = (self.authority.due_step(now), self.leadership.is_held()) else {
+        let Some(own) = kept.own.as_mut().filter(|_| self.leadership.is_held()) else {
             return Ok(());
         };
-        let Some(own) = &mut kept.own else {
+        // Ours must be the one that signs, and no rotation under way.
+        let may_begin = kept.plugged.is_none() && self.authority.phase() == Phase::Steady;
+        let annotations = own.metadata.annotations.get_or_insert_default();
+        let asked = may_begin && annotations.remove(ROTATE).is_some();
+        let due = self.authority.due_step(now);
+        let Some(step) = due.or_else(|| asked.then_some(Step::Announce)) else {
             return Ok(());
         };
         let state = self
