@@ -11,7 +11,7 @@ use std::{fmt, net::SocketAddr, time::Duration};
 use tracing::{debug, error, info, warn};
 
 /// Which way the connection runs, seen from this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// Towards a local workload.
     Inbound,

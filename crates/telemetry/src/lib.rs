@@ -10,4 +10,5 @@ pub mod access_log;
 pub mod error_chain;
 pub mod logging;
 pub mod metrics;
+pub mod observed;
 pub mod request_log;
