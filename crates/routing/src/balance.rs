@@ -5,6 +5,8 @@
 //! Source: `ambient-facts.md` 6.3. The endpoints come from discovery, the random numbers from the caller.
 
 mod candidates;
+mod levels;
+mod locality;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -18,7 +20,10 @@ use karst_model::{
 };
 use rand::{Rng, RngExt};
 
-pub use self::candidates::{Algorithm, Candidates};
+pub use self::{
+    candidates::{Algorithm, Candidates},
+    levels::{Levels, Wanted},
+};
 
 /// A connection that wants an endpoint.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +140,8 @@ pub struct Found {
     pub without_address: usize,
     /// Outside of what a STRICT routing preference demands.
     pub elsewhere: usize,
+    /// Without the labels of the subset.
+    pub not_in_subset: usize,
 }
 
 impl std::fmt::Display for Found {
@@ -148,6 +155,7 @@ impl std::fmt::Display for Found {
                 "without an address of an allowed family",
             ),
             (self.elsewhere, "outside the strict routing preference"),
+            (self.not_in_subset, "without the labels of the subset"),
         ];
         let mut seen = counts.iter().filter(|(count, _)| *count > 0).peekable();
         if seen.peek().is_none() {
@@ -298,6 +306,7 @@ enum Useless {
     NoPort,
     NoAddress,
     Elsewhere,
+    NotInSubset,
 }
 
 impl Found {
@@ -308,6 +317,7 @@ impl Found {
             Useless::NoPort => &mut self.without_port,
             Useless::NoAddress => &mut self.without_address,
             Useless::Elsewhere => &mut self.elsewhere,
+            Useless::NotInSubset => &mut self.not_in_subset,
         } += 1;
     }
 }

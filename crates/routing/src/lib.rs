@@ -11,14 +11,20 @@
 
 pub mod affinity;
 pub mod balance;
+pub mod breaker;
 mod compare;
+pub mod ewma;
 pub mod filter;
+pub mod hash;
 #[cfg(test)]
 mod mutation;
+pub mod outlier;
 pub mod pattern;
+pub mod priority;
 pub mod request;
 pub mod retry;
 pub mod table;
+pub mod warm_up;
 pub mod weights;
 
 // The reference's files name this crate as every test in `tests/` does.

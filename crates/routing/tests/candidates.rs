@@ -106,7 +106,7 @@ fn least_request_evens_out_the_load() {
         let drawn = candidates.pick(
             Algorithm::LeastRequest,
             |_| false,
-            |index| in_flight[index],
+            |index| in_flight[index].into(),
             &mut rng,
         );
         in_flight[drawn.unwrap()] += 1;

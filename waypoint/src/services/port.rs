@@ -118,7 +118,7 @@ impl Cluster {
     fn choose(&self, avoid: &[u64], rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
         let at = |index: usize| self.endpoints.get(index).and_then(Option::as_ref);
         let useless = |index| at(index).is_none_or(|endpoint| avoid.contains(&endpoint.id));
-        let load = |index| at(index).map_or(u32::MAX, |endpoint| endpoint.in_flight());
+        let load = |index| at(index).map_or(u64::MAX, |endpoint| endpoint.in_flight().into());
         let index = self
             .candidates
             .pick(Algorithm::LeastRequest, useless, load, rng)?;

@@ -23,6 +23,8 @@ pub enum Algorithm {
     /// In turn; the number counts the requests.
     RoundRobin(u64),
     Random,
+    /// As [`Self::LeastRequest`], with [`crate::ewma`]'s cost for load: an endpoint's weight divides it.
+    PeakEwma,
 }
 
 /// Endpoints of the best rank.
@@ -30,6 +32,8 @@ pub enum Algorithm {
 pub struct Candidates {
     choices: Vec<Choice>,
     weights: Weights,
+    /// The weight of each.
+    own: Box<[u32]>,
     /// A step through the sum of the weights that meets every point once and never the neighbourhood it just left.
     stride: u64,
 }
@@ -50,12 +54,23 @@ impl Candidates {
                 choices.push(candidate.into_choice(request));
             }
         }
-        let weights = Weights::new(weights);
-        Ok(Self {
-            stride: stride(weights.total()),
+        Ok(Self::of(choices, weights))
+    }
+
+    /// `weights` in the order of the choices.
+    pub(super) fn of(choices: Vec<Choice>, weights: Vec<u32>) -> Self {
+        let sums = Weights::new(weights.iter().copied());
+        Self {
+            stride: stride(sums.total()),
             choices,
-            weights,
-        })
+            weights: sums,
+            own: weights.into(),
+        }
+    }
+
+    /// The weight of a choice.
+    pub fn weight(&self, index: usize) -> u32 {
+        self.own.get(index).copied().unwrap_or(0)
     }
 
     /// The endpoints, in an order that stays.
@@ -64,12 +79,13 @@ impl Candidates {
     }
 
     /// Draws the index of an endpoint. `avoid` names those that were tried already or are ejected: they are drawn only
-    /// where there is no other, so there always is one. `in_flight` are the requests that an endpoint is working on.
+    /// where there is no other, so there always is one. `load` is what an endpoint is working on:
+    /// its requests, or what one more would cost.
     pub fn pick(
         &self,
         algorithm: Algorithm,
         avoid: impl Fn(usize) -> bool,
-        in_flight: impl Fn(usize) -> u32,
+        load: impl Fn(usize) -> u64,
         rng: &mut impl Rng,
     ) -> Option<usize> {
         let total = self.weights.total();
@@ -86,7 +102,7 @@ impl Candidates {
                 let point = (u128::from(count) * u128::from(self.stride)) % u128::from(total);
                 self.instead_of_avoided(self.weights.at(point as u64), &avoid)
             }
-            Algorithm::LeastRequest => {
+            Algorithm::LeastRequest | Algorithm::PeakEwma => {
                 let first = random(rng);
                 let second = match random(rng) {
                     // The same one twice is no choice: its neighbour is as random.
@@ -95,7 +111,7 @@ impl Candidates {
                     }
                     other => other,
                 };
-                match self.is_less_loaded(second, first, &in_flight) {
+                match self.is_less_loaded(second, first, &load) {
                     true => second,
                     false => first,
                 }
@@ -122,11 +138,11 @@ impl Candidates {
         others.find(|other| !avoid(*other)).unwrap_or(index)
     }
 
-    /// Compares the requests in flight for each unit of weight. Equals are not less: then the first drawn stays, and
+    /// Compares the loads for each unit of weight. Equals are not less: then the first drawn stays, and
     /// shares are as the weights.
-    fn is_less_loaded(&self, one: usize, other: usize, in_flight: &impl Fn(usize) -> u32) -> bool {
-        let weight = |index: usize| u64::from(self.choices[index].workload.capacity);
-        u64::from(in_flight(one)) * weight(other) < u64::from(in_flight(other)) * weight(one)
+    fn is_less_loaded(&self, one: usize, other: usize, load: &impl Fn(usize) -> u64) -> bool {
+        let weight = |index: usize| u128::from(self.weight(index));
+        u128::from(load(one)) * weight(other) < u128::from(load(other)) * weight(one)
     }
 }
 
