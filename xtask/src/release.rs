@@ -94,10 +94,26 @@ pub(crate) fn example_path(name: &str) -> PathBuf {
     folder().join("examples").join(name)
 }
 
-/// The commit that is built, marked when the tree has changes of its own.
+/// What no program is made of: a commit that changes nothing else needs no new build.
+const OUTSIDE: [&str; 8] = [
+    ":(exclude)docs",
+    ":(exclude)*.md",
+    ":(exclude)xtask",
+    ":(exclude)tests",
+    ":(exclude)benches",
+    ":(exclude)fuzz",
+    ":(exclude)examples",
+    ":(exclude).ci",
+];
+
+/// The last commit that changed what the programs are made of, marked when the tree has such changes of its own.
 fn revision() -> Option<String> {
-    let git = |args: &[&str]| shell::capture(Command::new("git").args(args)).ok();
-    let commit = git(&["rev-parse", "--short=12", "HEAD"])?;
+    let git = |args: &[&str]| {
+        let mut command = Command::new("git");
+        command.current_dir(shell::root()).args(args);
+        shell::capture(command.args(["--", "."]).args(OUTSIDE)).ok()
+    };
+    let commit = git(&["log", "-1", "--abbrev=12", "--format=%h"])?;
     let changed = git(&["status", "--porcelain", "--untracked-files=no"])?;
     let mark = if changed.is_empty() { "" } else { "-changed" };
     Some(format!("{}{mark}", commit.trim()))
