@@ -13,6 +13,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    traffic::SessionPersistence,
     name::{NameError, ServiceKey},
     policy::IpBlock,
 };
@@ -145,6 +146,8 @@ pub struct HttpRule {
     pub backends: Vec<WeightedBackend>,
     pub timeouts: Timeouts,
     pub retry: Option<RetryPolicy>,
+    /// Requests of one session stay with one endpoint; `None`: as the backend's own traffic policy says.
+    pub session: Option<SessionPersistence>,
 }
 
 /// AND of its fields; an empty one takes every request.

@@ -22,6 +22,7 @@ use super::{
     address::port_from,
     error::decode,
     policy::{block_from, block_to},
+    traffic::{session_from, session_to},
     workload::indexed,
 };
 use crate::{karst as wire, security};
@@ -145,6 +146,7 @@ fn http_rule_from(rule: &wire::HttpRule, interner: &mut Interner) -> Result<Http
                 .transpose()?,
         },
         retry: rule.retry.as_ref().map(retry_from).transpose()?,
+        session: rule.session.as_ref().map(session_from).transpose()?,
     })
 }
 
@@ -521,6 +523,7 @@ fn http_rule_to(rule: &HttpRule) -> wire::HttpRule {
             remote_localities: retry.remote_localities,
             avoid_previous: retry.avoid_previous,
         }),
+        session: rule.session.as_ref().map(session_to),
     }
 }
 

@@ -12,6 +12,7 @@ use karst_model::{
         RetryPolicy, Rewrite, Route, RouteKey, RouteKind, RouteRules, SourceMatch, TcpRule,
         Timeouts, TlsRule, ValueMatch, WeightedBackend,
     },
+    traffic::{SessionKind, SessionPersistence},
     waypoint_policy::{
         ClaimValues, HeaderValues, PathPattern, PolicyTarget, RequestAction, RequestClause,
         RequestMatch, RequestRule, WaypointPolicy,
@@ -188,6 +189,12 @@ fn everything() -> HttpRule {
             grpc_statuses: vec![1, 14],
             remote_localities: true,
             avoid_previous: false,
+        }),
+        session: Some(SessionPersistence {
+            name: "s".into(),
+            kind: SessionKind::Cookie { permanent: true },
+            absolute_timeout: Some(Duration::from_secs(60)),
+            idle_timeout: None,
         }),
     }
 }

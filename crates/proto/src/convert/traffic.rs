@@ -120,7 +120,7 @@ fn connections_from(limits: &wire::ConnectionLimits) -> Result<Connections, Prob
     })
 }
 
-fn session_from(session: &wire::SessionPersistence) -> Result<SessionPersistence, Problem> {
+pub(super) fn session_from(session: &wire::SessionPersistence) -> Result<SessionPersistence, Problem> {
     use wire::session_persistence::Kind;
     let kind = match session.kind.as_ref().ok_or(Problem::Missing)? {
         Kind::CookiePermanent(permanent) => SessionKind::Cookie {
@@ -203,7 +203,7 @@ fn connections_to(limits: &Connections) -> wire::ConnectionLimits {
     }
 }
 
-fn session_to(session: &SessionPersistence) -> wire::SessionPersistence {
+pub(super) fn session_to(session: &SessionPersistence) -> wire::SessionPersistence {
     use wire::session_persistence::Kind;
     let kind = match session.kind {
         SessionKind::Cookie { permanent } => Kind::CookiePermanent(permanent),

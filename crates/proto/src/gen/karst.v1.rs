@@ -944,6 +944,443 @@ pub mod reports_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// Discovery resource, named `<namespace>/<hostname>` of the service.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServiceTraffic {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub scopes: ::prost::alloc::vec::Vec<TrafficScope>,
+    #[prost(message, repeated, tag = "3")]
+    pub subsets: ::prost::alloc::vec::Vec<Subset>,
+    #[prost(string, repeated, tag = "4")]
+    pub sources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrafficScope {
+    /// The service's own port; 0: every port.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(string, optional, tag = "2")]
+    pub subset: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "3")]
+    pub policy: ::core::option::Option<TrafficPolicy>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Label {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Subset {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub labels: ::prost::alloc::vec::Vec<Label>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TrafficPolicy {
+    #[prost(message, optional, tag = "1")]
+    pub balance: ::core::option::Option<Balance>,
+    #[prost(message, optional, tag = "2")]
+    pub connections: ::core::option::Option<ConnectionLimits>,
+    #[prost(message, optional, tag = "3")]
+    pub outlier: ::core::option::Option<Outlier>,
+    #[prost(message, optional, tag = "4")]
+    pub retry_budget: ::core::option::Option<RetryBudget>,
+    #[prost(message, optional, tag = "5")]
+    pub tls: ::core::option::Option<UpstreamTls>,
+    #[prost(message, optional, tag = "6")]
+    pub health_check: ::core::option::Option<HealthCheck>,
+    #[prost(message, optional, tag = "7")]
+    pub session: ::core::option::Option<SessionPersistence>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Balance {
+    #[prost(message, optional, tag = "7")]
+    pub warm_up: ::core::option::Option<WarmUp>,
+    #[prost(message, optional, tag = "8")]
+    pub locality: ::core::option::Option<LocalityBalance>,
+    #[prost(oneof = "balance::Algorithm", tags = "1, 2, 3, 4, 5, 6")]
+    pub algorithm: ::core::option::Option<balance::Algorithm>,
+}
+/// Nested message and enum types in `Balance`.
+pub mod balance {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Algorithm {
+        #[prost(message, tag = "1")]
+        LeastRequest(()),
+        #[prost(message, tag = "2")]
+        RoundRobin(()),
+        #[prost(message, tag = "3")]
+        Random(()),
+        #[prost(message, tag = "4")]
+        Passthrough(()),
+        #[prost(message, tag = "5")]
+        PeakEwma(()),
+        #[prost(message, tag = "6")]
+        ConsistentHash(super::ConsistentHash),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConsistentHash {
+    #[prost(oneof = "consistent_hash::Key", tags = "1, 2, 3, 4")]
+    pub key: ::core::option::Option<consistent_hash::Key>,
+    #[prost(oneof = "consistent_hash::Table", tags = "5, 6")]
+    pub table: ::core::option::Option<consistent_hash::Table>,
+}
+/// Nested message and enum types in `ConsistentHash`.
+pub mod consistent_hash {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Key {
+        #[prost(string, tag = "1")]
+        Header(::prost::alloc::string::String),
+        #[prost(message, tag = "2")]
+        Cookie(super::HashCookie),
+        #[prost(message, tag = "3")]
+        SourceIp(()),
+        #[prost(string, tag = "4")]
+        Query(::prost::alloc::string::String),
+    }
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Table {
+        #[prost(uint32, tag = "5")]
+        RingMinSize(u32),
+        #[prost(uint32, tag = "6")]
+        MaglevSize(u32),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HashCookie {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub path: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "3")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, repeated, tag = "4")]
+    pub attributes: ::prost::alloc::vec::Vec<CookieAttribute>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CookieAttribute {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WarmUp {
+    #[prost(message, optional, tag = "1")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, tag = "2")]
+    pub aggression_milli: u32,
+    #[prost(uint32, tag = "3")]
+    pub min_percent: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LocalityBalance {
+    #[prost(message, repeated, tag = "1")]
+    pub distribute: ::prost::alloc::vec::Vec<Distribution>,
+    #[prost(message, repeated, tag = "2")]
+    pub priority: ::prost::alloc::vec::Vec<LabelPriority>,
+    #[prost(message, repeated, tag = "3")]
+    pub failover: ::prost::alloc::vec::Vec<RegionFailover>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Distribution {
+    #[prost(message, optional, tag = "1")]
+    pub from: ::core::option::Option<LocalityPattern>,
+    #[prost(message, repeated, tag = "2")]
+    pub to: ::prost::alloc::vec::Vec<LocalityWeight>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalityWeight {
+    #[prost(message, optional, tag = "1")]
+    pub place: ::core::option::Option<LocalityPattern>,
+    #[prost(uint32, tag = "2")]
+    pub weight: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalityPattern {
+    #[prost(string, optional, tag = "1")]
+    pub region: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "2")]
+    pub zone: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(string, optional, tag = "3")]
+    pub subzone: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LabelPriority {
+    #[prost(string, tag = "1")]
+    pub label: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub value: ::core::option::Option<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegionFailover {
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConnectionLimits {
+    #[prost(uint32, optional, tag = "1")]
+    pub max: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "2")]
+    pub connect_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "3")]
+    pub keepalive: ::core::option::Option<TcpKeepalive>,
+    #[prost(message, optional, tag = "4")]
+    pub tcp_idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "5")]
+    pub max_age: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, optional, tag = "6")]
+    pub max_pending: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "7")]
+    pub max_requests: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "8")]
+    pub max_requests_per_connection: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "9")]
+    pub max_retries: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "10")]
+    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(enumeration = "Http2Upgrade", tag = "11")]
+    pub upgrade: i32,
+    #[prost(uint32, optional, tag = "12")]
+    pub max_streams: ::core::option::Option<u32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpKeepalive {
+    #[prost(message, optional, tag = "1")]
+    pub time: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "2")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, optional, tag = "3")]
+    pub probes: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Outlier {
+    #[prost(uint32, optional, tag = "1")]
+    pub consecutive_errors: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "2")]
+    pub consecutive_gateway_errors: ::core::option::Option<u32>,
+    #[prost(uint32, repeated, tag = "3")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, tag = "4")]
+    pub split_local: bool,
+    #[prost(uint32, optional, tag = "5")]
+    pub consecutive_local_errors: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "6")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "7")]
+    pub base_ejection: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, tag = "8")]
+    pub max_ejected_percent: u32,
+    #[prost(uint32, tag = "9")]
+    pub min_health_percent: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetryBudget {
+    #[prost(uint32, tag = "1")]
+    pub share_ppm: u32,
+    #[prost(uint32, tag = "2")]
+    pub min_concurrent: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpstreamTls {
+    #[prost(enumeration = "UpstreamTlsMode", tag = "1")]
+    pub mode: i32,
+    #[prost(string, optional, tag = "2")]
+    pub sni: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub sans: ::prost::alloc::vec::Vec<SubjectAltName>,
+    #[prost(string, optional, tag = "7")]
+    pub crl: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "8")]
+    pub credential: ::core::option::Option<ClientCredential>,
+    #[prost(bool, tag = "9")]
+    pub insecure: bool,
+    #[prost(string, optional, tag = "10")]
+    pub broken: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(oneof = "upstream_tls::Anchors", tags = "4, 5, 6")]
+    pub anchors: ::core::option::Option<upstream_tls::Anchors>,
+}
+/// Nested message and enum types in `UpstreamTls`.
+pub mod upstream_tls {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Anchors {
+        #[prost(message, tag = "4")]
+        System(()),
+        #[prost(string, tag = "5")]
+        Pem(::prost::alloc::string::String),
+        #[prost(message, tag = "6")]
+        Mesh(()),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SubjectAltName {
+    #[prost(oneof = "subject_alt_name::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<subject_alt_name::Kind>,
+}
+/// Nested message and enum types in `SubjectAltName`.
+pub mod subject_alt_name {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        Any(::prost::alloc::string::String),
+        #[prost(string, tag = "2")]
+        Dns(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Uri(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientCredential {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub chain: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HealthCheck {
+    #[prost(message, optional, tag = "4")]
+    pub interval: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "5")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(uint32, tag = "6")]
+    pub unhealthy_threshold: u32,
+    #[prost(uint32, tag = "7")]
+    pub healthy_threshold: u32,
+    /// 0: the port of the requests.
+    #[prost(uint32, tag = "8")]
+    pub port: u32,
+    #[prost(oneof = "health_check::Probe", tags = "1, 2, 3")]
+    pub probe: ::core::option::Option<health_check::Probe>,
+}
+/// Nested message and enum types in `HealthCheck`.
+pub mod health_check {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Probe {
+        #[prost(message, tag = "1")]
+        Http(super::HttpProbe),
+        #[prost(message, tag = "2")]
+        Tcp(()),
+        #[prost(message, tag = "3")]
+        Grpc(super::GrpcProbe),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpProbe {
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(string, optional, tag = "2")]
+    pub host: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub expected: ::prost::alloc::vec::Vec<ExpectedStatus>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExpectedStatus {
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    #[prost(uint32, tag = "2")]
+    pub last: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrpcProbe {
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionPersistence {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub absolute_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(message, optional, tag = "5")]
+    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
+    #[prost(oneof = "session_persistence::Kind", tags = "2, 3")]
+    pub kind: ::core::option::Option<session_persistence::Kind>,
+}
+/// Nested message and enum types in `SessionPersistence`.
+pub mod session_persistence {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// Whether the cookie is permanent.
+        #[prost(bool, tag = "2")]
+        CookiePermanent(bool),
+        #[prost(message, tag = "3")]
+        Header(()),
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Http2Upgrade {
+    UpgradeDefault = 0,
+    UpgradeAlways = 1,
+    UpgradeNever = 2,
+}
+impl Http2Upgrade {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::UpgradeDefault => "UPGRADE_DEFAULT",
+            Self::UpgradeAlways => "UPGRADE_ALWAYS",
+            Self::UpgradeNever => "UPGRADE_NEVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UPGRADE_DEFAULT" => Some(Self::UpgradeDefault),
+            "UPGRADE_ALWAYS" => Some(Self::UpgradeAlways),
+            "UPGRADE_NEVER" => Some(Self::UpgradeNever),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum UpstreamTlsMode {
+    TlsUnspecified = 0,
+    TlsDisable = 1,
+    TlsSimple = 2,
+    TlsMutual = 3,
+    TlsMesh = 4,
+}
+impl UpstreamTlsMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::TlsUnspecified => "TLS_UNSPECIFIED",
+            Self::TlsDisable => "TLS_DISABLE",
+            Self::TlsSimple => "TLS_SIMPLE",
+            Self::TlsMutual => "TLS_MUTUAL",
+            Self::TlsMesh => "TLS_MESH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TLS_UNSPECIFIED" => Some(Self::TlsUnspecified),
+            "TLS_DISABLE" => Some(Self::TlsDisable),
+            "TLS_SIMPLE" => Some(Self::TlsSimple),
+            "TLS_MUTUAL" => Some(Self::TlsMutual),
+            "TLS_MESH" => Some(Self::TlsMesh),
+            _ => None,
+        }
+    }
+}
 /// Discovery resource, named `<kind>/<namespace>/<name>`.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
@@ -1006,6 +1443,8 @@ pub struct HttpRule {
     pub backend_request_timeout: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "7")]
     pub retry: ::core::option::Option<RetryPolicy>,
+    #[prost(message, optional, tag = "8")]
+    pub session: ::core::option::Option<SessionPersistence>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpMatch {
@@ -1883,443 +2322,6 @@ impl LimitScope {
     pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
         match value {
             "LIMIT_SCOPE_PROCESS" => Some(Self::Process),
-            _ => None,
-        }
-    }
-}
-/// Discovery resource, named `<namespace>/<hostname>` of the service.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ServiceTraffic {
-    #[prost(string, tag = "1")]
-    pub service: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "2")]
-    pub scopes: ::prost::alloc::vec::Vec<TrafficScope>,
-    #[prost(message, repeated, tag = "3")]
-    pub subsets: ::prost::alloc::vec::Vec<Subset>,
-    #[prost(string, repeated, tag = "4")]
-    pub sources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct TrafficScope {
-    /// The service's own port; 0: every port.
-    #[prost(uint32, tag = "1")]
-    pub port: u32,
-    #[prost(string, optional, tag = "2")]
-    pub subset: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(message, optional, tag = "3")]
-    pub policy: ::core::option::Option<TrafficPolicy>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Label {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub value: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Subset {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "2")]
-    pub labels: ::prost::alloc::vec::Vec<Label>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct TrafficPolicy {
-    #[prost(message, optional, tag = "1")]
-    pub balance: ::core::option::Option<Balance>,
-    #[prost(message, optional, tag = "2")]
-    pub connections: ::core::option::Option<ConnectionLimits>,
-    #[prost(message, optional, tag = "3")]
-    pub outlier: ::core::option::Option<Outlier>,
-    #[prost(message, optional, tag = "4")]
-    pub retry_budget: ::core::option::Option<RetryBudget>,
-    #[prost(message, optional, tag = "5")]
-    pub tls: ::core::option::Option<UpstreamTls>,
-    #[prost(message, optional, tag = "6")]
-    pub health_check: ::core::option::Option<HealthCheck>,
-    #[prost(message, optional, tag = "7")]
-    pub session: ::core::option::Option<SessionPersistence>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Balance {
-    #[prost(message, optional, tag = "7")]
-    pub warm_up: ::core::option::Option<WarmUp>,
-    #[prost(message, optional, tag = "8")]
-    pub locality: ::core::option::Option<LocalityBalance>,
-    #[prost(oneof = "balance::Algorithm", tags = "1, 2, 3, 4, 5, 6")]
-    pub algorithm: ::core::option::Option<balance::Algorithm>,
-}
-/// Nested message and enum types in `Balance`.
-pub mod balance {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Algorithm {
-        #[prost(message, tag = "1")]
-        LeastRequest(()),
-        #[prost(message, tag = "2")]
-        RoundRobin(()),
-        #[prost(message, tag = "3")]
-        Random(()),
-        #[prost(message, tag = "4")]
-        Passthrough(()),
-        #[prost(message, tag = "5")]
-        PeakEwma(()),
-        #[prost(message, tag = "6")]
-        ConsistentHash(super::ConsistentHash),
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ConsistentHash {
-    #[prost(oneof = "consistent_hash::Key", tags = "1, 2, 3, 4")]
-    pub key: ::core::option::Option<consistent_hash::Key>,
-    #[prost(oneof = "consistent_hash::Table", tags = "5, 6")]
-    pub table: ::core::option::Option<consistent_hash::Table>,
-}
-/// Nested message and enum types in `ConsistentHash`.
-pub mod consistent_hash {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Key {
-        #[prost(string, tag = "1")]
-        Header(::prost::alloc::string::String),
-        #[prost(message, tag = "2")]
-        Cookie(super::HashCookie),
-        #[prost(message, tag = "3")]
-        SourceIp(()),
-        #[prost(string, tag = "4")]
-        Query(::prost::alloc::string::String),
-    }
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Table {
-        #[prost(uint32, tag = "5")]
-        RingMinSize(u32),
-        #[prost(uint32, tag = "6")]
-        MaglevSize(u32),
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct HashCookie {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(string, optional, tag = "2")]
-    pub path: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(message, optional, tag = "3")]
-    pub ttl: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, repeated, tag = "4")]
-    pub attributes: ::prost::alloc::vec::Vec<CookieAttribute>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct CookieAttribute {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(string, optional, tag = "2")]
-    pub value: ::core::option::Option<::prost::alloc::string::String>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct WarmUp {
-    #[prost(message, optional, tag = "1")]
-    pub duration: ::core::option::Option<::prost_types::Duration>,
-    #[prost(uint32, tag = "2")]
-    pub aggression_milli: u32,
-    #[prost(uint32, tag = "3")]
-    pub min_percent: u32,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct LocalityBalance {
-    #[prost(message, repeated, tag = "1")]
-    pub distribute: ::prost::alloc::vec::Vec<Distribution>,
-    #[prost(message, repeated, tag = "2")]
-    pub priority: ::prost::alloc::vec::Vec<LabelPriority>,
-    #[prost(message, repeated, tag = "3")]
-    pub failover: ::prost::alloc::vec::Vec<RegionFailover>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Distribution {
-    #[prost(message, optional, tag = "1")]
-    pub from: ::core::option::Option<LocalityPattern>,
-    #[prost(message, repeated, tag = "2")]
-    pub to: ::prost::alloc::vec::Vec<LocalityWeight>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LocalityWeight {
-    #[prost(message, optional, tag = "1")]
-    pub place: ::core::option::Option<LocalityPattern>,
-    #[prost(uint32, tag = "2")]
-    pub weight: u32,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LocalityPattern {
-    #[prost(string, optional, tag = "1")]
-    pub region: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(string, optional, tag = "2")]
-    pub zone: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(string, optional, tag = "3")]
-    pub subzone: ::core::option::Option<::prost::alloc::string::String>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LabelPriority {
-    #[prost(string, tag = "1")]
-    pub label: ::prost::alloc::string::String,
-    #[prost(string, optional, tag = "2")]
-    pub value: ::core::option::Option<::prost::alloc::string::String>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RegionFailover {
-    #[prost(string, tag = "1")]
-    pub from: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub to: ::prost::alloc::string::String,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ConnectionLimits {
-    #[prost(uint32, optional, tag = "1")]
-    pub max: ::core::option::Option<u32>,
-    #[prost(message, optional, tag = "2")]
-    pub connect_timeout: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, optional, tag = "3")]
-    pub keepalive: ::core::option::Option<TcpKeepalive>,
-    #[prost(message, optional, tag = "4")]
-    pub tcp_idle_timeout: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, optional, tag = "5")]
-    pub max_age: ::core::option::Option<::prost_types::Duration>,
-    #[prost(uint32, optional, tag = "6")]
-    pub max_pending: ::core::option::Option<u32>,
-    #[prost(uint32, optional, tag = "7")]
-    pub max_requests: ::core::option::Option<u32>,
-    #[prost(uint32, optional, tag = "8")]
-    pub max_requests_per_connection: ::core::option::Option<u32>,
-    #[prost(uint32, optional, tag = "9")]
-    pub max_retries: ::core::option::Option<u32>,
-    #[prost(message, optional, tag = "10")]
-    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
-    #[prost(enumeration = "Http2Upgrade", tag = "11")]
-    pub upgrade: i32,
-    #[prost(uint32, optional, tag = "12")]
-    pub max_streams: ::core::option::Option<u32>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct TcpKeepalive {
-    #[prost(message, optional, tag = "1")]
-    pub time: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, optional, tag = "2")]
-    pub interval: ::core::option::Option<::prost_types::Duration>,
-    #[prost(uint32, optional, tag = "3")]
-    pub probes: ::core::option::Option<u32>,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Outlier {
-    #[prost(uint32, optional, tag = "1")]
-    pub consecutive_errors: ::core::option::Option<u32>,
-    #[prost(uint32, optional, tag = "2")]
-    pub consecutive_gateway_errors: ::core::option::Option<u32>,
-    #[prost(uint32, repeated, tag = "3")]
-    pub statuses: ::prost::alloc::vec::Vec<u32>,
-    #[prost(bool, tag = "4")]
-    pub split_local: bool,
-    #[prost(uint32, optional, tag = "5")]
-    pub consecutive_local_errors: ::core::option::Option<u32>,
-    #[prost(message, optional, tag = "6")]
-    pub interval: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, optional, tag = "7")]
-    pub base_ejection: ::core::option::Option<::prost_types::Duration>,
-    #[prost(uint32, tag = "8")]
-    pub max_ejected_percent: u32,
-    #[prost(uint32, tag = "9")]
-    pub min_health_percent: u32,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RetryBudget {
-    #[prost(uint32, tag = "1")]
-    pub share_ppm: u32,
-    #[prost(uint32, tag = "2")]
-    pub min_concurrent: u32,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct UpstreamTls {
-    #[prost(enumeration = "UpstreamTlsMode", tag = "1")]
-    pub mode: i32,
-    #[prost(string, optional, tag = "2")]
-    pub sni: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(message, repeated, tag = "3")]
-    pub sans: ::prost::alloc::vec::Vec<SubjectAltName>,
-    #[prost(string, optional, tag = "7")]
-    pub crl: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(message, optional, tag = "8")]
-    pub credential: ::core::option::Option<ClientCredential>,
-    #[prost(bool, tag = "9")]
-    pub insecure: bool,
-    #[prost(string, optional, tag = "10")]
-    pub broken: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(oneof = "upstream_tls::Anchors", tags = "4, 5, 6")]
-    pub anchors: ::core::option::Option<upstream_tls::Anchors>,
-}
-/// Nested message and enum types in `UpstreamTls`.
-pub mod upstream_tls {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Anchors {
-        #[prost(message, tag = "4")]
-        System(()),
-        #[prost(string, tag = "5")]
-        Pem(::prost::alloc::string::String),
-        #[prost(message, tag = "6")]
-        Mesh(()),
-    }
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SubjectAltName {
-    #[prost(oneof = "subject_alt_name::Kind", tags = "1, 2, 3")]
-    pub kind: ::core::option::Option<subject_alt_name::Kind>,
-}
-/// Nested message and enum types in `SubjectAltName`.
-pub mod subject_alt_name {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Kind {
-        #[prost(string, tag = "1")]
-        Any(::prost::alloc::string::String),
-        #[prost(string, tag = "2")]
-        Dns(::prost::alloc::string::String),
-        #[prost(string, tag = "3")]
-        Uri(::prost::alloc::string::String),
-    }
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ClientCredential {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub chain: ::prost::alloc::string::String,
-    #[prost(string, tag = "3")]
-    pub key: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct HealthCheck {
-    #[prost(message, optional, tag = "4")]
-    pub interval: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, optional, tag = "5")]
-    pub timeout: ::core::option::Option<::prost_types::Duration>,
-    #[prost(uint32, tag = "6")]
-    pub unhealthy_threshold: u32,
-    #[prost(uint32, tag = "7")]
-    pub healthy_threshold: u32,
-    /// 0: the port of the requests.
-    #[prost(uint32, tag = "8")]
-    pub port: u32,
-    #[prost(oneof = "health_check::Probe", tags = "1, 2, 3")]
-    pub probe: ::core::option::Option<health_check::Probe>,
-}
-/// Nested message and enum types in `HealthCheck`.
-pub mod health_check {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Probe {
-        #[prost(message, tag = "1")]
-        Http(super::HttpProbe),
-        #[prost(message, tag = "2")]
-        Tcp(()),
-        #[prost(message, tag = "3")]
-        Grpc(super::GrpcProbe),
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct HttpProbe {
-    #[prost(string, tag = "1")]
-    pub path: ::prost::alloc::string::String,
-    #[prost(string, optional, tag = "2")]
-    pub host: ::core::option::Option<::prost::alloc::string::String>,
-    #[prost(message, repeated, tag = "3")]
-    pub expected: ::prost::alloc::vec::Vec<ExpectedStatus>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ExpectedStatus {
-    #[prost(uint32, tag = "1")]
-    pub first: u32,
-    #[prost(uint32, tag = "2")]
-    pub last: u32,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct GrpcProbe {
-    #[prost(string, tag = "1")]
-    pub service: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SessionPersistence {
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "4")]
-    pub absolute_timeout: ::core::option::Option<::prost_types::Duration>,
-    #[prost(message, optional, tag = "5")]
-    pub idle_timeout: ::core::option::Option<::prost_types::Duration>,
-    #[prost(oneof = "session_persistence::Kind", tags = "2, 3")]
-    pub kind: ::core::option::Option<session_persistence::Kind>,
-}
-/// Nested message and enum types in `SessionPersistence`.
-pub mod session_persistence {
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Kind {
-        /// Whether the cookie is permanent.
-        #[prost(bool, tag = "2")]
-        CookiePermanent(bool),
-        #[prost(message, tag = "3")]
-        Header(()),
-    }
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum Http2Upgrade {
-    UpgradeDefault = 0,
-    UpgradeAlways = 1,
-    UpgradeNever = 2,
-}
-impl Http2Upgrade {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::UpgradeDefault => "UPGRADE_DEFAULT",
-            Self::UpgradeAlways => "UPGRADE_ALWAYS",
-            Self::UpgradeNever => "UPGRADE_NEVER",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "UPGRADE_DEFAULT" => Some(Self::UpgradeDefault),
-            "UPGRADE_ALWAYS" => Some(Self::UpgradeAlways),
-            "UPGRADE_NEVER" => Some(Self::UpgradeNever),
-            _ => None,
-        }
-    }
-}
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum UpstreamTlsMode {
-    TlsUnspecified = 0,
-    TlsDisable = 1,
-    TlsSimple = 2,
-    TlsMutual = 3,
-    TlsMesh = 4,
-}
-impl UpstreamTlsMode {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::TlsUnspecified => "TLS_UNSPECIFIED",
-            Self::TlsDisable => "TLS_DISABLE",
-            Self::TlsSimple => "TLS_SIMPLE",
-            Self::TlsMutual => "TLS_MUTUAL",
-            Self::TlsMesh => "TLS_MESH",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "TLS_UNSPECIFIED" => Some(Self::TlsUnspecified),
-            "TLS_DISABLE" => Some(Self::TlsDisable),
-            "TLS_SIMPLE" => Some(Self::TlsSimple),
-            "TLS_MUTUAL" => Some(Self::TlsMutual),
-            "TLS_MESH" => Some(Self::TlsMesh),
             _ => None,
         }
     }
