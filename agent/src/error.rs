@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use karst_model::{name::PodUid, name::ServiceKey, name::WorkloadUid};
+use karst_model::name::{PodUid, WorkloadUid};
 
 use karst_hbone::Flag;
 
@@ -59,24 +59,8 @@ pub(crate) enum OutboundError {
     NotCaptured,
     #[error("workload {0} of this pod is not known to the mesh yet")]
     UnknownSource(WorkloadUid),
-    #[error("service {service} has no port {port}")]
-    NoPort { service: ServiceKey, port: u16 },
-    #[error("service {service} has no endpoint to send this to: {why}")]
-    NoEndpoint { service: ServiceKey, why: String },
-    #[error(
-        "{name} must be reached through its waypoint {waypoint}, and that cannot be used: {why}"
-    )]
-    Waypoint {
-        name: String,
-        waypoint: String,
-        why: String,
-    },
-    #[error(
-        "port {port} of {name} is sealed: it accepts its waypoint only, and none is bound to the service"
-    )]
-    Sealed { name: String, port: u16 },
-    #[error("{name} is in network {network}, for which no gateway is known")]
-    OtherNetwork { name: String, network: String },
+    #[error(transparent)]
+    Refused(#[from] karst_path::outbound::Refused),
     #[error("cannot reach {addr}")]
     Connect {
         addr: std::net::SocketAddr,
@@ -96,12 +80,7 @@ impl OutboundError {
             Self::NotCaptured => Flag::Deny,
             Self::UnknownSource(_) => Flag::IdentityError,
             Self::Tunnel { source, .. } => source.flag(),
-            Self::NoPort { .. }
-            | Self::NoEndpoint { .. }
-            | Self::Waypoint { .. }
-            | Self::Sealed { .. }
-            | Self::OtherNetwork { .. }
-            | Self::Connect { .. } => Flag::Connect,
+            Self::Refused(_) | Self::Connect { .. } => Flag::Connect,
         }
     }
 }

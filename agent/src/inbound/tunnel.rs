@@ -12,6 +12,7 @@ use karst_identity::{peer_cert_error, peer_id};
 use karst_model::{
     addr::canonical, addr::canonical_ip, identity::SpiffeId, service::Service, workload::Workload,
 };
+use karst_path::outbound::replicas;
 use karst_policy::Connection;
 use karst_runtime::{drain, supervise::spawn_local_connection};
 use karst_telemetry::{
@@ -29,7 +30,6 @@ use crate::{
     },
     live::Registered,
     mesh::Mesh,
-    outbound::waypoint::replicas,
     tracked::{Bytes, Tracked},
     workers::Worker,
 };

@@ -59,6 +59,15 @@ const EDGES: &[(&str, &[&str])] = &[
             "karst-telemetry",
         ],
     ),
+    (
+        "karst-path",
+        &[
+            "karst-model",
+            "karst-policy",
+            "karst-routing",
+            "karst-discovery",
+        ],
+    ),
     ("karst-ebpf-loader", &["karst-ebpf-abi", "karst-netns"]),
     ("karst-ca", &["karst-model", "karst-identity"]),
     (
@@ -69,6 +78,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "karst-agent",
         &[
             "karst-model",
+            "karst-path",
             "karst-policy",
             "karst-routing",
             "karst-proto",
@@ -87,6 +97,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "karst-waypoint",
         &[
             "karst-model",
+            "karst-path",
             "karst-policy",
             "karst-routing",
             "karst-identity",
@@ -100,6 +111,8 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "karst-controller",
         &[
+            "karst-discovery",
+            "karst-path",
             "karst-index",
             "karst-files",
             "karst-ca",
@@ -117,6 +130,8 @@ const EDGES: &[(&str, &[&str])] = &[
         "karst-cli",
         &[
             "karst-model",
+            "karst-discovery",
+            "karst-path",
             "karst-policy",
             "karst-routing",
             "karst-index",

@@ -1,0 +1,700 @@
+//! What happens at a waypoint: the phases of a request in their order, as `waypoint/src/http/phases.rs` has them.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use http::{HeaderName, HeaderValue, Method, Uri, header};
+use karst_model::{
+    name::GatewayKey,
+    protocol::AppProtocol,
+    route::{Backend, RouteRules},
+    service::Service,
+    workload::Workload,
+};
+use karst_policy::{
+    Connection, DenyReason, Verdict as Decided,
+    request::{Asked, AskedConnection, GatewayRef, RequestExplanation, RequestPolicies, applies},
+};
+use karst_routing::{
+    filter::{CorsOutcome, Filter},
+    request::{Request, Scheme, Seen, remote_ip},
+    table::{HttpRoute, Picked, Routes, Table},
+};
+
+use super::{
+    Ask, AskError, AskedRequest, Detail, Fate, Object, Outcome, StepName, Verdict, arrival,
+    arrival::Arriving,
+    choices,
+    near::{self, Place},
+    question::shown,
+};
+use crate::outbound::{self, Hop, Way};
+
+/// Class of the Gateways that stand for waypoints.
+const CLASS: &str = "istio-waypoint";
+
+/// A client at a waypoint.
+struct AtWaypoint<'a> {
+    source: &'a Workload,
+    gateway: GatewayKey,
+    /// The replica, from which the waypoint's own connections go out.
+    replica: Arc<Workload>,
+    dialled: SocketAddr,
+}
+
+impl AtWaypoint<'_> {
+    fn gateway_ref(&self) -> GatewayRef<'_> {
+        GatewayRef {
+            namespace: &self.gateway.namespace,
+            name: &self.gateway.name,
+            class: CLASS,
+        }
+    }
+
+    fn connection(&self, port: u16) -> Connection {
+        let ip = self.dialled.ip();
+        let like = self
+            .source
+            .addresses
+            .iter()
+            .find(|own| own.is_ipv4() == ip.is_ipv4());
+        Connection {
+            source: Some(self.source.identity()),
+            source_ip: like
+                .or_else(|| self.source.addresses.first())
+                .copied()
+                .unwrap_or(ip),
+            destination: SocketAddr::new(ip, port),
+        }
+    }
+
+    fn is_bound(&self, facts: &crate::Facts, service: &Service) -> bool {
+        let gateway = service
+            .waypoint
+            .as_ref()
+            .and_then(|waypoint| facts.gateway(waypoint));
+        gateway.as_ref() == Some(&self.gateway)
+    }
+
+    /// The policies for requests to a service.
+    fn policies(&self, facts: &crate::Facts, service: Option<&Service>) -> RequestPolicies {
+        let bound = service.filter(|service| self.is_bound(facts, service));
+        let key = bound.map(|service| &service.key);
+        let all = facts.of_waypoint(&self.gateway).waypoint_policies();
+        let applying = all
+            .into_iter()
+            .filter(|policy| applies(policy, key, self.gateway_ref()));
+        RequestPolicies::compile(applying, &[])
+    }
+}
+
+impl Ask<'_> {
+    /// A connection whose next hop is a waypoint.
+    pub(super) fn through_waypoint(
+        &mut self,
+        source: &Workload,
+        dialled: SocketAddr,
+        way: Way,
+    ) -> Fate {
+        let facts = self.facts;
+        let gateway = way
+            .waypoint
+            .as_ref()
+            .and_then(|waypoint| facts.gateway(waypoint));
+        let (Some(gateway), Some(replica)) = (gateway, way.workload) else {
+            let text = "the waypoint has no Gateway that is known here".to_owned();
+            self.say(StepName::Waypoint, Outcome::Stops, text.clone());
+            return Fate::new(Verdict::Fails, StepName::Waypoint, text);
+        };
+        let text = format!(
+            "through waypoint {gateway} (replica {}), in mutual TLS",
+            shown(&replica)
+        );
+        let about = Object::new("Gateway", &gateway.namespace, &gateway.name);
+        self.say(StepName::Path, Outcome::Passes, text).about = Some(about);
+        let at = AtWaypoint {
+            source,
+            gateway,
+            replica,
+            dialled,
+        };
+        match way.service {
+            Some(service) => self.service_at(&at, &service),
+            None => self.workload_at(&at),
+        }
+    }
+
+    /// The client named a service.
+    fn service_at(&mut self, at: &AtWaypoint<'_>, service: &Arc<Service>) -> Fate {
+        let port = at.dialled.port();
+        let state = self.facts.of_waypoint(&at.gateway);
+        let routes = state.routes_of(&service.key);
+        let table = Table::compile(&service.key, port, routes.iter().cloned());
+        let found = table.routes(Some(&at.source.namespace));
+        let declared = service
+            .ports
+            .get(&port)
+            .map(|declared| declared.app_protocol)
+            .unwrap_or_default();
+        let is_http = match (&found, declared) {
+            (Routes::Tcp(_) | Routes::Tls(_), _) | (_, AppProtocol::Tcp | AppProtocol::Tls) => {
+                false
+            }
+            (_, AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc) => true,
+            (_, AppProtocol::Unknown) => self.request.is_some(),
+        };
+        if !is_http {
+            return self.connection_at(at, service, &found);
+        }
+        let Some(asked) = self.request else {
+            return self.without_request(at, service, &found);
+        };
+        let request = match self.head(asked) {
+            Ok(request) => request,
+            Err(error) => {
+                self.say(StepName::Waypoint, Outcome::Stops, error.to_string());
+                return Fate::new(Verdict::Fails, StepName::Waypoint, error.to_string());
+            }
+        };
+        let picked = match &found {
+            Routes::Http(table) => {
+                let picked = table.pick(&request);
+                let place = Place {
+                    service: &service.key,
+                    port,
+                    client_namespace: Some(&at.source.namespace),
+                    request: &request,
+                };
+                let misses = near::misses(place, &routes, picked.map(|picked| &**picked.rule));
+                match self.route_step(picked, misses) {
+                    Ok(picked) => Some(picked),
+                    Err(fate) => return fate,
+                }
+            }
+            _ => {
+                let text = "the service has no routes: to its own endpoints";
+                self.say(StepName::Route, Outcome::Passes, text);
+                None
+            }
+        };
+        let policies = at.policies(self.facts, Some(service));
+        if let Some(fate) = self.authorize(&policies, &at.connection(port), &request, service) {
+            return fate;
+        }
+        self.backends(at, service, picked)
+    }
+
+    fn route_step<'t>(
+        &mut self,
+        picked: Option<Picked<'t>>,
+        misses: Vec<Detail>,
+    ) -> Result<Picked<'t>, Fate> {
+        let (outcome, text) = match picked {
+            Some(picked) => (
+                Outcome::Passes,
+                format!("{} takes the request", rule_name(picked.rule)),
+            ),
+            None => (
+                Outcome::Stops,
+                "no rule of the service's routes takes the request: 404".to_owned(),
+            ),
+        };
+        let step = self.say(StepName::Route, outcome, text.clone());
+        step.about = picked.map(|picked| near::of_route(&picked.rule.route));
+        step.details = misses;
+        picked.ok_or_else(|| Fate::new(Verdict::Fails, StepName::Route, text))
+    }
+
+    /// Asks request policies; the fate if they refuse.
+    fn authorize(
+        &mut self,
+        policies: &RequestPolicies,
+        connection: &Connection,
+        request: &Request,
+        service: &Service,
+    ) -> Option<Fate> {
+        let asked = Asked {
+            request,
+            connection,
+            remote_ip: remote_ip(request.headers(), connection.source_ip, 0),
+            sni: None,
+            request_principal: None,
+        };
+        self.decided(&policies.explain(&asked), &service.key.to_string())
+    }
+
+    fn decided(&mut self, explained: &RequestExplanation, name: &str) -> Option<Fate> {
+        let text = match explained.policies.len() {
+            0 => format!("no request policy applies to {name}"),
+            1 => format!("1 request policy applies to {name}"),
+            some => format!("{some} request policies apply to {name}"),
+        };
+        let mut details: Vec<Detail> = explained
+            .policies
+            .iter()
+            .flat_map(|trace| {
+                let object = Object::of_policy(&trace.policy);
+                arrival::lines_of(&trace.to_string())
+                    .into_iter()
+                    .map(move |line| Detail::about(object.clone(), line))
+            })
+            .collect();
+        details.extend(arrival::dry_run(&explained.decision.dry_run));
+        let fate = match &explained.decision.verdict {
+            Decided::Allow => None,
+            Decided::Deny(reason) => Some(denied(name, reason, explained)),
+        };
+        let outcome = match fate {
+            None => Outcome::Passes,
+            Some(_) => Outcome::Stops,
+        };
+        self.say(StepName::RequestPolicy, outcome, text).details = details;
+        fate
+    }
+
+    /// The port is HTTP, and nobody said which request.
+    fn without_request(
+        &mut self,
+        at: &AtWaypoint<'_>,
+        service: &Arc<Service>,
+        routes: &Routes<'_>,
+    ) -> Fate {
+        let policies = at.policies(self.facts, Some(service));
+        if policies.is_empty() && matches!(routes, Routes::None) {
+            return self.own_endpoints(at, service, at.dialled.port());
+        }
+        let text = format!(
+            "the waypoint reads requests on this port ({} request policies, {}), and the question names none: add METHOD PATH",
+            policies.len(),
+            match routes {
+                Routes::None => "no routes",
+                _ => "routes",
+            }
+        );
+        self.say(StepName::Waypoint, Outcome::Depends, text.clone());
+        Fate::new(Verdict::Depends, StepName::Waypoint, text)
+    }
+
+    /// A connection that is no HTTP.
+    fn connection_at(
+        &mut self,
+        at: &AtWaypoint<'_>,
+        service: &Arc<Service>,
+        routes: &Routes<'_>,
+    ) -> Fate {
+        let policies = at.policies(self.facts, Some(service));
+        let connection = at.connection(at.dialled.port());
+        let asked = AskedConnection {
+            connection: &connection,
+            remote_ip: connection.source_ip,
+            sni: None,
+        };
+        let explained = policies.explain_connection(&asked);
+        if let Some(fate) = self.decided(&explained, &service.key.to_string()) {
+            return fate;
+        }
+        match routes {
+            Routes::None | Routes::Http(_) => self.own_endpoints(at, service, at.dialled.port()),
+            Routes::Tls(_) => {
+                let text = "TLS routes decide by the server name, which the question does not name";
+                self.say(StepName::Route, Outcome::Depends, text);
+                Fate::new(Verdict::Depends, StepName::Route, text)
+            }
+            Routes::Tcp(_) => {
+                let text = "a TCP route leads the connection to its backends";
+                self.say(StepName::Route, Outcome::Depends, text);
+                Fate::new(Verdict::Depends, StepName::Route, text)
+            }
+        }
+    }
+
+    /// The client named a workload: there is nothing to route, and policies of every service behind this waypoint apply.
+    fn workload_at(&mut self, at: &AtWaypoint<'_>) -> Fate {
+        let facts = self.facts;
+        let addr = facts.addr(at.dialled.ip());
+        let Some(workload) = facts.mesh.workload_at(&addr) else {
+            let text = format!("{} is nobody that the mesh knows", at.dialled);
+            self.say(StepName::Waypoint, Outcome::Stops, text.clone());
+            return Fate::new(Verdict::Fails, StepName::Waypoint, text);
+        };
+        let behind = services_behind(facts, at, &workload, at.dialled.port());
+        for (service, port) in &behind {
+            if let Some(fate) = self.pinned(at, Some(service), *port) {
+                return fate;
+            }
+        }
+        if behind.is_empty()
+            && let Some(fate) = self.pinned(at, None, at.dialled.port())
+        {
+            return fate;
+        }
+        let hop = outbound::hop(&workload, at.dialled, &[]);
+        self.from_waypoint(at, workload, hop)
+    }
+
+    fn pinned(
+        &mut self,
+        at: &AtWaypoint<'_>,
+        service: Option<&Arc<Service>>,
+        port: u16,
+    ) -> Option<Fate> {
+        let policies = at.policies(self.facts, service.map(|service| &**service));
+        let connection = at.connection(port);
+        let name = service.map_or_else(
+            || format!("waypoint {}", at.gateway),
+            |service| service.key.to_string(),
+        );
+        if policies.is_empty() {
+            return None;
+        }
+        let explained = match self.request.map(|asked| self.head(asked)) {
+            Some(Ok(request)) => policies.explain(&Asked {
+                request: &request,
+                connection: &connection,
+                remote_ip: remote_ip(request.headers(), connection.source_ip, 0),
+                sni: None,
+                request_principal: None,
+            }),
+            _ => policies.explain_connection(&AskedConnection {
+                connection: &connection,
+                remote_ip: connection.source_ip,
+                sni: None,
+            }),
+        };
+        self.decided(&explained, &name)
+    }
+
+    /// Applies the filters of the rule, then follows each backend that requests may fall to.
+    fn backends(
+        &mut self,
+        at: &AtWaypoint<'_>,
+        service: &Arc<Service>,
+        picked: Option<Picked<'_>>,
+    ) -> Fate {
+        let Some(picked) = picked else {
+            return self.own_endpoints(at, service, at.dialled.port());
+        };
+        let mut request = match self.request.map(|asked| self.head(asked)) {
+            Some(Ok(request)) => request,
+            _ => return self.own_endpoints(at, service, at.dialled.port()),
+        };
+        if let Some(fate) = self.filters(&picked.rule.filters, &mut request, picked) {
+            return fate;
+        }
+        let weights = weights(picked.rule);
+        let branches: Vec<(String, usize)> = picked
+            .rule
+            .backends
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| weights.get(*index).is_some_and(|weight| *weight > 0))
+            .map(|(index, backend)| (backend_name(&backend.backend), index))
+            .collect();
+        if branches.is_empty() {
+            let text = "the rule has no backend with a weight above zero: 500".to_owned();
+            self.say(StepName::Backend, Outcome::Stops, text.clone());
+            return Fate::new(Verdict::Fails, StepName::Backend, text)
+                .by(near::of_route(&picked.rule.route), Some(picked.rule.index));
+        }
+        let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+        self.fork("backend", branches, |ask, index| {
+            let share = format!("{} of {total}", weights.get(index).copied().unwrap_or(0));
+            ask.backend(at, service, picked, (index, &share))
+        })
+    }
+
+    fn backend(
+        &mut self,
+        at: &AtWaypoint<'_>,
+        own: &Arc<Service>,
+        picked: Picked<'_>,
+        (index, share): (usize, &str),
+    ) -> Fate {
+        let fails = |ask: &mut Self, text: String| {
+            ask.say(StepName::Backend, Outcome::Stops, text.clone());
+            Fate::new(Verdict::Fails, StepName::Backend, text)
+                .by(near::of_route(&picked.rule.route), Some(picked.rule.index))
+        };
+        let backend = &picked.rule.backends[index];
+        let (key, port) = match &backend.backend {
+            Backend::Invalid(why) => return fails(self, format!("{why}: 500")),
+            Backend::Service { service, port, .. } => (service, *port),
+        };
+        let port = if port == 0 { at.dialled.port() } else { port };
+        let Some(service) = self.facts.mesh.service(key) else {
+            return fails(self, format!("backend service {key} does not exist: 500"));
+        };
+        if !service.ports.contains_key(&port) {
+            return fails(
+                self,
+                format!("backend service {key} has no port {port}: 500"),
+            );
+        }
+        let text = format!("to {key} port {port} ({share})");
+        let about = Object::of_service(key);
+        self.say(StepName::Backend, Outcome::Passes, text).about = Some(about);
+        if service.key != own.key
+            && let Some(asked) = self.request
+            && let Ok(mut request) = self.head(asked)
+        {
+            let shown = self.steps.len();
+            let answered = self
+                .filters(&picked.rule.filters, &mut request, picked)
+                .or_else(|| self.filters(&backend.filters, &mut request, picked));
+            if let Some(fate) = answered {
+                return fate;
+            }
+            self.steps.truncate(shown);
+            let policies = at.policies(self.facts, Some(&service));
+            if !policies.is_empty()
+                && let Some(fate) =
+                    self.authorize(&policies, &at.connection(port), &request, &service)
+            {
+                return fate;
+            }
+        }
+        self.own_endpoints(at, &service, port)
+    }
+
+    /// What filters do that ends the request, or changes what policies see later.
+    fn filters(
+        &mut self,
+        filters: &[Filter],
+        request: &mut Request,
+        picked: Picked<'_>,
+    ) -> Option<Fate> {
+        for filter in filters {
+            let answer = match filter {
+                Filter::RequestHeaders(changes) => {
+                    changes.apply_to_request(request);
+                    None
+                }
+                Filter::Rewrite(rewrite) => match rewrite.apply(request, picked.matched) {
+                    Ok(()) => None,
+                    Err(error) => Some(format!("400: the route cannot be applied: {error}")),
+                },
+                Filter::Redirect(redirect) => match redirect.answer(request, picked.matched) {
+                    Ok((status, location)) => {
+                        let location = String::from_utf8_lossy(location.as_bytes()).into_owned();
+                        Some(format!("{} to {location}", status.as_u16()))
+                    }
+                    Err(error) => Some(format!("400: the route cannot be applied: {error}")),
+                },
+                Filter::Direct(direct) => Some(format!("{} {}", direct.status, direct.reason)),
+                Filter::Cors(cors) => match cors.handle(request) {
+                    CorsOutcome::Preflight(status, _) => {
+                        Some(format!("{} to a CORS preflight", status.as_u16()))
+                    }
+                    _ => None,
+                },
+                _ => None,
+            };
+            if let Some(text) = answer {
+                let text = format!("the route answers itself: {text}");
+                self.say(StepName::Route, Outcome::Stops, text.clone());
+                let fate = Fate::new(Verdict::Answered, StepName::Route, text);
+                return Some(fate.by(near::of_route(&picked.rule.route), Some(picked.rule.index)));
+            }
+        }
+        None
+    }
+
+    /// From the waypoint to each endpoint that it may choose.
+    fn own_endpoints(&mut self, at: &AtWaypoint<'_>, service: &Arc<Service>, port: u16) -> Fate {
+        let endpoints = self.facts.mesh.endpoints(&service.key);
+        let dialled = SocketAddr::new(family(service, &at.replica), port);
+        let choices = match choices(&at.replica, service, dialled, &endpoints) {
+            Ok(choices) => choices,
+            Err(error) => {
+                let text = error.to_string();
+                self.say(StepName::Endpoints, Outcome::Stops, text.clone());
+                return Fate::new(Verdict::Fails, StepName::Endpoints, format!("{text}: 503"));
+            }
+        };
+        self.endpoints_step(service, choices.len());
+        let names = service.subject_alt_names.clone();
+        let branches = choices
+            .into_iter()
+            .map(|choice| (shown(&choice.workload), choice))
+            .collect();
+        self.fork("endpoint", branches, |ask, choice| {
+            let Some(ip) = choice.ip() else {
+                let text = "the endpoint is a host outside the cluster: the waypoint resolves its name, Karst decides nothing there";
+                ask.say(StepName::Arrival, Outcome::Passes, text);
+                return Fate::new(Verdict::Allowed, StepName::Arrival, text);
+            };
+            let target = SocketAddr::new(ip, choice.target_port);
+            let hop = outbound::hop(&choice.workload, target, &names);
+            ask.from_waypoint(at, choice.workload, hop)
+        })
+    }
+
+    fn from_waypoint(&mut self, at: &AtWaypoint<'_>, workload: Arc<Workload>, hop: Hop) -> Fate {
+        let (target, identity) = match hop {
+            Hop::Direct { addr } => (addr, None),
+            Hop::Tunnel(tunnel) => (tunnel.target, Some(at.replica.identity())),
+        };
+        let text = match &identity {
+            Some(identity) => format!("from the waypoint to {target} in mutual TLS, as {identity}"),
+            None => format!("from the waypoint to {target} in plain text: that is not in the mesh"),
+        };
+        self.say(StepName::Path, Outcome::Passes, text);
+        let same = at
+            .replica
+            .addresses
+            .iter()
+            .find(|ip| ip.is_ipv4() == target.is_ipv4());
+        let ip = same.or_else(|| at.replica.addresses.first()).copied();
+        self.arrive(&Arriving {
+            workload: Some(workload),
+            target,
+            identity,
+            ip: ip.unwrap_or(target.ip()),
+        })
+    }
+
+    /// The head of the request as the waypoint reads it.
+    pub(super) fn head(&self, asked: &AskedRequest) -> Result<Request, AskError> {
+        let wrong = |why: String| AskError::Request(why);
+        let mut built = http::Request::new(());
+        *built.method_mut() = Method::from_bytes(asked.method.as_bytes())
+            .map_err(|_invalid| wrong(format!("{:?} is no method", asked.method)))?;
+        *built.uri_mut() = asked
+            .path
+            .parse::<Uri>()
+            .map_err(|error| wrong(format!("path {:?}: {error}", asked.path)))?;
+        let headers = built.headers_mut();
+        for (name, value) in &asked.headers {
+            let key = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_invalid| wrong(format!("{name:?} is no header's name")))?;
+            let value = HeaderValue::from_str(value)
+                .map_err(|_invalid| wrong(format!("the value of header {name:?} is none")))?;
+            headers.append(key, value);
+        }
+        if !headers.contains_key(header::HOST) && built.uri().authority().is_none() {
+            let host = match (self.host.parse::<IpAddr>(), self.port) {
+                (Ok(IpAddr::V6(ip)), port) => format!("[{ip}]:{port}"),
+                (_, 80) => self.host_name(),
+                (_, port) => format!("{}:{port}", self.host_name()),
+            };
+            let host = HeaderValue::from_str(&host)
+                .map_err(|_invalid| wrong(format!("{host:?} is no host")))?;
+            built.headers_mut().insert(header::HOST, host);
+        }
+        let seen = Seen {
+            scheme: Scheme::Http,
+            port: self.port,
+        };
+        Request::new(built.into_parts().0, seen)
+            .map_err(|refusal| wrong(format!("the waypoint answers 400: {refusal}")))
+    }
+
+    /// What a client would put into its Host header: `NAMESPACE/NAME` as `NAME.NAMESPACE`.
+    fn host_name(&self) -> String {
+        let parts: Vec<&str> = self.host.split('/').collect();
+        match parts[..] {
+            [.., namespace, name] if !matches!(namespace, "service" | "svc" | "pod") => {
+                format!("{name}.{namespace}")
+            }
+            [.., name] => name.to_owned(),
+            [] => String::new(),
+        }
+    }
+}
+
+fn denied(name: &str, reason: &DenyReason, explained: &RequestExplanation) -> Fate {
+    let fate = |because: String| Fate::new(Verdict::Denied, StepName::RequestPolicy, because);
+    match reason {
+        DenyReason::Policy(rule) => fate(format!(
+            "rule {} of this DENY policy matches the request for {name}",
+            rule.rule
+        ))
+        .by(Object::of_policy(&rule.policy), Some(rule.rule)),
+        DenyReason::Missing(key) => fate(format!("policy {key} applies and is not here yet"))
+            .by(Object::of_policy(key), None),
+        DenyReason::NotAllowed => {
+            let allowing: Vec<_> = explained
+                .policies
+                .iter()
+                .filter(|trace| {
+                    trace.action == karst_model::waypoint_policy::RequestAction::Allow
+                        && !trace.dry_run
+                })
+                .collect();
+            let lines: Vec<String> = allowing
+                .iter()
+                .take(3)
+                .flat_map(|trace| arrival::lines_of(&trace.to_string()))
+                .collect();
+            let because = format!(
+                "ALLOW policies apply to {name} and none matches: {}",
+                lines.join("; ")
+            );
+            match allowing.first() {
+                Some(first) => fate(because).by(Object::of_policy(&first.policy), None),
+                None => fate(because),
+            }
+        }
+    }
+}
+
+/// The services behind this waypoint of which a port is this target port at the workload.
+fn services_behind(
+    facts: &crate::Facts,
+    at: &AtWaypoint<'_>,
+    workload: &Workload,
+    target: u16,
+) -> Vec<(Arc<Service>, u16)> {
+    workload
+        .services
+        .iter()
+        .filter_map(|(key, ports)| {
+            let service = facts.mesh.service(key)?;
+            if !at.is_bound(facts, &service) {
+                return None;
+            }
+            let mapped = ports.iter().find(|(_, mapped)| **mapped == target);
+            let declared = || {
+                let mut declared = service.ports.iter();
+                declared.find(|(_, port)| port.target_port == target)
+            };
+            let port = mapped
+                .map(|(port, _)| *port)
+                .or_else(|| declared().map(|(port, _)| *port))?;
+            Some((service, port))
+        })
+        .collect()
+}
+
+/// The weights of a rule's backends.
+fn weights(rule: &HttpRoute) -> Vec<u32> {
+    match &rule.route.rules {
+        RouteRules::Http(rules) => rules.get(rule.index).map_or_else(Vec::new, |rule| {
+            rule.backends.iter().map(|backend| backend.weight).collect()
+        }),
+        RouteRules::Tls(_) | RouteRules::Tcp(_) => Vec::new(),
+    }
+}
+
+fn rule_name(rule: &HttpRoute) -> String {
+    match &rule.name {
+        Some(name) => format!("{}/{name}", rule.route.key),
+        None => format!("{}/{}", rule.route.key, rule.index),
+    }
+}
+
+fn backend_name(backend: &Backend) -> String {
+    match backend {
+        Backend::Service { service, port, .. } => format!("{service}:{port}"),
+        Backend::Invalid(why) => why.to_string(),
+    }
+}
+
+/// The address whose family is preferred.
+fn family(service: &Service, replica: &Workload) -> IpAddr {
+    let vip = service.addresses.first().map(|vip| vip.ip);
+    vip.or_else(|| replica.addresses.first().copied())
+        .unwrap_or(IpAddr::from([0, 0, 0, 0]))
+}
