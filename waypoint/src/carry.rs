@@ -109,7 +109,7 @@ fn plan(client: &Client, destination: &Destination) -> Plan {
         .filter(|_| destination.pinned.is_none())
         .map(|port| port.table.routes(client.namespace()));
     match (routes, port.map(|port| port.app_protocol)) {
-        (Some(Routes::Tcp(_)), _) => Plan::Tcp,
+        (Some(Routes::Tcp(_) | Routes::OrderedTcp(_)), _) => Plan::Tcp,
         (Some(Routes::Tls(_)), _) => Plan::Tls,
         (_, Some(AppProtocol::Http11)) => Plan::Http(Version::Http1),
         (_, Some(AppProtocol::Http2 | AppProtocol::Grpc)) => Plan::Http(Version::Http2),

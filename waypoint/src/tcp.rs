@@ -5,7 +5,10 @@ use std::{rc::Rc, sync::Arc, time::Instant};
 
 use karst_hbone::{End, Flag, Flow, RelayEnd};
 use karst_model::{route::Backend, workload::Workload};
-use karst_routing::table::{L4Rule, Routes};
+use karst_routing::{
+    request::Sender,
+    table::{Dialled, L4Rule, Routes},
+};
 use karst_telemetry::{
     access_log::{Destination as Shown, Direction, Record, Source},
     error_chain::Chain,
@@ -179,16 +182,26 @@ fn target(
     let rule = match port.table.routes(client.namespace()) {
         Routes::None | Routes::Http(_) => return Ok(Some(port.clone())),
         Routes::Tcp(rule) => rule,
-        Routes::Tls(table) => table.pick(sni.flatten()).ok_or_else(|| {
-            TcpError::NoRoute(match sni.flatten() {
-                Some(name) => format!("no rule for server name {name}"),
-                None => "it names no server".to_owned(),
-            })
-        })?,
+        Routes::OrderedTcp(table) => {
+            let sender = sender(worker, client, table.asks_sender());
+            let dialled = dialled(client, destination, None, &sender);
+            let no_rule = || TcpError::NoRoute("no rule takes it".to_owned());
+            table.pick(&dialled).ok_or_else(no_rule)?
+        }
+        Routes::Tls(table) => {
+            let sender = sender(worker, client, table.asks_sender());
+            let dialled = dialled(client, destination, sni.flatten(), &sender);
+            table.pick(&dialled).ok_or_else(|| {
+                TcpError::NoRoute(match sni.flatten() {
+                    Some(name) => format!("no rule for server name {name}"),
+                    None => "it names no server".to_owned(),
+                })
+            })?
+        }
     };
     let connection = authorize::connection_of(client, destination);
     let own = destination.slot.as_ref().map(|slot| &slot.key);
-    let (slot, number, port) = backend(worker, rule)?;
+    let (slot, number, port) = backend(worker, rule, destination.port)?;
     if own != Some(&slot.key) {
         authorize::connection_for_backend(&slot, number, &connection, sni.flatten())
             .map_err(|authorize::Denied(why)| TcpError::Denied(why))?;
@@ -196,7 +209,35 @@ fn target(
     Ok(Some(port))
 }
 
-fn backend(worker: &Worker, rule: &L4Rule) -> Result<(Arc<Slot>, u16, Arc<Port>), TcpError> {
+fn sender(worker: &Worker, client: &Client, asked: bool) -> Sender {
+    match asked {
+        true => client.sender(&worker.mesh),
+        false => Sender::default(),
+    }
+}
+
+/// What rules for connections may ask.
+fn dialled<'a>(
+    client: &Client,
+    destination: &Destination,
+    sni: Option<&'a str>,
+    sender: &'a Sender,
+) -> Dialled<'a> {
+    Dialled {
+        sni,
+        port: destination.port,
+        destination: destination.dialled.map(|addr| addr.ip()),
+        client: Some(client.addr.ip()),
+        sender,
+    }
+}
+
+/// `dialled`: the port that stands for one that the rule does not name.
+fn backend(
+    worker: &Worker,
+    rule: &L4Rule,
+    dialled: u16,
+) -> Result<(Arc<Slot>, u16, Arc<Port>), TcpError> {
     let index = rule.weights.pick(rand::rng().next_u64());
     let backend = index.and_then(|index| rule.backends.get(index));
     let Some(backend) = backend else {
@@ -204,11 +245,16 @@ fn backend(worker: &Worker, rule: &L4Rule) -> Result<(Arc<Slot>, u16, Arc<Port>)
     };
     match &backend.backend {
         Backend::Invalid(why) => Err(TcpError::Backend(why.to_string())),
-        Backend::Service { service, port } => {
+        Backend::Service {
+            service,
+            port,
+            subset: _,
+        } => {
             let slot = worker.mesh.services.get(service);
+            let port = if *port == 0 { dialled } else { *port };
             let found = slot.and_then(|slot| {
-                let found = slot.load().ports.get(port).cloned()?;
-                Some((slot, *port, found))
+                let found = slot.load().ports.get(&port).cloned()?;
+                Some((slot, port, found))
             });
             found.ok_or_else(|| TcpError::Backend(format!("{service} has no port {port}")))
         }

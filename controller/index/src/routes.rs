@@ -14,6 +14,7 @@ mod filters;
 mod grpc;
 mod http;
 mod parents;
+mod sessions;
 mod tcp;
 mod tls;
 mod values;
@@ -153,6 +154,9 @@ pub(crate) fn object_kind(kind: RouteKind) -> Kind {
         RouteKind::HttpRoute => Kind::HttpRoute,
         RouteKind::TlsRoute => Kind::TlsRoute,
         RouteKind::TcpRoute => Kind::TcpRoute,
+        RouteKind::VirtualService
+        | RouteKind::VirtualServiceTls
+        | RouteKind::VirtualServiceTcp => Kind::VirtualService,
     }
 }
 

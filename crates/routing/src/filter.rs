@@ -1,4 +1,4 @@
-//! What a rule does to a request and its response, as pure functions: headers, redirects, rewrites, mirrors, CORS.
+//! What a rule does to a request and its response, as pure functions: headers, redirects, rewrites, mirrors, CORS, faults.
 //!
 //! ```text
 //!   model::HttpFilter ──compile──► Filter ──► changed Request | location | CORS headers | share of mirrored requests
@@ -8,20 +8,28 @@
 //! Names and values of headers are parsed once, when a route is compiled. The waypoint sends and answers.
 
 pub mod cors;
+pub mod fault;
 pub mod headers;
 pub mod path;
 pub mod redirect;
+
+use std::sync::Arc;
 
 use http::StatusCode;
 use karst_model::route::{self, Backend, DirectResponse, HttpFilter};
 
 pub use self::{
     cors::{Cors, CorsOutcome},
+    fault::Fault,
     headers::HeaderChanges,
     path::MatchedPath,
     redirect::Redirect,
 };
-use crate::request::{Request, Unwritable};
+use self::path::Change;
+use crate::{
+    pattern::PatternError,
+    request::{Request, Unwritable},
+};
 
 /// One filter, ready to be applied.
 #[derive(Clone, Debug)]
@@ -33,6 +41,7 @@ pub enum Filter {
     Mirror(Mirror),
     Cors(Cors),
     Direct(DirectResponse),
+    Fault(Fault),
 }
 
 /// Why a filter cannot be applied as it is written. The fault is the route's author's.
@@ -57,6 +66,14 @@ pub enum Unusable {
     Status(u16),
     #[error("{numerator} of {denominator} is not a share of requests")]
     Share { numerator: u32, denominator: u32 },
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    #[error("{0:?} is no replacement: \\0 to \\9 stand for groups of the expression, \\\\ for a backslash")]
+    Substitution(String),
+    #[error("{0} is not a status of gRPC: 0 to 16")]
+    GrpcStatus(u8),
+    #[error("a wait of {0:?} is longer than an hour")]
+    Wait(std::time::Duration),
 }
 
 impl Filter {
@@ -78,6 +95,7 @@ impl Filter {
                     .map_err(|_invalid| Unusable::Status(direct.status))?;
                 Self::Direct(direct.clone())
             }
+            HttpFilter::Fault(fault) => Self::Fault(Fault::compile(fault)?),
         })
     }
 
@@ -93,26 +111,31 @@ impl Filter {
 
 /// Another host or path on the way to the backend.
 #[derive(Clone, Debug)]
-pub struct Rewrite(route::Rewrite);
+pub struct Rewrite {
+    host: Option<Arc<str>>,
+    path: Option<Change>,
+}
 
 impl Rewrite {
     fn compile(rewrite: &route::Rewrite) -> Result<Self, Unusable> {
         if let Some(host) = &rewrite.host {
             redirect::check_host(host)?;
         }
-        rewrite.path.as_ref().map_or(Ok(()), path::check)?;
-        Ok(Self(rewrite.clone()))
+        Ok(Self {
+            host: rewrite.host.clone(),
+            path: rewrite.path.as_ref().map(Change::compile).transpose()?,
+        })
     }
 
     /// Changes the request as it goes to the backend. The error is a client's path that the new one cannot be made of.
     pub fn apply(&self, request: &mut Request, matched: MatchedPath<'_>) -> Result<(), Unwritable> {
-        if let Some(host) = &self.0.host {
+        if let Some(host) = &self.host {
             request.set_authority(host)?;
         }
-        let Some(change) = &self.0.path else {
+        let Some(change) = &self.path else {
             return Ok(());
         };
-        let path = path::changed(change, request.path(), matched).into_owned();
+        let path = change.of(request.path(), matched).into_owned();
         request.set_path(&path)
     }
 }
@@ -123,6 +146,8 @@ pub struct Mirror {
     pub backend: Backend,
     numerator: u32,
     denominator: u32,
+    /// The copy's host gets `-shadow` behind its name.
+    pub shadow_host: bool,
 }
 
 impl Mirror {
@@ -131,6 +156,7 @@ impl Mirror {
             backend,
             numerator,
             denominator,
+            shadow_host,
         } = mirror;
         if *denominator == 0 || numerator > denominator {
             return Err(Unusable::Share {
@@ -142,6 +168,18 @@ impl Mirror {
             backend: backend.clone(),
             numerator: *numerator,
             denominator: *denominator,
+            shadow_host: *shadow_host,
+        })
+    }
+
+    /// The host of a copy: Istio's mirrored requests are told from others by it.
+    pub fn host_of_copy(&self, authority: &str) -> Option<String> {
+        if !self.shadow_host || authority.is_empty() {
+            return None;
+        }
+        Some(match authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => format!("{host}-shadow:{port}"),
+            _ => format!("{authority}-shadow"),
         })
     }
 

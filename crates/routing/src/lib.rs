@@ -24,6 +24,7 @@ pub mod priority;
 pub mod request;
 pub mod retry;
 pub mod table;
+pub mod token;
 pub mod warm_up;
 pub mod weights;
 

@@ -4,6 +4,8 @@
 //! expression and no value can make matching slow. `controller/index` calls [`check`] for each expression of a route,
 //! so that a bad one is a False condition; [`crate::table`] leaves out a match whose expression cannot be compiled.
 
+use std::borrow::Cow;
+
 use regex::bytes::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 
 /// The largest compiled program of one expression, in bytes. A bounded repetition in a bounded repetition
@@ -55,6 +57,88 @@ impl Pattern {
     pub fn matches(&self, value: &[u8]) -> bool {
         self.0.is_match(value)
     }
+}
+
+/// The most places of one path that an expression replaces: each search takes time of the path's length.
+const REPLACED_MAX: usize = 256;
+
+/// An expression that is looked for within a text, and what replaces what it finds.
+#[derive(Clone, Debug)]
+pub(crate) struct Finder {
+    regex: Regex,
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Text(String),
+    Group(usize),
+}
+
+impl Finder {
+    /// `Ok(None)`: the substitution cannot be read.
+    pub(crate) fn new(text: &str, substitution: &str) -> Result<Option<Self>, PatternError> {
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(PatternError::TooLong { len: text.len() });
+        }
+        let regex = RegexBuilder::new(text)
+            .size_limit(PROGRAM_BYTES_MAX)
+            .dfa_size_limit(CACHE_BYTES_MAX)
+            .nest_limit(NESTING_MAX)
+            .build()
+            .map_err(|error| refused(text, &error))?;
+        let groups = regex.captures_len();
+        Ok(parts(substitution, groups).map(|parts| Self { regex, parts }))
+    }
+
+    /// The text with everything replaced that is found.
+    pub(crate) fn replace<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let replacement = |found: &regex::bytes::Captures<'_>| {
+            let mut bytes = Vec::new();
+            for part in &self.parts {
+                match part {
+                    Part::Text(text) => bytes.extend_from_slice(text.as_bytes()),
+                    Part::Group(group) => {
+                        let group = found.get(*group).map(|group| group.as_bytes());
+                        bytes.extend_from_slice(group.unwrap_or_default());
+                    }
+                }
+            }
+            bytes
+        };
+        match self.regex.replacen(text.as_bytes(), REPLACED_MAX, replacement) {
+            Cow::Borrowed(_) => Cow::Borrowed(text),
+            Cow::Owned(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => Cow::Owned(text),
+                Err(error) => Cow::Owned(String::from_utf8_lossy(error.as_bytes()).into_owned()),
+            },
+        }
+    }
+}
+
+/// A substitution as RE2 writes it; `None` for a backslash before something else, or a group that is not there.
+fn parts(substitution: &str, groups: usize) -> Option<Vec<Part>> {
+    let (mut parts, mut text) = (Vec::new(), String::new());
+    let mut rest = substitution.chars();
+    while let Some(letter) = rest.next() {
+        if letter != '\\' {
+            text.push(letter);
+            continue;
+        }
+        match rest.next()? {
+            '\\' => text.push('\\'),
+            digit => {
+                let group = digit.to_digit(10)? as usize;
+                if group >= groups {
+                    return None;
+                }
+                parts.push(Part::Text(std::mem::take(&mut text)));
+                parts.push(Part::Group(group));
+            }
+        }
+    }
+    parts.push(Part::Text(text));
+    Some(parts)
 }
 
 /// Whether an expression can be used.

@@ -13,7 +13,7 @@ mod host;
 mod path;
 mod query;
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
@@ -27,6 +27,7 @@ pub use self::{
     path::{normalise as normalise_path, normalise_pattern},
 };
 use self::{host::Host, query::Params};
+use crate::token::Token;
 
 /// What the connection tells of a request, rather than its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +142,18 @@ pub struct Request {
     target: Target,
     headers: HeaderMap,
     extensions: Extensions,
+    sender: Arc<Sender>,
+    token: Option<Arc<Token>>,
+}
+
+/// Who sends a request, as far as routes ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sender {
+    pub namespace: Option<Arc<str>>,
+    /// Of its workload; only those whose keys some rule refers to.
+    pub labels: Arc<[(Arc<str>, Arc<str>)]>,
+    /// Its identity, without `spiffe://`.
+    pub principal: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -176,7 +189,19 @@ impl Request {
             target,
             headers,
             extensions,
+            sender: Arc::default(),
+            token: None,
         })
+    }
+
+    /// What the request's user proved to be, where a token was verified.
+    pub fn token(&self) -> Option<&Arc<Token>> {
+        self.token.as_ref()
+    }
+
+    /// Puts what a verified token says.
+    pub fn set_token(&mut self, token: Arc<Token>) {
+        self.token = Some(token);
     }
 
     pub fn method(&self) -> &Method {
@@ -257,6 +282,25 @@ impl Request {
         &mut self.extensions
     }
 
+    /// Who sends; nobody in particular before [`Self::set_sender`].
+    pub fn source(&self) -> &Sender {
+        &self.sender
+    }
+
+    pub fn set_sender(&mut self, sender: Arc<Sender>) {
+        self.sender = sender;
+    }
+
+    /// The texts of a claim of the request's verified token, by its names from the outermost in; of a list each entry.
+    /// Nothing where there is no token, or no such claim.
+    pub fn claim(&self, path: &[Arc<str>]) -> Vec<Cow<'_, str>> {
+        let token = self.token.as_deref().into_iter();
+        token
+            .flat_map(|token| token.claim_texts(path))
+            .map(Cow::Borrowed)
+            .collect()
+    }
+
     /// All values of a header as one, joined by commas (cookies by semicolons); `None` if there is none. `name` is in
     /// lower case. `host` and `:authority` are the authority as sent, `:method`, `:path`, `:scheme` what HTTP/2 calls so.
     pub fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
@@ -299,6 +343,36 @@ impl Request {
             None => PathAndQuery::try_from(path),
         };
         self.target = Target::Path(target.map_err(|_invalid| unwritable())?);
+        Ok(())
+    }
+
+    /// Sends the request on without the query parameters of which `keep` says no to the decoded name.
+    pub fn retain_query(&mut self, keep: impl Fn(&[u8]) -> bool) -> Result<(), Unwritable> {
+        let Some(query) = self.query() else {
+            return Ok(());
+        };
+        let name = |param: &str| {
+            let sent = param.split_once('=').map_or(param, |(name, _)| name);
+            keep(&query::decoded(sent))
+        };
+        let kept: Vec<&str> = query.split('&').filter(|param| name(param)).collect();
+        let kept = kept.join("&");
+        self.set_query(Some(kept.as_str()).filter(|kept| !kept.is_empty()))
+    }
+
+    /// Sends the request on with its path and another query, or none.
+    pub fn set_query(&mut self, query: Option<&str>) -> Result<(), Unwritable> {
+        let Target::Path(target) = &self.target else {
+            return Ok(());
+        };
+        let text = match query {
+            Some(query) => format!("{}?{query}", target.path()),
+            None => target.path().to_owned(),
+        };
+        let target = PathAndQuery::try_from(text);
+        self.target = Target::Path(
+            target.map_err(|_invalid| Unwritable(query.unwrap_or_default().to_owned(), "query"))?,
+        );
         Ok(())
     }
 

@@ -40,6 +40,8 @@ pub enum Failure {
     Timeout,
     /// The backend answered this.
     Status(u16),
+    /// The backend answered with this status of gRPC, and nothing else.
+    Grpc(u8),
 }
 
 /// Whether the request's body can be sent again.
@@ -102,7 +104,10 @@ fn attempts(policy: Option<&RetryPolicy>, failure: Failure) -> Option<u32> {
     let retriable = match failure {
         Failure::NotSent => true,
         Failure::Reset | Failure::Timeout => policy.on_connection_failure,
-        Failure::Status(status) => policy.statuses.contains(&status),
+        Failure::Status(status) => {
+            policy.statuses.contains(&status) || (policy.on_server_error && status >= 500)
+        }
+        Failure::Grpc(status) => policy.grpc_statuses.contains(&status),
     };
     retriable.then_some(policy.attempts)
 }
@@ -137,6 +142,7 @@ mod tests {
             statuses: vec![503],
             backoff: Some(Duration::from_millis(100)),
             on_connection_failure: true,
+            ..RetryPolicy::default()
         }
     }
 

@@ -11,12 +11,16 @@
 //! regular expression comes after exact paths and before prefixes, the longer expression first; for GRPCRoutes, where
 //! the length of the service decides, it comes after prefixes; a request whose best host has no rule that takes it is
 //! offered to the rules of its next best.
+//!
+//! A VirtualService is another matter: its matches are tried in the order in which they are written, as Envoy does, and
+//! among several for one service only the first counts (`ordered`). Routes of the Gateway API come before it.
 
 mod bucket;
 mod conditions;
 mod hosts;
 mod http;
 mod l4;
+mod ordered;
 mod paths;
 mod regexes;
 
@@ -30,7 +34,7 @@ use karst_model::{
 
 pub use self::{
     http::{HttpRoute, HttpTable, Picked, RouteBackend},
-    l4::{L4Rule, TlsTable},
+    l4::{Dialled, L4Rule, OrderedTable, TlsTable},
 };
 
 use crate::compare::{Site, holds, told};
@@ -52,6 +56,7 @@ enum Group {
     Http(Box<HttpTable>),
     Tls(TlsTable),
     Tcp(Arc<L4Rule>),
+    OrderedTcp(OrderedTable),
 }
 
 /// What applies to the traffic of a client.
@@ -62,6 +67,7 @@ pub enum Routes<'a> {
     Http(&'a HttpTable),
     Tls(&'a TlsTable),
     Tcp(&'a Arc<L4Rule>),
+    OrderedTcp(&'a OrderedTable),
 }
 
 /// Part of a route that cannot be applied as it is written. The controller refuses such routes; one that comes all the
@@ -123,6 +129,7 @@ impl Table {
             Group::Http(table) => Routes::Http(table),
             Group::Tls(table) => Routes::Tls(table),
             Group::Tcp(rule) => Routes::Tcp(rule),
+            Group::OrderedTcp(table) => Routes::OrderedTcp(table),
         }
     }
 
@@ -147,8 +154,17 @@ impl Group {
             RouteKind::GrpcRoute | RouteKind::HttpRoute => {
                 Self::Http(Box::new(HttpTable::new(kind, &routes, problems)))
             }
-            RouteKind::TlsRoute => Self::Tls(TlsTable::new(&routes)),
+            RouteKind::VirtualService => {
+                routes.truncate(1);
+                Self::Http(Box::new(HttpTable::new(kind, &routes, problems)))
+            }
+            RouteKind::TlsRoute | RouteKind::VirtualServiceTls => {
+                Self::Tls(TlsTable::new(kind, &routes, problems))
+            }
             RouteKind::TcpRoute => l4::tcp_rule(&routes).map_or(Self::None, Self::Tcp),
+            RouteKind::VirtualServiceTcp => {
+                Self::OrderedTcp(OrderedTable::new(&routes, problems))
+            }
         }
     }
 }

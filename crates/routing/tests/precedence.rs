@@ -17,8 +17,8 @@ use karst_model::{
     },
 };
 use karst_routing::{
-    request::{Request, Scheme, Seen},
-    table::{Routes, Table},
+    request::{Request, Scheme, Seen, Sender},
+    table::{Dialled, Routes, Table},
 };
 
 fn service() -> ServiceKey {
@@ -159,6 +159,7 @@ fn picked_by(table: &Table, client: Option<&str>, line: &str) -> String {
         },
         Routes::Tls(_) => "tls".to_owned(),
         Routes::Tcp(rule) => format!("tcp {}", rule.route.key.name),
+        Routes::OrderedTcp(_) => "virtual service".to_owned(),
     }
 }
 
@@ -787,7 +788,14 @@ fn tls_routes_go_by_the_most_specific_server_name() {
         (Some("a.org"), "any"),
         (None, "any"),
     ] {
-        let name = tls.pick(sni).map(|rule| rule.route.key.name.to_string());
+        let dialled = Dialled {
+            sni,
+            port: 80,
+            destination: None,
+            client: None,
+            sender: &Sender::default(),
+        };
+        let name = tls.pick(&dialled).map(|rule| rule.route.key.name.to_string());
         assert_eq!(name.as_deref(), Some(expected), "{sni:?}");
     }
 }

@@ -14,10 +14,10 @@ use karst_routing::{
     filter::{Filter, MatchedPath},
     pattern,
     request::{
-        Form, Request, Scheme, Seen, Upgrade, normalise_path, normalise_pattern, remote_ip,
+        Form, Request, Scheme, Seen, Sender, Upgrade, normalise_path, normalise_pattern, remote_ip,
         strip_hop_by_hop,
     },
-    table::{Routes, Table},
+    table::{Dialled, Routes, Table},
 };
 
 use crate::Target;
@@ -156,6 +156,14 @@ fn run_routes(bytes: &[u8]) {
         return;
     };
     let table = Table::compile(&service(), 80, routes.into_iter().map(Arc::new));
+    let sender = Sender::default();
+    let dialled = Dialled {
+        sni: Some("a.io"),
+        port: 80,
+        destination: None,
+        client: None,
+        sender: &sender,
+    };
     for client in [None, Some("shop"), Some("front")] {
         match table.routes(client) {
             Routes::Http(table) => {
@@ -173,7 +181,8 @@ fn run_routes(bytes: &[u8]) {
                     filters.for_each(|filter| apply(filter, &mut request, picked.matched));
                 }
             }
-            Routes::Tls(table) => drop(table.pick(Some("a.io")).cloned()),
+            Routes::Tls(table) => drop(table.pick(&dialled).cloned()),
+            Routes::OrderedTcp(table) => drop(table.pick(&dialled).cloned()),
             Routes::Tcp(_) | Routes::None => {}
         }
     }
@@ -189,6 +198,10 @@ fn apply(filter: &Filter, request: &mut Request, matched: MatchedPath<'_>) {
             mirror.takes(u64::MAX);
         }
         Filter::Cors(cors) => drop(cors.handle(request)),
+        Filter::Fault(fault) => {
+            fault.delay(u64::MAX);
+            fault.abort(0);
+        }
         Filter::Direct(_) => {}
     }
 }
@@ -244,6 +257,7 @@ fn route_seeds() -> Vec<Vec<u8>> {
                     name: "q".into(),
                     value: ValueMatch::Regex("[0-9]+".into()),
                 }],
+                ..HttpMatch::default()
             },
             HttpMatch {
                 path: Some(PathMatch::Regex("/a/.*".into())),
@@ -254,6 +268,7 @@ fn route_seeds() -> Vec<Vec<u8>> {
             scheme: Some("https".into()),
             host: None,
             port: Some(8443),
+            keep_port: false,
             path: None,
             status: 302,
         })],

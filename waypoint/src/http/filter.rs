@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, StatusCode, header};
 use karst_routing::{
-    filter::{CorsOutcome, Filter, HeaderChanges, Mirror, cors::put_into},
+    filter::{CorsOutcome, Fault, Filter, HeaderChanges, Mirror, cors::put_into},
     request::{Request, strip_hop_by_hop},
     table::Picked,
 };
@@ -17,6 +17,7 @@ pub(super) struct Filtered<'a> {
     response: Vec<&'a HeaderChanges>,
     pub(super) mirrors: Vec<&'a Mirror>,
     cors: Option<HeaderMap>,
+    faults: Vec<&'a Fault>,
 }
 
 impl<'a> Filtered<'a> {
@@ -56,6 +57,8 @@ impl<'a> Filtered<'a> {
                     let headers = HeaderMap::from_iter([(header::LOCATION, location)]);
                     return Err(self.answer(status, headers, ""));
                 }
+                // Comes in the order of phases after all others have been looked at.
+                Filter::Fault(fault) => self.faults.push(fault),
                 Filter::Direct(direct) => {
                     let status = StatusCode::from_u16(direct.status)
                         .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

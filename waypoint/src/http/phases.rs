@@ -80,7 +80,7 @@ async fn live(
     record.places = accept(conversation)?;
     let client = identify(conversation);
     let mut request = normalise(conversation, parts)?;
-    let picked = route(conversation, served, &request)?;
+    let picked = route(conversation, served, &mut request)?;
     record.route = picked.map(|picked| named(picked.rule));
     authenticate(&request)?;
     authorize(conversation, served, &client, &request)?;
@@ -195,7 +195,7 @@ fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
 fn route<'a>(
     conversation: &Conversation,
     served: Option<&'a Served>,
-    request: &Request,
+    request: &mut Request,
 ) -> Result<Option<Picked<'a>>, Refusal> {
     let destination = &conversation.destination;
     let Some(served) = served.filter(|_| destination.pinned.is_none()) else {
@@ -211,13 +211,19 @@ fn route<'a>(
     let no_route = |cause| Refusal::new(StatusCode::NOT_FOUND, RequestFlag::NoRoute, cause);
     match port.table.routes(conversation.client.namespace()) {
         Routes::None => Ok(None),
-        Routes::Http(table) => match table.pick(request) {
-            Some(picked) => Ok(Some(picked)),
-            None => Err(no_route(
-                "no rule of the service's routes takes this request",
-            )),
-        },
-        Routes::Tls(_) | Routes::Tcp(_) => Err(no_route(
+        Routes::Http(table) => {
+            if table.asks_sender() {
+                let mesh = &conversation.worker.mesh;
+                request.set_sender(Arc::new(conversation.client.sender(mesh)));
+            }
+            match table.pick(request) {
+                Some(picked) => Ok(Some(picked)),
+                None => Err(no_route(
+                    "no rule of the service's routes takes this request",
+                )),
+            }
+        }
+        Routes::Tls(_) | Routes::Tcp(_) | Routes::OrderedTcp(_) => Err(no_route(
             "the service's routes are for connections, and this is an HTTP request",
         )),
     }

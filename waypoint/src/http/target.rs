@@ -110,7 +110,15 @@ pub(super) fn service_port(
 ) -> Result<Found, String> {
     match backend {
         Backend::Invalid(why) => Err(why.to_string()),
-        Backend::Service { service, port } => {
+        Backend::Service {
+            service,
+            port,
+            subset: _,
+        } => {
+            let port = match port {
+                0 => &conversation.destination.port,
+                port => port,
+            };
             let slot = conversation.worker.mesh.services.get(service);
             let slot = slot.ok_or_else(|| format!("backend service {service} does not exist"))?;
             let served = slot.load();

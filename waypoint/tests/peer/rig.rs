@@ -306,6 +306,7 @@ pub(crate) fn rule(backends: &[(&str, u32)]) -> HttpRule {
                 backend: Backend::Service {
                     service: key(service),
                     port: 80,
+                    subset: None,
                 },
                 weight: *weight,
                 filters: Vec::new(),

@@ -113,6 +113,7 @@ async fn headers_are_changed_on_both_ways_and_redirects_answered() {
                 scheme: None,
                 host: Some("other.test".into()),
                 port: None,
+                keep_port: false,
                 path: None,
                 status: 302,
             })],
@@ -186,8 +187,7 @@ async fn statuses_are_retried_where_the_route_says_so() {
             retry: Some(RetryPolicy {
                 attempts: 2,
                 statuses: vec![503],
-                backoff: None,
-                on_connection_failure: true,
+                ..RetryPolicy::default()
             }),
             ..rule(&[("web", 1)])
         };
@@ -261,9 +261,11 @@ async fn a_mirror_gets_the_whole_request_and_its_answer_goes_nowhere() {
                 backend: Backend::Service {
                     service: key("shadow"),
                     port: 80,
+                    subset: None,
                 },
                 numerator: 1,
                 denominator: 1,
+                shadow_host: false,
             })],
             ..rule(&[("web", 1)])
         };

@@ -161,6 +161,7 @@ impl<'a> Resolver<'a> {
         Ok(Backend::Service {
             service: service.key,
             port: port.number,
+            subset: None,
         })
     }
 

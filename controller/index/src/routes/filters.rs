@@ -231,6 +231,7 @@ fn redirect(source: &RequestRedirect, place: &Place) -> Result<Redirect, Fault> 
         scheme: super::text(source.scheme.as_ref()),
         host: host(source.hostname.as_ref())?,
         port: port.transpose()?,
+        keep_port: false,
         path: source
             .path
             .as_ref()
@@ -310,6 +311,7 @@ fn mirror(source: &RequestMirror, resolver: &mut Resolver<'_>) -> Result<Mirror,
         backend: resolver.backend(&source.backend_ref),
         numerator: values::number("requestMirror", numerator, 0..=i64::from(denominator))?,
         denominator,
+        shadow_host: false,
     })
 }
 
@@ -334,11 +336,12 @@ fn cors(source: &CorsSource) -> Result<Cors, Fault> {
         allow_methods: texts(&source.allow_methods),
         allow_headers: texts(&source.allow_headers),
         expose_headers: texts(&source.expose_headers),
-        max_age_seconds: values::number(
+        max_age_seconds: Some(values::number(
             "cors.maxAge",
             source.max_age.unwrap_or(DEFAULT_MAX_AGE),
             0..=i64::from(i32::MAX),
-        )?,
+        )?),
+        forward_unmatched: false,
     })
 }
 

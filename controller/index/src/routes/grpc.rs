@@ -11,7 +11,7 @@ use super::{
     backends::Resolver,
     check_names, each_rule,
     filters::{self, Dialect, Place},
-    http, text, values,
+    http, sessions, text, values,
 };
 
 /// One part of a path, for a method match that leaves one out.
@@ -32,7 +32,6 @@ pub(super) fn rules(spec: &GrpcRouteSpec, resolver: &mut Resolver<'_>) -> Rules 
 }
 
 fn rule(source: &GrpcRouteRule, resolver: &mut Resolver<'_>) -> Result<HttpRule, Fault> {
-    http::no_persistence(source.session_persistence.as_ref())?;
     let default = [GrpcRouteMatch::default()];
     let sources = match source.matches.is_empty() {
         true => &default[..],
@@ -51,6 +50,7 @@ fn rule(source: &GrpcRouteRule, resolver: &mut Resolver<'_>) -> Result<HttpRule,
         })?,
         timeouts: Timeouts::default(),
         retry: None,
+        session: sessions::persistence(source.session_persistence.as_ref())?,
     })
 }
 
@@ -60,11 +60,9 @@ fn one_match(source: &GrpcRouteMatch) -> Result<HttpMatch, Fault> {
         Some(method) => path(method)?,
     };
     Ok(HttpMatch {
-        hosts: Vec::new(),
         path: Some(path),
-        method: None,
         headers: http::headers(&source.headers)?,
-        query: Vec::new(),
+        ..HttpMatch::default()
     })
 }
 

@@ -19,7 +19,7 @@ use super::{
     backends::Resolver,
     check_names, each_rule,
     filters::{self, Dialect},
-    text, values,
+    sessions, text, values,
 };
 
 /// Methods of the API's schema.
@@ -48,7 +48,6 @@ pub(super) fn rules(spec: &HttpRouteSpec, resolver: &mut Resolver<'_>) -> Rules 
 }
 
 fn rule(source: &HttpRouteRule, resolver: &mut Resolver<'_>) -> Result<HttpRule, Fault> {
-    no_persistence(source.session_persistence.as_ref())?;
     let default = [HttpRouteMatch::default()];
     let sources = match source.matches.is_empty() {
         true => &default[..],
@@ -74,15 +73,8 @@ fn rule(source: &HttpRouteRule, resolver: &mut Resolver<'_>) -> Result<HttpRule,
         })?,
         timeouts: timeouts(source.timeouts.as_ref())?,
         retry: source.retry.as_ref().map(retry).transpose()?,
+        session: sessions::persistence(source.session_persistence.as_ref())?,
     })
-}
-
-/// Sessions that stay with a backend are not to be had.
-pub(super) fn no_persistence(source: Option<&serde_json::Value>) -> Result<(), Fault> {
-    match source {
-        None => Ok(()),
-        Some(_) => Err(Fault::unsupported("sessionPersistence is not supported")),
-    }
 }
 
 fn one_match(source: &HttpRouteMatch) -> Result<HttpMatch, Fault> {
@@ -93,6 +85,7 @@ fn one_match(source: &HttpRouteMatch) -> Result<HttpMatch, Fault> {
         method: method.map(Into::into),
         headers: headers(&source.headers)?,
         query: query(&source.query_params)?,
+        ..HttpMatch::default()
     })
 }
 
@@ -187,6 +180,6 @@ fn retry(source: &HttpRouteRetry) -> Result<RetryPolicy, Fault> {
         attempts: attempts.transpose()?.unwrap_or(DEFAULT_ATTEMPTS),
         statuses: statuses.collect::<Result<_, _>>()?,
         backoff: backoff.transpose()?,
-        on_connection_failure: true,
+        ..RetryPolicy::default()
     })
 }

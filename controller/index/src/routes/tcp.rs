@@ -11,6 +11,7 @@ pub(super) fn rules(spec: &TcpRouteSpec, resolver: &mut Resolver<'_>) -> Rules {
         Ok(TcpRule {
             name: text(source.name.as_ref()),
             backends: backends(source, std::mem::replace(&mut first, false), resolver)?,
+            ..TcpRule::default()
         })
     });
     Rules {

@@ -28,6 +28,7 @@ pub(super) fn rules(spec: &TlsRouteSpec, resolver: &mut Resolver<'_>) -> Rules {
             name: text(source.name.as_ref()),
             hosts: hosts.clone(),
             backends: tcp::backends(source, std::mem::replace(&mut first, false), resolver)?,
+            ..TlsRule::default()
         })
     });
     Rules {

@@ -8,17 +8,26 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use karst_model::route::{self, OriginMatch};
 
 use super::Unusable;
-use crate::request::Request;
+use crate::{pattern::Pattern, request::Request};
 
 /// CORS rules with their headers written out.
 #[derive(Clone, Debug)]
 pub struct Cors {
-    origins: Vec<OriginMatch>,
+    origins: Vec<Origin>,
+    /// Preflights from elsewhere go on.
+    forward_unmatched: bool,
     credentials: bool,
     methods: List,
     headers: List,
     expose: List,
-    max_age: HeaderValue,
+    max_age: Option<HeaderValue>,
+}
+
+#[derive(Clone, Debug)]
+enum Origin {
+    Any,
+    Text(OriginMatch),
+    Pattern(Pattern),
 }
 
 /// A list of names as a response header has it.
@@ -55,12 +64,17 @@ pub fn put_into(response: &mut HeaderMap, cors: &HeaderMap) {
 impl Cors {
     pub(super) fn compile(cors: &route::Cors) -> Result<Self, Unusable> {
         Ok(Self {
-            origins: cors.allow_origins.iter().map(normalised).collect(),
+            origins: cors
+                .allow_origins
+                .iter()
+                .map(Origin::compile)
+                .collect::<Result<_, _>>()?,
+            forward_unmatched: cors.forward_unmatched,
             credentials: cors.allow_credentials,
             methods: List::new(&cors.allow_methods, header::ACCESS_CONTROL_ALLOW_METHODS)?,
             headers: List::new(&cors.allow_headers, header::ACCESS_CONTROL_ALLOW_HEADERS)?,
             expose: List::new(&cors.expose_headers, header::ACCESS_CONTROL_EXPOSE_HEADERS)?,
-            max_age: HeaderValue::from(cors.max_age_seconds),
+            max_age: cors.max_age_seconds.map(HeaderValue::from),
         })
     }
 
@@ -78,6 +92,7 @@ impl Cors {
                 StatusCode::NO_CONTENT,
                 self.preflight(origin, method, request),
             ),
+            (Some(_), false) if self.forward_unmatched => CorsOutcome::NotCors,
             (Some(_), false) => CorsOutcome::Preflight(StatusCode::NO_CONTENT, HeaderMap::new()),
             (None, true) => CorsOutcome::Actual(self.common(origin)),
             (None, false) => CorsOutcome::NotCors,
@@ -88,27 +103,14 @@ impl Cors {
         let Ok(origin) = origin.to_str() else {
             return false;
         };
-        let origin = without_default_port(origin);
-        self.origins.iter().any(|allowed| match allowed {
-            OriginMatch::Any => true,
-            OriginMatch::Exact(exact) => exact.eq_ignore_ascii_case(origin),
-            OriginMatch::Wildcard { scheme, suffix } => origin
-                .get(..scheme.len())
-                .zip(origin.get(scheme.len()..))
-                .is_some_and(|(start, rest)| {
-                    start.eq_ignore_ascii_case(scheme)
-                        && rest.len() > suffix.len()
-                        && rest
-                            .get(rest.len() - suffix.len()..)
-                            .is_some_and(|end| end.eq_ignore_ascii_case(suffix))
-                }),
-        })
+        self.origins.iter().any(|allowed| allowed.takes(origin))
     }
 
     /// Headers of preflights and actual responses.
     fn common(&self, origin: &HeaderValue) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        let everybody = !self.credentials && self.origins.contains(&OriginMatch::Any);
+        let any = self.origins.iter().any(|one| matches!(one, Origin::Any));
+        let everybody = !self.credentials && any;
         if everybody {
             headers.insert(
                 header::ACCESS_CONTROL_ALLOW_ORIGIN,
@@ -144,8 +146,45 @@ impl Cors {
         put(&mut headers, header::ACCESS_CONTROL_ALLOW_METHODS, methods);
         let names = self.headers.value(self.credentials, asked);
         put(&mut headers, header::ACCESS_CONTROL_ALLOW_HEADERS, names);
-        headers.insert(header::ACCESS_CONTROL_MAX_AGE, self.max_age.clone());
+        put(
+            &mut headers,
+            header::ACCESS_CONTROL_MAX_AGE,
+            self.max_age.clone(),
+        );
         headers
+    }
+}
+
+impl Origin {
+    fn compile(origin: &OriginMatch) -> Result<Self, Unusable> {
+        Ok(match origin {
+            OriginMatch::Any => Self::Any,
+            OriginMatch::Regex(text) => Self::Pattern(Pattern::new(text)?),
+            OriginMatch::Exact(_) | OriginMatch::Wildcard { .. } | OriginMatch::Prefix(_) => {
+                Self::Text(normalised(origin))
+            }
+        })
+    }
+
+    fn takes(&self, sent: &str) -> bool {
+        let origin = without_default_port(sent);
+        match self {
+            Self::Any | Self::Text(OriginMatch::Any) => true,
+            Self::Pattern(pattern) => pattern.matches(sent.as_bytes()),
+            Self::Text(OriginMatch::Prefix(prefix)) => sent.starts_with(&**prefix),
+            Self::Text(OriginMatch::Exact(exact)) => exact.eq_ignore_ascii_case(origin),
+            Self::Text(OriginMatch::Wildcard { scheme, suffix }) => origin
+                .get(..scheme.len())
+                .zip(origin.get(scheme.len()..))
+                .is_some_and(|(start, rest)| {
+                    start.eq_ignore_ascii_case(scheme)
+                        && rest.len() > suffix.len()
+                        && rest
+                            .get(rest.len() - suffix.len()..)
+                            .is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+                }),
+            Self::Text(OriginMatch::Regex(_)) => false,
+        }
     }
 }
 
@@ -185,7 +224,7 @@ fn put(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
 
 fn normalised(origin: &OriginMatch) -> OriginMatch {
     match origin {
-        OriginMatch::Any => OriginMatch::Any,
+        OriginMatch::Any | OriginMatch::Prefix(_) | OriginMatch::Regex(_) => origin.clone(),
         OriginMatch::Exact(text) => OriginMatch::Exact(without_default_port(text).into()),
         OriginMatch::Wildcard { scheme, suffix } => {
             let default = if scheme.starts_with("https") {

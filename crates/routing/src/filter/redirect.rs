@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, StatusCode};
-use karst_model::route::{self, PathChange};
+use karst_model::route;
 
-use super::{MatchedPath, Unusable, path};
+use super::{MatchedPath, Unusable, path::Change};
 use crate::request::{Request, Scheme, Unwritable};
 
 /// A redirect, checked.
@@ -14,7 +14,8 @@ pub struct Redirect {
     scheme: Option<Scheme>,
     host: Option<Arc<str>>,
     port: Option<u16>,
-    path: Option<PathChange>,
+    keep_port: bool,
+    path: Option<Change>,
     status: StatusCode,
 }
 
@@ -32,12 +33,12 @@ impl Redirect {
             Some(other) => return Err(Unusable::Scheme(other.to_owned())),
         };
         redirect.host.as_deref().map_or(Ok(()), check_host)?;
-        redirect.path.as_ref().map_or(Ok(()), path::check)?;
         Ok(Self {
             scheme,
             host: redirect.host.clone(),
             port: redirect.port,
-            path: redirect.path.clone(),
+            keep_port: redirect.keep_port,
+            path: redirect.path.as_ref().map(Change::compile).transpose()?,
             status,
         })
     }
@@ -51,13 +52,17 @@ impl Redirect {
         let scheme = self.scheme.unwrap_or_else(|| request.scheme());
         let host = self.host.as_deref().unwrap_or_else(|| request.host());
         let port = self.port.unwrap_or_else(|| match self.scheme {
-            Some(scheme) => scheme.well_known_port(),
-            None => request.port(),
+            Some(scheme) if !self.keep_port => scheme.well_known_port(),
+            _ => request.port(),
         });
         let path = match &self.path {
-            Some(change) => path::changed(change, request.path(), matched),
+            Some(change) => change.of(request.path(), matched),
             None => request.path().into(),
         };
+        let same = (scheme, port, &*path) == (request.scheme(), request.port(), request.path());
+        if same && host.eq_ignore_ascii_case(request.host()) {
+            return Err(Unwritable(path.into_owned(), "redirect, as it leads to itself"));
+        }
         let mut location = match host {
             // HTTP/1.0 without a host: relative to whatever the client asked.
             "" => String::new(),

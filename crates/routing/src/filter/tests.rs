@@ -131,6 +131,7 @@ fn filters_that_cannot_be_applied_are_refused() {
             scheme: scheme.map(Into::into),
             host: host.map(Into::into),
             port: None,
+            keep_port: false,
             path: None,
             status,
         })
@@ -146,6 +147,7 @@ fn filters_that_cannot_be_applied_are_refused() {
             backend: Backend::Invalid("".into()),
             numerator,
             denominator,
+            shadow_host: false,
         })
     };
     for bad in [
@@ -205,6 +207,7 @@ fn locations_are_made_as_the_specification_says() {
             scheme: scheme.map(Into::into),
             host: host.map(Into::into),
             port,
+            keep_port: false,
             path: None,
             status: 302,
         });
@@ -227,6 +230,7 @@ fn redirects_replace_paths_and_carry_their_status() {
             scheme: None,
             host: None,
             port: None,
+            keep_port: false,
             path: Some(PathChange::Prefix("/new".into())),
             status,
         });
@@ -249,6 +253,7 @@ fn mirrors_take_their_share() {
             backend: Backend::Invalid("".into()),
             numerator,
             denominator,
+            shadow_host: false,
         })
         .unwrap()
     };
@@ -270,7 +275,8 @@ fn cors(
         allow_methods: list(methods),
         allow_headers: list(headers),
         expose_headers: list(expose),
-        max_age_seconds: 3600,
+        max_age_seconds: Some(3600),
+        forward_unmatched: false,
     })
     .unwrap()
 }

@@ -32,7 +32,7 @@ impl<'a> Iterator for Params<'a> {
 }
 
 /// A `%` without two digits stands for itself.
-fn decoded(text: &str) -> Cow<'_, [u8]> {
+pub(super) fn decoded(text: &str) -> Cow<'_, [u8]> {
     let bytes = text.as_bytes();
     if !bytes.contains(&b'%') {
         return Cow::Borrowed(bytes);

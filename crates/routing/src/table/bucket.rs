@@ -190,7 +190,7 @@ impl Indexed {
 fn anchors(conditions: &Conditions) -> Vec<Anchor> {
     let bytes = |text: &str| Box::<[u8]>::from(text.as_bytes());
     let demanded = |value: &Value| match value {
-        Value::Absent => None,
+        Value::Absent | Value::Not(_) => None,
         Value::Exact(exact) => Some(Some(bytes(exact))),
         Value::Pattern(_) | Value::Prefix(_) | Value::Present => Some(None),
     };

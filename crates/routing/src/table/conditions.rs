@@ -1,15 +1,16 @@
-//! What a match asks of a request beside host and path: method, headers, query parameters.
+//! What a match asks of a request beside host and path: method, headers, query parameters, the port that was dialled,
+//! who sends, what its token claims.
 
 use std::{borrow::Cow, cell::OnceCell, sync::Arc};
 
 use hashbrown::{HashMap, hash_map::Entry};
 use http::{HeaderName, header};
-use karst_model::route::{HttpMatch, ValueMatch};
+use karst_model::route::{ClaimMatch, HttpMatch, SourceMatch, ValueMatch};
 
 use crate::{
     compare::{Site, holds},
     pattern::{Pattern, PatternError},
-    request::Request,
+    request::{Request, Sender},
 };
 
 /// Why a match is left out.
@@ -19,6 +20,8 @@ pub(super) enum Unreadable {
     Pattern(#[from] PatternError),
     #[error("{0:?} is not the name of a header")]
     HeaderName(String),
+    #[error("a path that is compared letter by letter is no part of the Gateway API")]
+    Start,
 }
 
 /// Expressions that were compiled already: routes repeat them.
@@ -40,6 +43,24 @@ pub(super) struct Conditions {
     pub(super) method: Option<Arc<str>>,
     pub(super) headers: Box<[(HeaderKey, Value)]>,
     pub(super) query: Box<[(Arc<str>, Value)]>,
+    port: Option<u16>,
+    /// Few matches ask this.
+    rare: Option<Box<Rare>>,
+}
+
+/// What is asked of the sender.
+#[derive(Debug)]
+struct Rare {
+    source: Source,
+    claims: Box<[(Box<[Arc<str>]>, Value)]>,
+}
+
+/// Who must send.
+#[derive(Debug)]
+pub(super) struct Source {
+    namespace: Option<Arc<str>>,
+    labels: Box<[(Arc<str>, Arc<str>)]>,
+    principal: Option<Value>,
 }
 
 /// How a header is found.
@@ -57,6 +78,7 @@ pub(super) enum Value {
     Prefix(Arc<str>),
     Present,
     Absent,
+    Not(Box<Value>),
 }
 
 impl Conditions {
@@ -81,7 +103,15 @@ impl Conditions {
             method: m.method.clone(),
             headers: headers.into(),
             query: query.into(),
+            port: m.port,
+            rare: Rare::new(m, patterns)?,
         })
+    }
+
+    /// Whether who sends must be known.
+    pub(super) fn ask_source(&self) -> bool {
+        let rare = self.rare.as_ref();
+        rare.is_some_and(|rare| !rare.source.is_anybody())
     }
 
     pub(super) fn hold(&self, asked: &Asked<'_>) -> bool {
@@ -91,11 +121,82 @@ impl Conditions {
             .is_none_or(|method| method == asked.request.method().as_str());
         let mut headers = self.headers.iter();
         let mut query = self.query.iter();
+        let port = self.port.is_none_or(|port| port == asked.request.port());
         holds(Site::Method, method)
+            && holds(Site::DialledPort, port)
             && headers
                 .all(|(key, value)| holds(Site::Header, value.holds(asked.header(key).as_deref())))
             && query
                 .all(|(name, value)| holds(Site::Param, value.holds(asked.param(name.as_bytes()))))
+            && self
+                .rare
+                .as_ref()
+                .is_none_or(|rare| rare.hold(asked.request))
+    }
+}
+
+impl Rare {
+    fn new(m: &HttpMatch, patterns: &mut Patterns) -> Result<Option<Box<Self>>, PatternError> {
+        let claim = |claim: &ClaimMatch, patterns: &mut Patterns| {
+            Ok((
+                claim.path.clone().into_boxed_slice(),
+                Value::new(&claim.value, patterns)?,
+            ))
+        };
+        if m.source == SourceMatch::default() && m.claims.is_empty() {
+            return Ok(None);
+        }
+        let claims: Result<Vec<_>, PatternError> =
+            m.claims.iter().map(|one| claim(one, patterns)).collect();
+        Ok(Some(Box::new(Self {
+            source: Source::new(&m.source, patterns)?,
+            claims: claims?.into(),
+        })))
+    }
+
+    fn hold(&self, request: &Request) -> bool {
+        let claims = || {
+            let mut claims = self.claims.iter();
+            claims.all(|(path, value)| value.holds_of_claim(&request.claim(path)))
+        };
+        self.source.takes(request.source()) && (self.claims.is_empty() || claims())
+    }
+}
+
+impl Source {
+    pub(super) fn new(
+        source: &SourceMatch,
+        patterns: &mut Patterns,
+    ) -> Result<Self, PatternError> {
+        let principal = source.principal.as_ref();
+        Ok(Self {
+            namespace: source.namespace.clone(),
+            labels: source.labels.clone().into(),
+            principal: principal
+                .map(|value| Value::new(value, patterns))
+                .transpose()?,
+        })
+    }
+
+    pub(super) fn is_anybody(&self) -> bool {
+        self.namespace.is_none() && self.labels.is_empty() && self.principal.is_none()
+    }
+
+    pub(super) fn takes(&self, sender: &Sender) -> bool {
+        let namespace = self
+            .namespace
+            .as_ref()
+            .is_none_or(|wanted| sender.namespace.as_ref() == Some(wanted));
+        let mut labels = self.labels.iter();
+        let principal = |value: &Value| {
+            value.holds(sender.principal.as_deref().map(str::as_bytes))
+        };
+        holds(Site::SourceNamespace, namespace)
+            && labels.all(|wanted| holds(Site::SourceLabel, sender.labels.contains(wanted)))
+            && self
+                .principal
+                .as_ref()
+                .is_none_or(|value| holds(Site::SourcePrincipal, principal(value)))
     }
 }
 
@@ -118,13 +219,27 @@ impl Value {
             ValueMatch::Prefix(text) => Self::Prefix(text.clone()),
             ValueMatch::Present => Self::Present,
             ValueMatch::Absent => Self::Absent,
+            ValueMatch::Not(inner) => Self::Not(Box::new(Self::new(inner, patterns)?)),
         })
+    }
+
+    /// Of a list any entry may match.
+    fn holds_of_claim(&self, entries: &[Cow<'_, str>]) -> bool {
+        match self {
+            Self::Not(inner) => !inner.holds_of_claim(entries),
+            _ if entries.is_empty() => holds(Site::Claim, self.holds(None)),
+            _ => {
+                let mut entries = entries.iter();
+                holds(Site::Claim, entries.any(|entry| self.holds(Some(entry.as_bytes()))))
+            }
+        }
     }
 
     fn holds(&self, value: Option<&[u8]>) -> bool {
         match (self, value) {
             (Self::Absent, value) => holds(Site::ValueAbsent, value.is_none()),
             (Self::Present, value) => holds(Site::ValuePresent, value.is_some()),
+            (Self::Not(inner), value) => !inner.holds(value),
             (_, None) => false,
             (Self::Exact(exact), Some(value)) => holds(Site::ValueExact, exact.as_bytes() == value),
             (Self::Prefix(prefix), Some(value)) => {

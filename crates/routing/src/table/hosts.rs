@@ -72,6 +72,17 @@ impl<T> ByHost<T> {
     }
 }
 
+/// Whether a host of a match takes this one, which is normalised.
+pub(super) fn takes_host(host: &HostMatch, name: &str) -> bool {
+    match host {
+        HostMatch::Exact(exact) => *normalised(exact) == *name,
+        HostMatch::Suffix(suffix) => {
+            let suffix = normalised(suffix);
+            name.len() > suffix.len() && name.ends_with(&*suffix)
+        }
+    }
+}
+
 fn normalised(name: &str) -> Box<str> {
     name.strip_suffix('.')
         .unwrap_or(name)

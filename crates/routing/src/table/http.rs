@@ -11,9 +11,10 @@ use karst_model::route::{
 use super::{
     Problem,
     bucket::Rank,
-    conditions::{Asked, Conditions, Patterns},
+    conditions::{Asked, Conditions, Patterns, Unreadable},
     hosts::ByHost,
     http_rules,
+    ordered::{self, Place},
     paths::{ByPath, PathKey, Paths},
 };
 use crate::{
@@ -59,6 +60,10 @@ pub struct Picked<'a> {
 #[derive(Debug, Default)]
 pub struct HttpTable {
     hosts: ByHost<Paths>,
+    /// Of a VirtualService: its matches, in their order, and nothing in `hosts`.
+    ordered: Option<Vec<Place>>,
+    /// Some match asks who sends.
+    asks_sender: bool,
     /// By rank.
     conditions: Vec<Conditions>,
     targets: Vec<Target>,
@@ -93,6 +98,9 @@ impl HttpTable {
                 }));
             }
         }
+        if kind == RouteKind::VirtualService {
+            return Self::in_order(matches.into_iter().map(|(_, m)| m), rules, problems);
+        }
         // Stable: rules and matches of one route stay in the order in which they were written.
         matches.sort_by_key(|(order, _)| *order);
         Self::merge(kind, matches.iter().map(|(_, m)| m), rules, problems)
@@ -108,7 +116,11 @@ impl HttpTable {
         let (mut conditions, mut targets, mut sources) = (Vec::new(), Vec::new(), Vec::new());
         let mut hosts: ByHost<ByPath> = ByHost::default();
         for source in matches {
-            match Conditions::new(source.m, &mut patterns) {
+            let compiled = match &source.m.path {
+                Some(PathMatch::Start(_)) => Err(Unreadable::Start),
+                _ => Conditions::new(source.m, &mut patterns),
+            };
+            match compiled {
                 Ok(compiled) => conditions.push(compiled),
                 Err(unreadable) => {
                     problems.push(source.problem(unreadable.to_string()));
@@ -118,7 +130,7 @@ impl HttpTable {
             let (rank, path) = (targets.len() as Rank, PathKey::new(source.m.path.as_ref()));
             let prefix = match &path {
                 PathKey::Prefix(prefix) => Some(prefix.clone()),
-                PathKey::Exact(_) | PathKey::Regex(_) => None,
+                PathKey::Exact(_) | PathKey::Regex(_) | PathKey::Start(_) => None,
             };
             targets.push(Target {
                 rule: source.rule,
@@ -142,15 +154,62 @@ impl HttpTable {
         });
         Self {
             hosts,
+            ordered: None,
+            asks_sender: conditions.iter().any(Conditions::ask_source),
             conditions,
             targets,
             rules,
         }
     }
 
+    /// Matches that are tried one after the other.
+    fn in_order<'a>(
+        matches: impl Iterator<Item = Match<'a>>,
+        rules: Vec<Arc<HttpRoute>>,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
+        let mut patterns = Patterns::default();
+        let (mut places, mut conditions, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+        for source in matches {
+            let compiled = Conditions::new(source.m, &mut patterns)
+                .and_then(|conditions| Ok((conditions, Place::new(source.m)?)));
+            match compiled {
+                Ok((compiled, place)) => {
+                    conditions.push(compiled);
+                    places.push(place);
+                    targets.push(Target {
+                        rule: source.rule,
+                        prefix: None,
+                    });
+                }
+                Err(unreadable) => problems.push(source.problem(unreadable.to_string())),
+            }
+        }
+        Self {
+            hosts: ByHost::default(),
+            ordered: Some(places),
+            asks_sender: conditions.iter().any(Conditions::ask_source),
+            conditions,
+            targets,
+            rules,
+        }
+    }
+
+    /// Whether [`Request::set_sender`] must come before [`Self::pick`].
+    pub fn asks_sender(&self) -> bool {
+        self.asks_sender
+    }
+
     /// The rule that takes the request; `None`: there are routes, and none of them takes it (404).
     pub fn pick(&self, request: &Request) -> Option<Picked<'_>> {
         let asked = Asked::new(request);
+        if let Some(places) = &self.ordered {
+            let number = ordered::find(places, &self.conditions, &asked)?;
+            return Some(Picked {
+                rule: &self.rules[self.targets[number].rule as usize],
+                matched: places[number].matched(),
+            });
+        }
         let mut hosts = self.hosts.taking(request.host());
         let rank = hosts.find_map(|paths| paths.find(&asked, &self.conditions))?;
         let target = &self.targets[rank as usize];

@@ -22,6 +22,8 @@ pub(super) enum PathKey {
     /// Without a slash at its end; empty for `/`, which takes everything.
     Prefix(Box<str>),
     Regex(Box<str>),
+    /// Letter by letter: only what is tried in its order has these.
+    Start(Box<str>),
 }
 
 impl PathKey {
@@ -33,6 +35,7 @@ impl PathKey {
                 Self::Prefix(normalise_pattern(text).trim_end_matches('/').into())
             }
             Some(PathMatch::Regex(text)) => Self::Regex((**text).into()),
+            Some(PathMatch::Start(text)) => Self::Start(normalise_pattern(text).into()),
         }
     }
 }
@@ -69,7 +72,7 @@ impl Paths {
     ) -> Self {
         let order = match kind {
             RouteKind::GrpcRoute => Order::PrefixesFirst,
-            RouteKind::HttpRoute | RouteKind::TlsRoute | RouteKind::TcpRoute => Order::RegexesFirst,
+            _ => Order::RegexesFirst,
         };
         let mut paths = Self {
             order,
@@ -99,6 +102,8 @@ impl Paths {
                 PathKey::Regex(text) => {
                     expressions.insert(text, ranks);
                 }
+                // Refused when it was collected.
+                PathKey::Start(_) => {}
             }
         }
         paths.depths.sort_unstable_by(|a, b| b.cmp(a));

@@ -39,10 +39,11 @@ fn picked(table: &Table, case: &Case) -> Expected {
                 rule: picked.rule.index,
                 prefix: match picked.matched {
                     MatchedPath::Prefix(prefix) => Some(prefix.to_owned()),
+                    MatchedPath::Start(len) => Some(case.path[..len].to_owned()),
                     MatchedPath::Whole => None,
                 },
             },
         },
-        Routes::Tls(_) | Routes::Tcp(_) => panic!("there are only HTTP routes"),
+        Routes::Tls(_) | Routes::Tcp(_) | Routes::OrderedTcp(_) => panic!("there are only HTTP routes"),
     }
 }

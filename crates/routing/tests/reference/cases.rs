@@ -6,11 +6,11 @@ use http::{Method, Version, header};
 use karst_model::{
     name::ServiceKey,
     route::{
-        Attachment, Clients, HeaderMatch, HostMatch, HttpMatch, HttpRule, PathMatch, QueryMatch,
-        Route, RouteKey, RouteKind, RouteRules, ValueMatch,
+        Attachment, ClaimMatch, Clients, HeaderMatch, HostMatch, HttpMatch, HttpRule, PathMatch,
+        QueryMatch, Route, RouteKey, RouteKind, RouteRules, SourceMatch, ValueMatch,
     },
 };
-use karst_routing::request::{Request, Scheme, Seen};
+use karst_routing::request::{Request, Scheme, Seen, Sender};
 use rand::{Rng, RngExt, seq::IndexedRandom};
 
 pub(crate) const PORT: u16 = 80;
@@ -40,6 +40,8 @@ const METHODS: [&str; 3] = ["GET", "POST", "PUT"];
 const NAMES: [&str; 4] = ["x-a", "x-b", "x-c", "host"];
 const PARAMS: [&str; 3] = ["q", "r", "Q"];
 const VALUES: [&str; 5] = ["a", "b", "ab", "", "a b"];
+const LABELS: [(&str, &str); 3] = [("app", "a"), ("app", "b"), ("v", "1")];
+const PRINCIPALS: [&str; 2] = ["td/ns/shop/sa/a", "td/ns/front/sa/b"];
 const NAMESPACES: [&str; 4] = ["shop", "shop-b", "front", "back"];
 
 /// A request as the naive matcher sees it.
@@ -53,6 +55,9 @@ pub(crate) struct Case {
     pub(crate) headers: Vec<(String, String)>,
     /// Namespace of the client.
     pub(crate) client: Option<String>,
+    /// Labels of its workload.
+    pub(crate) labels: Vec<(Arc<str>, Arc<str>)>,
+    pub(crate) principal: Option<String>,
 }
 
 pub(crate) fn service() -> ServiceKey {
@@ -84,7 +89,13 @@ impl Case {
             scheme: Scheme::Http,
             port: PORT,
         };
-        Request::new(parts, seen).unwrap()
+        let mut request = Request::new(parts, seen).unwrap();
+        request.set_sender(Arc::new(Sender {
+            namespace: self.client.as_deref().map(Into::into),
+            labels: self.labels.clone().into(),
+            principal: self.principal.as_deref().map(Into::into),
+        }));
+        request
     }
 }
 
@@ -95,14 +106,24 @@ pub(crate) fn routes<R: Rng>(rng: &mut R) -> Vec<Route> {
         _ => rng.random_range(1..6),
     };
     // Mostly one kind, since routes of the other are not applied beside GRPCRoutes.
-    let grpc = rng.random_ratio(1, 4);
+    let kind = match rng.random_range(0..8_u8) {
+        0..=1 => RouteKind::GrpcRoute,
+        2..=4 => RouteKind::VirtualService,
+        _ => RouteKind::HttpRoute,
+    };
     let few = rng.random_ratio(1, 6);
-    (0..len).map(|index| route(index, grpc, few, rng)).collect()
+    (0..len).map(|index| route(index, kind, few, rng)).collect()
 }
 
 /// `few`: matches that differ in little but headers and parameters, many for one path.
-fn route<R: Rng>(index: usize, grpc: bool, few: bool, rng: &mut R) -> Route {
-    let grpc = grpc != rng.random_ratio(1, 12);
+fn route<R: Rng>(index: usize, kind: RouteKind, few: bool, rng: &mut R) -> Route {
+    let kind = match rng.random_range(0..24_u8) {
+        0 => RouteKind::GrpcRoute,
+        1 => RouteKind::HttpRoute,
+        2 => RouteKind::VirtualService,
+        _ => kind,
+    };
+    let ordered = kind == RouteKind::VirtualService;
     let namespace: Arc<str> = (*NAMESPACES.choose(rng).unwrap()).into();
     let consumer = rng.random_ratio(1, 4);
     let clients = if consumer {
@@ -123,11 +144,7 @@ fn route<R: Rng>(index: usize, grpc: bool, few: bool, rng: &mut R) -> Route {
     };
     Route {
         key: RouteKey {
-            kind: if grpc {
-                RouteKind::GrpcRoute
-            } else {
-                RouteKind::HttpRoute
-            },
+            kind,
             namespace,
             name: format!("r{index}").into(),
         },
@@ -135,7 +152,11 @@ fn route<R: Rng>(index: usize, grpc: bool, few: bool, rng: &mut R) -> Route {
         attachments: vec![attachment],
         rules: RouteRules::Http(some(rng, 1..4, |rng| HttpRule {
             matches: some(rng, if few { 1..9 } else { 0..4 }, |rng| {
-                http_match(few, rng)
+                let mut one = http_match(few, rng);
+                if ordered {
+                    as_istio_writes_it(&mut one, rng);
+                }
+                one
             }),
             ..HttpRule::default()
         })),
@@ -180,7 +201,53 @@ fn http_match<R: Rng>(few: bool, rng: &mut R) -> HttpMatch {
             name: (*PARAMS.choose(rng).unwrap()).into(),
             value: value(rng),
         }),
+        ..HttpMatch::default()
     }
+}
+
+/// What only a VirtualService can ask.
+fn as_istio_writes_it<R: Rng>(one: &mut HttpMatch, rng: &mut R) {
+    if let Some(PathMatch::Prefix(text)) = &one.path
+        && rng.random_ratio(3, 4)
+    {
+        one.path = Some(PathMatch::Start(text.clone()));
+    }
+    one.ignore_path_case = rng.random_ratio(1, 6);
+    for header in &mut one.headers {
+        if rng.random_ratio(1, 3) {
+            header.value = ValueMatch::Not(Box::new(header.value.clone()));
+        }
+    }
+    if rng.random_ratio(1, 6) {
+        one.port = Some(*[PORT, 81].choose(rng).unwrap());
+    }
+    if rng.random_ratio(1, 6) {
+        one.source.namespace = Some((*NAMESPACES.choose(rng).unwrap()).into());
+    }
+    if rng.random_ratio(1, 6) {
+        one.source.labels = some(rng, 1..3, label);
+    }
+    if rng.random_ratio(1, 8) {
+        one.source = SourceMatch {
+            principal: Some(ValueMatch::Exact((*PRINCIPALS.choose(rng).unwrap()).into())),
+            ..one.source.clone()
+        };
+    }
+    if rng.random_ratio(1, 12) {
+        one.claims = vec![ClaimMatch {
+            path: vec!["groups".into()],
+            value: match rng.random_range(0..3_u8) {
+                0 => ValueMatch::Absent,
+                1 => ValueMatch::Not(Box::new(value(rng))),
+                _ => value(rng),
+            },
+        }];
+    }
+}
+
+fn label<R: Rng>(rng: &mut R) -> (Arc<str>, Arc<str>) {
+    let (key, value) = LABELS.choose(rng).unwrap();
+    ((*key).into(), (*value).into())
 }
 
 fn host<R: Rng>(rng: &mut R) -> HostMatch {
@@ -227,9 +294,14 @@ pub(crate) fn case<R: Rng>(rng: &mut R) -> Case {
     Case {
         method: text(rng, &METHODS),
         host,
-        path: path(rng).replace("%61", "a"),
+        path: match rng.random_ratio(1, 12) {
+            true => path(rng).replace("%61", "a").to_uppercase(),
+            false => path(rng).replace("%61", "a"),
+        },
         query: some(rng, 0..3, |rng| (text(rng, &PARAMS), text(rng, &VALUES))),
         headers,
         client: rng.random_ratio(4, 5).then(|| text(rng, &NAMESPACES)),
+        labels: some(rng, 0..3, label),
+        principal: rng.random_ratio(2, 3).then(|| text(rng, &PRINCIPALS)),
     }
 }

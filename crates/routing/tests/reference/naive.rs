@@ -39,6 +39,12 @@ pub(crate) fn pick(routes: &[Route], case: &Case) -> Expected {
     if group.is_empty() {
         return Expected::NoRoutes;
     }
+    if group
+        .iter()
+        .any(|route| route.key.kind == RouteKind::VirtualService)
+    {
+        return first_written(&group, case);
+    }
     let mut best: Option<Hit<'_>> = None;
     for route in group {
         let RouteRules::Http(rules) = &route.rules else {
@@ -81,6 +87,57 @@ pub(crate) fn pick(routes: &[Route], case: &Case) -> Expected {
     }
 }
 
+/// Of VirtualServices for one host the oldest counts; of its matches the first that takes the request.
+fn first_written(group: &[&Route], case: &Case) -> Expected {
+    let name = |route: &Route| format!("{}/{}", route.key.namespace, route.key.name);
+    let mut group = group.to_vec();
+    group.sort_by_key(|route| (route.created, name(route)));
+    let route = group[0];
+    let RouteRules::Http(rules) = &route.rules else {
+        panic!("there are only HTTP rules");
+    };
+    for (rule, written) in rules.iter().enumerate() {
+        for m in &written.matches {
+            let whole = takes(m, case) && host(m, case).is_some();
+            if whole && m.port.is_none_or(|port| port == PORT) && sender(m, case) && claims(m) {
+                return Expected::Rule {
+                    route: route.key.to_string(),
+                    rule,
+                    prefix: replaced(m, &case.path),
+                };
+            }
+        }
+    }
+    Expected::NotFound
+}
+
+/// What of the path a rewrite would replace; `None`: the whole of it.
+fn replaced(m: &HttpMatch, path: &str) -> Option<String> {
+    match &m.path {
+        None => Some("/".to_owned()),
+        Some(PathMatch::Start(start)) => Some(path[..spelled(start).len()].to_owned()),
+        Some(PathMatch::Prefix(prefix)) => {
+            Some(spelled(prefix).trim_end_matches('/').to_owned())
+        }
+        Some(PathMatch::Exact(_) | PathMatch::Regex(_)) => None,
+    }
+}
+
+fn sender(m: &HttpMatch, case: &Case) -> bool {
+    let namespace = m.source.namespace.as_deref();
+    namespace.is_none_or(|wanted| case.client.as_deref() == Some(wanted))
+        && m.source.labels.iter().all(|label| case.labels.contains(label))
+        && m.source
+            .principal
+            .as_ref()
+            .is_none_or(|wanted| value(wanted, case.principal.as_deref()))
+}
+
+/// No case has a token.
+fn claims(m: &HttpMatch) -> bool {
+    m.claims.iter().all(|claim| value(&claim.value, None))
+}
+
 /// Routes of the client's own namespace if it has any, else the producer's; of one kind.
 fn group<'a>(routes: &'a [Route], client: Option<&str>) -> Vec<&'a Route> {
     let attached = |route: &&Route, wanted: &dyn Fn(&Clients) -> bool| {
@@ -105,11 +162,14 @@ fn group<'a>(routes: &'a [Route], client: Option<&str>) -> Vec<&'a Route> {
             .filter(|route| attached(route, &all))
             .collect();
     }
-    if group
-        .iter()
-        .any(|route| route.key.kind == RouteKind::GrpcRoute)
-    {
-        group.retain(|route| route.key.kind == RouteKind::GrpcRoute);
+    let there = |kind| group.iter().any(|route| route.key.kind == kind);
+    let kinds = [
+        RouteKind::GrpcRoute,
+        RouteKind::HttpRoute,
+        RouteKind::VirtualService,
+    ];
+    if let Some(first) = kinds.into_iter().find(|kind| there(*kind)) {
+        group.retain(|route| route.key.kind == first);
     }
     group
 }
@@ -139,7 +199,7 @@ fn characters(host: Option<&HostMatch>) -> (usize, usize) {
 }
 
 fn takes(m: &HttpMatch, case: &Case) -> bool {
-    path(m.path.as_ref(), &case.path)
+    path(m, &case.path)
         && m.method
             .as_ref()
             .is_none_or(|method| **method == case.method)
@@ -187,10 +247,15 @@ fn joined(case: &Case, name: &str) -> Option<String> {
     (!values.is_empty()).then(|| values.join(","))
 }
 
-fn path(wanted: Option<&PathMatch>, path: &str) -> bool {
-    match wanted {
+fn path(m: &HttpMatch, path: &str) -> bool {
+    let cased = |text: &str| match m.ignore_path_case {
+        true => text.to_lowercase(),
+        false => text.to_owned(),
+    };
+    match &m.path {
         None => true,
-        Some(PathMatch::Exact(exact)) => path == spelled(exact),
+        Some(PathMatch::Exact(exact)) => cased(path) == cased(&spelled(exact)),
+        Some(PathMatch::Start(start)) => cased(path).starts_with(&cased(&spelled(start))),
         Some(PathMatch::Prefix(prefix)) => {
             let prefix = spelled(prefix);
             let prefix = prefix.trim_end_matches('/');
@@ -219,9 +284,10 @@ fn expression(text: &str, value: &str) -> bool {
     })
 }
 
-fn value(wanted: &ValueMatch, value: Option<&str>) -> bool {
-    match (wanted, value) {
+fn value(wanted: &ValueMatch, seen: Option<&str>) -> bool {
+    match (wanted, seen) {
         (ValueMatch::Absent, value) => value.is_none(),
+        (ValueMatch::Not(inner), seen) => !value(inner, seen),
         (ValueMatch::Present, value) => value.is_some(),
         (ValueMatch::Exact(exact), value) => value == Some(&**exact),
         (ValueMatch::Prefix(prefix), value) => {
@@ -264,6 +330,6 @@ fn path_rank(path: Option<&PathMatch>, grpc: bool) -> (u8, usize) {
             0 => (0, 0),
             len => (2, len),
         },
-        None => (0, 0),
+        None | Some(PathMatch::Start(_)) => (0, 0),
     }
 }
