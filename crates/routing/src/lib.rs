@@ -21,6 +21,7 @@ mod mutation;
 pub mod outlier;
 pub mod pattern;
 pub mod priority;
+pub mod ratelimit;
 pub mod request;
 pub mod retry;
 pub mod table;
