@@ -72,7 +72,10 @@ impl Follower {
                 | Change::Range(_)
                 | Change::Routes(_)
                 | Change::Traffic(_)
-                | Change::WaypointPolicy(_) => continue,
+                | Change::WaypointPolicy(_)
+                | Change::RequestAuthentication(_)
+                | Change::RateLimit(_)
+                | Change::Telemetry => continue,
             };
             difference.add.extend(step.add);
             difference.remove.extend(step.remove);

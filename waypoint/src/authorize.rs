@@ -54,7 +54,6 @@ pub(crate) fn request(
                 connection,
                 remote_ip: remote_ip(request.headers(), connection.source_ip, trusted),
                 sni: None,
-                request_principal: None,
             };
             outcome(&policies.decide(&asked), policies, || {
                 policies.explain(&asked).to_string()
@@ -109,7 +108,6 @@ pub(crate) fn request_for_backend(
         connection: &connection,
         remote_ip: remote_ip(request.headers(), connection.source_ip, trusted),
         sni: None,
-        request_principal: None,
     };
     let policies = &served.policies;
     outcome(&policies.decide(&asked), policies, || {

@@ -49,6 +49,7 @@ fn policy(number: usize) -> Arc<WaypointPolicy> {
         key: format!("shop/p-{number}").parse().unwrap(),
         targets: vec![PolicyTarget::GatewayClass("istio-waypoint".into())],
         action: RequestAction::Allow,
+        provider: None,
         dry_run: false,
         rules: vec![RequestRule {
             clauses: vec![clause(from), clause(to)],
@@ -95,7 +96,6 @@ fn main() {
                         connection,
                         remote_ip: connection.source_ip,
                         sni: None,
-                        request_principal: None,
                     };
                     assert!(black_box(policies.decide(black_box(&asked))).is_allowed());
                 }

@@ -58,6 +58,7 @@ pub(crate) enum RequestSite {
     RemoteFamily,
     RemoteBits,
     HeaderThere,
+    ClaimThere,
     /// The connection's part of a match.
     Connection,
     /// A positive list is empty or has a hit; a negative one has a hit.
@@ -88,6 +89,11 @@ pub(crate) enum RequestText {
     HeaderReading,
     Sni,
     RequestPrincipal,
+    Audience,
+    Presenter,
+    Claim,
+    /// One of several readings of a claim.
+    ClaimReading,
 }
 
 /// A text that string matches look at.
@@ -164,6 +170,10 @@ pub(crate) mod mutant {
             RequestText::HeaderReading,
             RequestText::Sni,
             RequestText::RequestPrincipal,
+            RequestText::Audience,
+            RequestText::Presenter,
+            RequestText::Claim,
+            RequestText::ClaimReading,
         ];
         let of_texts = texts.into_iter().flat_map(|text| {
             [
@@ -178,6 +188,7 @@ pub(crate) mod mutant {
             RequestSite::RemoteFamily,
             RequestSite::RemoteBits,
             RequestSite::HeaderThere,
+            RequestSite::ClaimThere,
             RequestSite::Connection,
             RequestSite::Wanted,
             RequestSite::Excluded,
@@ -195,7 +206,9 @@ pub(crate) mod mutant {
         let asked = |site: &RequestSite| {
             !matches!(
                 site,
-                RequestSite::Presence(RequestText::Authority | RequestText::HeaderReading)
+                RequestSite::Presence(
+                    RequestText::Authority | RequestText::HeaderReading | RequestText::ClaimReading
+                )
             )
         };
         of_texts.filter(asked).chain(others).collect()

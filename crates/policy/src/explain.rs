@@ -98,6 +98,10 @@ pub enum Attribute {
     RemoteIp,
     Sni,
     RequestPrincipal,
+    Audience,
+    Presenter,
+    /// Its values are not shown.
+    Claim,
 }
 
 /// Evaluates policies, sorted by key, without an index.
@@ -398,7 +402,10 @@ impl Attribute {
             | Self::Header
             | Self::RemoteIp
             | Self::Sni
-            | Self::RequestPrincipal => None,
+            | Self::RequestPrincipal
+            | Self::Audience
+            | Self::Presenter
+            | Self::Claim => None,
         }
     }
 
@@ -417,6 +424,9 @@ impl Attribute {
             Self::RemoteIp => "remote address",
             Self::Sni => "server name",
             Self::RequestPrincipal => "request principal",
+            Self::Audience => "audience",
+            Self::Presenter => "presenter",
+            Self::Claim => "claim",
         }
     }
 
@@ -426,6 +436,9 @@ impl Attribute {
             Self::Header => "the request has no such header",
             Self::Sni => "the client named no server",
             Self::RequestPrincipal => "the request has no verified token",
+            Self::Audience | Self::Presenter | Self::Claim => {
+                "the request has no verified token that says so"
+            }
             Self::Host => "the request names no host",
             Self::Method | Self::Path => "the connection is no HTTP",
             _ => "the peer has no identity (plain text)",
@@ -444,6 +457,9 @@ impl Attribute {
             Self::RemoteIp => "the client's address is",
             Self::Sni => "the client named",
             Self::RequestPrincipal => "the token is of",
+            Self::Audience => "the token is for",
+            Self::Presenter => "the token was issued to",
+            Self::Claim => "the token has",
         }
     }
 }

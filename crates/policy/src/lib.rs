@@ -1,6 +1,6 @@
 //! Authorization: policies compiled per workload or service, decided in under a microsecond, explained on request.
 //!
-//! Connections (L4) are decided here, requests (L7) in [`request`].
+//! Connections (L4) are decided here, requests (L7) in [`request`], and who their users are in [`token`].
 //!
 //! ```text
 //!   model::Authorization ──applies?──► Compiled::compile ──► Compiled ──decide──► Decision   (every connection)
@@ -27,6 +27,7 @@ mod matcher;
 mod mutation;
 pub mod request;
 mod scope;
+pub mod token;
 
 pub use compile::Compiled;
 pub use connection::Connection;

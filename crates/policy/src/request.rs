@@ -20,6 +20,7 @@ mod view;
 use std::{net::IpAddr, sync::Arc};
 
 use karst_model::{
+    external::ExternalAuthorizer,
     name::{PolicyKey, ServiceKey},
     waypoint_policy::{PolicyTarget, RequestAction, WaypointPolicy},
 };
@@ -52,7 +53,16 @@ pub fn applies(
     service: Option<&ServiceKey>,
     gateway: GatewayRef<'_>,
 ) -> bool {
-    policy.targets.iter().any(|target| match target {
+    is_target(&policy.targets, service, gateway)
+}
+
+/// The same for whatever else has targets.
+pub fn is_target(
+    targets: &[PolicyTarget],
+    service: Option<&ServiceKey>,
+    gateway: GatewayRef<'_>,
+) -> bool {
+    targets.iter().any(|target| match target {
         PolicyTarget::Service(target) => service == Some(target),
         PolicyTarget::Gateway { namespace, name } => {
             **namespace == *gateway.namespace && **name == *gateway.name
@@ -61,7 +71,7 @@ pub fn applies(
     })
 }
 
-/// What policies are asked about: a request and what the waypoint knows of where it came from.
+/// What policies are asked about: a request, with its verified token, and what the waypoint knows of where it came from.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
     pub request: &'a Request,
@@ -71,8 +81,6 @@ pub struct Asked<'a> {
     pub remote_ip: IpAddr,
     /// Server name of the client's TLS handshake, where it made one to here.
     pub sni: Option<&'a str>,
-    /// `<issuer>/<subject>` of a token that was verified.
-    pub request_principal: Option<&'a str>,
 }
 
 /// A connection through a waypoint that is no HTTP, or not known to be.
@@ -97,6 +105,15 @@ pub struct RequestPolicies {
     index: Index,
     allow_applies: bool,
     dry_run_allow_applies: bool,
+}
+
+/// What CUSTOM policies say about a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct External {
+    /// All of them must allow it. With the rule that asks.
+    pub ask: Vec<(Arc<ExternalAuthorizer>, RuleRef)>,
+    /// A CUSTOM policy in dry run that matches: to be logged and counted.
+    pub dry_run: Option<RuleRef>,
 }
 
 /// Outcome for one request.
@@ -132,6 +149,8 @@ pub(crate) enum Phase {
     Deny,
     DryRunAllow,
     Allow,
+    DryRunCustom,
+    Custom,
 }
 
 impl Phase {
@@ -144,6 +163,10 @@ impl Phase {
             (RequestAction::Deny, false) => Self::Deny,
             (RequestAction::Allow, true) => Self::DryRunAllow,
             (RequestAction::Allow, false) => Self::Allow,
+            (RequestAction::Custom, true) => Self::DryRunCustom,
+            // Nobody can be asked.
+            (RequestAction::Custom, false) if policy.provider.is_none() => Self::Deny,
+            (RequestAction::Custom, false) => Self::Custom,
         }
     }
 }
@@ -180,6 +203,48 @@ impl RequestPolicies {
         self.decide_view(&View::new(asked))
     }
 
+    /// Whom to ask about the request before [`Self::decide`] is, each once, by name; and what would be asked were it no
+    /// dry run.
+    pub fn external(&self, asked: &Asked<'_>) -> External {
+        if self
+            .policies
+            .iter()
+            .all(|one| one.action != RequestAction::Custom)
+        {
+            return External::default();
+        }
+        let view = View::new(asked);
+        let candidates = self.index.candidates(&view);
+        let matching = |phase| {
+            let rules = candidates.of(phase);
+            rules.filter(|rule| self.rules.hold(*rule, &view))
+        };
+        let mut ask: Vec<(Arc<ExternalAuthorizer>, RuleRef)> = Vec::new();
+        for rule in matching(Phase::Custom) {
+            let reference = self.rules.reference(rule, &self.policies);
+            let Some(provider) = self.provider_of(&reference.policy) else {
+                continue;
+            };
+            if ask.iter().all(|(known, _)| *known != *provider) {
+                ask.push((provider.clone(), reference));
+            }
+        }
+        ask.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+        let dry_run = matching(Phase::DryRunCustom).next();
+        External {
+            ask,
+            dry_run: dry_run.map(|rule| self.rules.reference(rule, &self.policies)),
+        }
+    }
+
+    fn provider_of(&self, policy: &PolicyKey) -> Option<&Arc<ExternalAuthorizer>> {
+        let at = self
+            .policies
+            .binary_search_by(|one| one.key.cmp(policy))
+            .ok()?;
+        self.policies[at].provider.as_ref()
+    }
+
     /// Whether a connection that is no HTTP may go on. What rules ask of requests cannot be read there: an ALLOW rule
     /// with such parts allows nothing, a DENY rule denies without them.
     pub fn decide_connection(&self, asked: &AskedConnection<'_>) -> RequestDecision {
@@ -202,7 +267,9 @@ impl RequestPolicies {
             deny: first(Phase::DryRunDeny),
             allow: DryRunAllow::Silent,
         };
-        let denied = match first(Phase::Deny) {
+        // Nobody is asked about a connection that is no HTTP.
+        let unasked = || first(Phase::Custom).filter(|_| !view.is_request());
+        let denied = match first(Phase::Deny).or_else(unasked) {
             Some(rule) => Some(DenyReason::Policy(rule)),
             None => self.missing.first().cloned().map(DenyReason::Missing),
         };

@@ -139,6 +139,7 @@ fn policies(action: RequestAction, m: RequestMatch) -> RequestPolicies {
         key: "shop/p".parse().unwrap(),
         targets: vec![],
         action,
+        provider: None,
         dry_run: false,
         rules: vec![RequestRule {
             clauses: vec![RequestClause { matches: vec![m] }],
@@ -186,7 +187,6 @@ fn no_form_of_a_path_is_a_bypass() {
                 connection: &connection,
                 remote_ip: connection.source_ip,
                 sni: None,
-                request_principal: None,
             };
             match (policies.decide(&asked).is_allowed(), reached) {
                 (false, _) => denied += 1,

@@ -88,6 +88,7 @@ fn policy(action: RequestAction, matches: Vec<RequestMatch>) -> Arc<WaypointPoli
         key: "shop/p".parse().unwrap(),
         targets: vec![],
         action,
+        provider: None,
         dry_run: false,
         rules: vec![RequestRule {
             clauses: vec![RequestClause { matches }],
@@ -132,7 +133,6 @@ fn explain(
         connection: &connection,
         remote_ip: connection.source_ip,
         sni: None,
-        request_principal: None,
     };
     let compiled = RequestPolicies::compile([policy.clone()], &[]);
     let explanation = compiled.explain(&asked);

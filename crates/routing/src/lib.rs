@@ -25,8 +25,8 @@ pub mod ratelimit;
 pub mod request;
 pub mod retry;
 pub mod table;
-pub mod token;
 pub mod warm_up;
+pub mod token;
 pub mod weights;
 
 // The reference's files name this crate as every test in `tests/` does.

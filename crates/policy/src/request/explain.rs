@@ -57,7 +57,7 @@ pub(super) fn explain(
             )
         })
         .collect();
-    let (decision, allowed_by) = conclude(&traces, missing);
+    let (decision, allowed_by) = conclude(&traces, missing, view.is_request());
     RequestExplanation {
         decision,
         allowed_by,
@@ -70,10 +70,12 @@ pub(super) fn explain(
 fn conclude(
     traces: &[(Phase, RequestTrace)],
     missing: &[PolicyKey],
+    is_request: bool,
 ) -> (RequestDecision, Option<RuleRef>) {
     let of = |wanted| traces.iter().filter(move |(phase, _)| *phase == wanted);
     let first = |wanted| of(wanted).find_map(|(_, trace)| trace.matched());
-    let denied = match first(Phase::Deny) {
+    let unasked = || first(Phase::Custom).filter(|_| !is_request);
+    let denied = match first(Phase::Deny).or_else(unasked) {
         Some(rule) => Some(DenyReason::Policy(rule)),
         None => missing.first().cloned().map(DenyReason::Missing),
     };
@@ -187,6 +189,9 @@ fn attribute(of: &RequestAttribute) -> Attribute {
         RequestAttribute::RemoteIp => Attribute::RemoteIp,
         RequestAttribute::Sni => Attribute::Sni,
         RequestAttribute::RequestPrincipal => Attribute::RequestPrincipal,
+        RequestAttribute::Audience => Attribute::Audience,
+        RequestAttribute::Presenter => Attribute::Presenter,
+        RequestAttribute::Claim(_) => Attribute::Claim,
     }
 }
 
@@ -204,6 +209,16 @@ fn written(of: &RequestAttribute, wanted: bool, m: &RequestMatch) -> Vec<String>
         RequestAttribute::Sni => texts(&m.sni, &m.not_sni),
         RequestAttribute::RequestPrincipal => {
             texts(&m.request_principals, &m.not_request_principals)
+        }
+        RequestAttribute::Audience => texts(&m.audiences, &m.not_audiences),
+        RequestAttribute::Presenter => texts(&m.presenters, &m.not_presenters),
+        RequestAttribute::Claim(path) => {
+            let named = m.claims.iter().filter(|claim| claim.path == *path);
+            let values = named.flat_map(|claim| pick(wanted, &claim.values, &claim.not_values));
+            let path = path.join(".");
+            values
+                .map(|value| format!("{path}: {}", string_text(value)))
+                .collect()
         }
         RequestAttribute::Path => {
             let paths = pick(wanted, &m.paths, &m.not_paths).iter();
@@ -245,6 +260,16 @@ fn value(of: &RequestAttribute, view: &View<'_>) -> Option<String> {
         RequestAttribute::RemoteIp => Some(view.remote_ip.to_string()),
         RequestAttribute::Sni => view.sni().map(text),
         RequestAttribute::RequestPrincipal => view.request_principal().map(text),
+        RequestAttribute::Audience => {
+            let audiences: Vec<&str> = view.token()?.audiences().collect();
+            (!audiences.is_empty()).then(|| audiences.join(", "))
+        }
+        RequestAttribute::Presenter => view.token()?.presenter().map(str::to_owned),
+        // Who reads the log need not know what is said of the user.
+        RequestAttribute::Claim(path) => {
+            let claim = view.token()?.claim(path);
+            claim.map(|_| format!("another {}", path.join(".")))
+        }
     }
 }
 
@@ -286,6 +311,7 @@ impl fmt::Display for RequestTrace {
             RequestAction::Allow => "ALLOW",
             RequestAction::Deny => "DENY",
             RequestAction::Audit => "AUDIT",
+            RequestAction::Custom => "CUSTOM",
         };
         let dry_run = if self.dry_run { ", dry run" } else { "" };
         let policy = &self.policy;

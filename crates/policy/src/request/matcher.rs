@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use karst_model::{
     policy::StringMatch,
-    waypoint_policy::{HeaderValues, RequestAction, RequestMatch, RequestRule, WaypointPolicy},
+    waypoint_policy::{
+        ClaimValues, HeaderValues, RequestAction, RequestMatch, RequestRule, WaypointPolicy,
+    },
 };
+use karst_routing::token::Token;
 
 use super::{
     Phase,
@@ -72,16 +75,17 @@ pub(super) enum RequestAttribute {
     RemoteIp,
     Sni,
     RequestPrincipal,
+    Audience,
+    Presenter,
+    Claim(Vec<Arc<str>>),
 }
 
 impl RequestAttribute {
     /// Whether a connection that is no HTTP has none of it.
     fn is_of_request(&self) -> bool {
         match self {
-            Self::Method | Self::Path | Self::Host | Self::Header(_) | Self::RequestPrincipal => {
-                true
-            }
             Self::RemoteIp | Self::Sni => false,
+            _ => true,
         }
     }
 }
@@ -267,11 +271,18 @@ fn groups(m: &RequestMatch) -> Option<Vec<Group>> {
             &m.request_principals,
             &m.not_request_principals,
         ),
+        texts(RequestAttribute::Audience, &m.audiences, &m.not_audiences),
+        texts(
+            RequestAttribute::Presenter,
+            &m.presenters,
+            &m.not_presenters,
+        ),
     ];
-    // A condition on a header that names no value means something that this version does not know.
+    // A condition on a header or claim that names no value means something that this version does not know.
     if m.headers
         .iter()
         .any(|header| header.values.is_empty() && header.not_values.is_empty())
+        || m.claims.iter().any(is_vain)
     {
         return None;
     }
@@ -279,8 +290,17 @@ fn groups(m: &RequestMatch) -> Option<Vec<Group>> {
         let attribute = RequestAttribute::Header(header.name.to_ascii_lowercase().into());
         texts(attribute, &header.values, &header.not_values)
     }));
+    groups.extend(m.claims.iter().map(|claim: &ClaimValues| {
+        let attribute = RequestAttribute::Claim(claim.path.clone());
+        texts(attribute, &claim.values, &claim.not_values)
+    }));
     groups.retain(|group| !(group.wanted.is_empty() && group.excluded.is_empty()));
     Some(groups)
+}
+
+/// A condition on a claim that says nothing.
+fn is_vain(claim: &ClaimValues) -> bool {
+    claim.path.is_empty() || (claim.values.is_empty() && claim.not_values.is_empty())
 }
 
 fn paths(list: &[karst_model::waypoint_policy::PathPattern]) -> Option<Vec<Entry>> {
@@ -352,6 +372,15 @@ impl Group {
             RequestAttribute::RequestPrincipal => {
                 present(view.request_principal(), RequestText::RequestPrincipal)
             }
+            RequestAttribute::Audience => view.token().is_some_and(|token| {
+                let mut audiences = token.audiences();
+                audiences.any(|audience| hits(audience.as_bytes(), RequestText::Audience))
+            }),
+            RequestAttribute::Presenter => {
+                let presenter = view.token().and_then(Token::presenter);
+                present(presenter.map(str::as_bytes), RequestText::Presenter)
+            }
+            RequestAttribute::Claim(path) => claim_hits(path, wanted, readings, view),
             RequestAttribute::Header(name) => header_hits(name, wanted, readings, view),
             RequestAttribute::Path | RequestAttribute::RemoteIp => false,
         }
@@ -374,6 +403,30 @@ fn header_hits(name: &str, wanted: &StringMatch, readings: Readings, view: &View
         || view
             .header_readings(name)
             .any(|value| text(wanted, value, RequestText::HeaderReading))
+}
+
+/// The claim's texts; what refuses takes numbers and truth values for text as well, and a claim of any kind for one that
+/// is there.
+fn claim_hits(
+    path: &[Arc<str>],
+    wanted: &StringMatch,
+    readings: Readings,
+    view: &View<'_>,
+) -> bool {
+    let Some(token) = view.token().filter(|token| token.claim(path).is_some()) else {
+        return false;
+    };
+    let mut texts = token.claim_texts(path);
+    if texts.any(|value| text(wanted, value.as_bytes(), RequestText::Claim)) {
+        return true;
+    }
+    if readings == Readings::Plain {
+        return false;
+    }
+    let there = *wanted == StringMatch::Presence;
+    let mut loose = token.claim_readings(path).into_iter();
+    holds_request(RequestSite::ClaimThere, there)
+        || loose.any(|value| text(wanted, value.as_bytes(), RequestText::ClaimReading))
 }
 
 fn text(wanted: &StringMatch, value: &[u8], of: RequestText) -> bool {

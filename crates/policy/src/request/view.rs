@@ -1,8 +1,8 @@
 //! A request prepared for comparing: every reading of its values, made once per decision.
 
-use std::{borrow::Cow, cell::OnceCell, net::IpAddr};
+use std::{borrow::Cow, cell::OnceCell, net::IpAddr, sync::Arc};
 
-use karst_routing::request::Request;
+use karst_routing::{request::Request, token::Token};
 use smallvec::SmallVec;
 
 use super::{Asked, AskedConnection};
@@ -22,7 +22,6 @@ pub(super) struct View<'a> {
     pub(super) remote_ip: IpAddr,
     pub(super) sni: OnceCell<Option<Vec<u8>>>,
     asked_sni: Option<&'a str>,
-    request_principal: Option<&'a str>,
 }
 
 impl<'a> View<'a> {
@@ -42,7 +41,6 @@ impl<'a> View<'a> {
                 .bytes()
                 .map(|byte| byte.to_ascii_lowercase())
                 .collect(),
-            request_principal: asked.request_principal,
             ..Self::of_connection(&connection)
         }
     }
@@ -57,7 +55,6 @@ impl<'a> View<'a> {
             remote_ip: asked.remote_ip.to_canonical(),
             sni: OnceCell::new(),
             asked_sni: asked.sni,
-            request_principal: None,
         }
     }
 
@@ -112,8 +109,14 @@ impl<'a> View<'a> {
             .as_deref()
     }
 
+    /// What the request's user proved to be.
+    pub(super) fn token(&self) -> Option<&'a Token> {
+        self.request?.token().map(Arc::as_ref)
+    }
+
+    /// `<issuer>/<subject>`.
     pub(super) fn request_principal(&self) -> Option<&'a [u8]> {
-        self.request_principal.map(str::as_bytes)
+        self.token()?.principal().map(str::as_bytes)
     }
 }
 

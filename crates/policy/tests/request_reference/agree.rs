@@ -32,7 +32,6 @@ pub(crate) fn check(
         connection: &case.connection,
         remote_ip: case.remote_ip,
         sni: case.sni.as_deref(),
-        request_principal: case.request_principal.as_deref(),
     };
     if evaluator == Evaluator::Decide {
         return check_decision(set, &compiled.decide(&asked), &expected, case);

@@ -11,12 +11,16 @@ use karst_model::{
     name::PolicyKey,
     policy::{IpBlock, Match, ServiceAccountMatch, StringMatch},
     waypoint_policy::{
-        HeaderValues, PathPattern, PolicyTarget, RequestAction, RequestClause, RequestMatch,
-        RequestRule, WaypointPolicy,
+        ClaimValues, HeaderValues, PathPattern, PolicyTarget, RequestAction, RequestClause,
+        RequestMatch, RequestRule, WaypointPolicy,
     },
 };
-use karst_routing::request::{Request, Scheme, Seen};
+use karst_routing::{
+    request::{Request, Scheme, Seen},
+    token::Token,
+};
 use rand::{Rng, RngExt, seq::IndexedRandom};
+use serde_json::{Value, json};
 
 use super::Connection;
 
@@ -108,8 +112,33 @@ pub(crate) struct Case {
     pub(crate) connection: Connection,
     pub(crate) remote_ip: IpAddr,
     pub(crate) sni: Option<String>,
-    pub(crate) request_principal: Option<String>,
+    pub(crate) user: Option<User>,
 }
+
+/// What a verified token says.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) principal: String,
+    pub(crate) audiences: Vec<String>,
+    pub(crate) presenter: Option<String>,
+    /// Paths, and values as JSON.
+    pub(crate) claims: Vec<(&'static [&'static str], &'static str)>,
+}
+
+/// Paths of claims, the last of which no token has.
+const CLAIMS: [&[&str]; 4] = [&["scope"], &["group"], &["realm", "roles"], &["group", "x"]];
+const CLAIM_VALUES: [&str; 9] = [
+    r#""a""#,
+    r#""a b""#,
+    r#"["a","bc"]"#,
+    r#"["ab",7,true]"#,
+    "7",
+    "true",
+    r#""""#,
+    "[]",
+    r#"{"y":[1]}"#,
+];
+const CLAIM_WORDS: [&str; 8] = ["a", "b", "ab", "a b", "bc", "7", "true", "x"];
 
 impl Case {
     /// Principal, namespace and account of the client.
@@ -142,7 +171,30 @@ impl Case {
             scheme: Scheme::Http,
             port: self.connection.destination.port(),
         };
-        Request::new(parts, seen).unwrap()
+        let mut request = Request::new(parts, seen).unwrap();
+        if let Some(user) = &self.user {
+            request.set_token(Arc::new(user.token()));
+        }
+        request
+    }
+}
+
+impl User {
+    fn token(&self) -> Token {
+        let (issuer, subject) = self.principal.split_once('/').unwrap();
+        let mut claims = json!({"iss": issuer, "sub": subject, "aud": self.audiences});
+        if let Some(presenter) = &self.presenter {
+            claims["azp"] = presenter.as_str().into();
+        }
+        for (path, value) in &self.claims {
+            let value: Value = serde_json::from_str(value).unwrap();
+            match path {
+                [name] => claims[*name] = value,
+                [outer, inner] => claims[*outer] = json!({*inner: value}),
+                _ => panic!("no such path among the cases"),
+            }
+        }
+        Token::new(claims.as_object().unwrap().clone(), &[])
     }
 }
 
@@ -170,6 +222,7 @@ fn policy(index: usize, rng: &mut impl Rng) -> WaypointPolicy {
         },
         targets: vec![PolicyTarget::GatewayClass("istio-waypoint".into())],
         action: *[Allow, Allow, Deny, Deny, Audit].choose(rng).unwrap(),
+        provider: None,
         dry_run: rng.random_ratio(1, 5),
         rules: several(rng, &[1, 6, 3, 1], |rng| RequestRule {
             clauses: several(rng, &[1, 10, 4, 1], |rng| RequestClause {
@@ -207,7 +260,7 @@ fn a_match<R: Rng>(rng: &mut R) -> RequestMatch {
 
 fn add_group<R: Rng>(m: &mut RequestMatch, rng: &mut R) {
     let c = &mut m.connection;
-    match rng.random_range(0..27_u8) {
+    match rng.random_range(0..32_u8) {
         0 => c.namespaces = list(rng, |rng| string(rng, &NAMES)),
         1 => c.not_namespaces = list(rng, |rng| string(rng, &NAMES)),
         2 => c.principals = list(rng, principal),
@@ -229,6 +282,12 @@ fn add_group<R: Rng>(m: &mut RequestMatch, rng: &mut R) {
         22 => m.not_sni = list(rng, |rng| string(rng, &HOSTS)),
         23 => m.request_principals = list(rng, |rng| string(rng, &PRINCIPALS)),
         24 => m.not_request_principals = list(rng, |rng| string(rng, &PRINCIPALS)),
+        27 => m.audiences = list(rng, |rng| string(rng, &NAMES)),
+        28 => m.not_audiences = list(rng, |rng| string(rng, &NAMES)),
+        29 => m.presenters = list(rng, |rng| string(rng, &NAMES)),
+        30 => m.not_presenters = list(rng, |rng| string(rng, &NAMES)),
+        25 => m.claims = list(rng, claim_values),
+        31 => m.claims = vec![claim_values(rng)],
         _ => m.headers = list(rng, header_values),
     }
 }
@@ -238,6 +297,16 @@ fn header_values<R: Rng>(rng: &mut R) -> HeaderValues {
     let mut values = || several(rng, &[4, 6, 2], |rng| string(rng, &VALUES));
     HeaderValues {
         name,
+        values: values(),
+        not_values: values(),
+    }
+}
+
+fn claim_values<R: Rng>(rng: &mut R) -> ClaimValues {
+    let path = CLAIMS.choose(rng).unwrap();
+    let mut values = || several(rng, &[4, 6, 2], |rng| string(rng, &CLAIM_WORDS));
+    ClaimValues {
+        path: path.iter().map(|name| (*name).into()).collect(),
         values: values(),
         not_values: values(),
     }
@@ -332,6 +401,16 @@ pub(crate) fn case<R: Rng>(rng: &mut R) -> Case {
         sni: rng
             .random::<bool>()
             .then(|| text(rng, &["orders", "Pay.example.com", "orders.shop"])),
-        request_principal: rng.random::<bool>().then(|| text(rng, &PRINCIPALS)),
+        user: rng.random_ratio(2, 3).then(|| User {
+            principal: text(rng, &PRINCIPALS),
+            audiences: several(rng, &[1, 3, 1], |rng| text(rng, &NAMES)),
+            presenter: rng.random::<bool>().then(|| text(rng, &NAMES)),
+            claims: (0..3)
+                .filter(|_| rng.random_ratio(2, 3))
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|at| (CLAIMS[at], *CLAIM_VALUES.choose(rng).unwrap()))
+                .collect(),
+        }),
     }
 }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use karst_model::{
     policy::{IpBlock, StringMatch},
     waypoint_policy::{
-        HeaderValues, PathPattern, RequestAction, RequestClause, RequestMatch, RequestRule,
-        WaypointPolicy,
+        ClaimValues, HeaderValues, PathPattern, RequestAction, RequestClause, RequestMatch,
+        RequestRule, WaypointPolicy,
     },
 };
 
@@ -174,12 +174,38 @@ fn match_matches(m: &RequestMatch, action: RequestAction, case: &Case) -> bool {
             &m.request_principals,
             &m.not_request_principals,
             |s, _| {
-                case.request_principal
+                case.user
                     .as_ref()
-                    .is_some_and(|principal| string(s, principal))
+                    .is_some_and(|user| string(s, &user.principal))
             },
             allow,
         )
+        && group(
+            &m.audiences,
+            &m.not_audiences,
+            |s, _| {
+                let audiences = case.user.iter().flat_map(|user| &user.audiences);
+                audiences.into_iter().any(|audience| string(s, audience))
+            },
+            allow,
+        )
+        && group(
+            &m.presenters,
+            &m.not_presenters,
+            |s, _| {
+                let presenter = case.user.as_ref().and_then(|user| user.presenter.as_ref());
+                presenter.is_some_and(|presenter| string(s, presenter))
+            },
+            allow,
+        )
+        && m.claims.iter().all(|c| {
+            group(
+                &c.values,
+                &c.not_values,
+                |s, lets_in| claim(c, s, case, lets_in),
+                allow,
+            )
+        })
         && m.headers.iter().all(|h| {
             group(
                 &h.values,
@@ -211,6 +237,9 @@ fn unreadable(m: &RequestMatch) -> bool {
         || m.headers
             .iter()
             .any(|h| h.values.is_empty() && h.not_values.is_empty())
+        || m.claims
+            .iter()
+            .any(|c| c.path.is_empty() || (c.values.is_empty() && c.not_values.is_empty()))
         || m.paths
             .iter()
             .chain(&m.not_paths)
@@ -274,6 +303,48 @@ fn header(h: &HeaderValues, s: &StringMatch, case: &Case, lets_in: bool) -> bool
         || lines
             .iter()
             .any(|line| line.split(',').any(|part| string(s, part.trim())))
+}
+
+/// Texts, of lists their elements, of `scope` its words; what refuses also reads numbers and truth values as text, scopes
+/// as a whole, and takes any claim for one that is there.
+fn claim(c: &ClaimValues, s: &StringMatch, case: &Case, lets_in: bool) -> bool {
+    let Some(user) = &case.user else {
+        return false;
+    };
+    let at = |wanted: &[&str]| c.path.iter().map(|name| &**name).eq(wanted.iter().copied());
+    let found = user.claims.iter().find(|(path, _)| at(path));
+    let Some((path, value)) = found else {
+        return false;
+    };
+    let value: serde_json::Value = serde_json::from_str(value).unwrap();
+    let all = value
+        .as_array()
+        .cloned()
+        .unwrap_or_else(|| vec![value.clone()]);
+    let texts: Vec<String> = all
+        .iter()
+        .filter_map(|one| one.as_str().map(str::to_owned))
+        .collect();
+    let words = |text: &String| -> Vec<String> {
+        let words = text.split(' ').filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect()
+    };
+    let plain: Vec<String> = match *path == ["scope"] {
+        true => texts.iter().flat_map(words).collect(),
+        false => texts.clone(),
+    };
+    if plain.iter().any(|text| string(s, text)) {
+        return true;
+    }
+    let scalar = |one: &serde_json::Value| match one {
+        serde_json::Value::Number(number) => Some(number.to_string()),
+        serde_json::Value::Bool(truth) => Some(truth.to_string()),
+        _ => None,
+    };
+    !lets_in
+        && (*s == StringMatch::Presence
+            || texts.iter().any(|text| string(s, text))
+            || all.iter().filter_map(scalar).any(|text| string(s, &text)))
 }
 
 /// Compared as sent on; what refuses also compares with every escape decoded, on both sides, and with the parameters of
