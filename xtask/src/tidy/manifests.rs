@@ -31,6 +31,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("karst-files", &["karst-k8s-api"]),
     ("karst-runtime", &["karst-telemetry"]),
+    ("karst-dns", &[]),
     (
         "karst-identity",
         &["karst-model", "karst-proto", "karst-runtime"],
