@@ -13,6 +13,7 @@ pub mod capture;
 pub mod cluster;
 pub mod load;
 pub mod namespace;
+pub mod orders;
 pub mod shop;
 pub mod wait;
 
@@ -20,5 +21,6 @@ pub use capture::Capture;
 pub use cluster::Cluster;
 pub use load::{Amount, Load};
 pub use namespace::Namespace;
+pub use orders::Orders;
 pub use shop::Shop;
 pub use wait::{eventually, until};
