@@ -14,6 +14,7 @@ mod index;
 mod matcher;
 #[cfg(test)]
 mod mutation;
+mod selection;
 mod template;
 mod view;
 
@@ -29,6 +30,7 @@ use serde::Serialize;
 
 pub use self::{
     explain::{RequestExplanation, RequestTrace},
+    selection::Selection,
     template::{PathError, check_path},
 };
 use self::{index::Index, matcher::Rules, view::View};

@@ -188,7 +188,7 @@ fn clause_holds(clause: &[Compiled], view: &View<'_>) -> bool {
 }
 
 impl Compiled {
-    fn new(m: &RequestMatch, action: RequestAction) -> Self {
+    pub(super) fn new(m: &RequestMatch, action: RequestAction) -> Self {
         let groups = groups(m);
         let meaning = match (&groups, matcher::is_unreadable(&m.connection)) {
             _ if *m == RequestMatch::default() => Meaning::Empty,
