@@ -41,6 +41,8 @@ pub enum ConditionType {
     Conflicted,
     /// What the object refers to is there and permitted.
     ResolvedRefs,
+    /// The keys that tokens are verified with are here.
+    KeysFetched,
     /// Some rules of a route hold and some do not.
     PartiallyInvalid,
 }
@@ -56,6 +58,7 @@ impl fmt::Display for ConditionType {
             Self::Programmed => "Programmed",
             Self::Conflicted => "Conflicted",
             Self::ResolvedRefs => "ResolvedRefs",
+            Self::KeysFetched => "karst.dev/KeysFetched",
             Self::PartiallyInvalid => "PartiallyInvalid",
         })
     }

@@ -1,6 +1,7 @@
 //! What an event changed, in words of the model.
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher as _, Hash, RandomState},
     sync::Arc,
 };
@@ -11,13 +12,20 @@ use karst_model::{
     enrollment::{Generation, NodeWorkload},
     name::{GatewayKey, PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
+    rate_limit::RateLimit,
     route::{Route, RouteKey},
     service::Service,
+    telemetry::Telemetry,
+    token::RequestAuthentication,
+    traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
 
-use crate::{conditions::ObjectConditions, gateways::GatewayStatus, routes::RouteStatus};
+use crate::{
+    conditions::ObjectConditions, gateways::GatewayStatus, request_authentications::KeySource,
+    routes::RouteStatus,
+};
 
 /// What differs from the output before. A key is either updated or removed, and only once.
 ///
@@ -32,6 +40,17 @@ pub struct Delta {
     pub routes: Changes<(GatewayKey, RouteKey), Route>,
     /// Request policies by the waypoint that enforces them.
     pub waypoint_policies: Changes<(GatewayKey, PolicyKey), WaypointPolicy>,
+    /// Rate limits by the waypoint that counts.
+    pub rate_limits: Changes<(GatewayKey, PolicyKey), RateLimit>,
+    /// What holds for services beyond their routes, by the waypoint that sends requests to them. Before routes, which
+    /// name subsets.
+    pub traffic: Changes<(GatewayKey, ServiceKey), ServiceTraffic>,
+    /// Which tokens requests may carry, by the waypoint that verifies them.
+    pub request_authentications: Changes<(GatewayKey, PolicyKey), RequestAuthentication>,
+    /// What everybody records, by the resource's name.
+    pub telemetries: Changes<Arc<str>, Telemetry>,
+    /// All keys that are to be fetched, where these have changed.
+    pub key_sources: Option<BTreeSet<KeySource>>,
     pub node_workloads: Vec<NodeChange>,
     pub conditions: Vec<ObjectConditions>,
     /// Gateways that are waypoints; `None`: it is one no more.
@@ -105,6 +124,11 @@ impl Delta {
             && self.policies.is_empty()
             && self.routes.is_empty()
             && self.waypoint_policies.is_empty()
+            && self.rate_limits.is_empty()
+            && self.traffic.is_empty()
+            && self.request_authentications.is_empty()
+            && self.telemetries.is_empty()
+            && self.key_sources.is_none()
             && self.node_workloads.is_empty()
             && self.conditions.is_empty()
             && self.gateways.is_empty()

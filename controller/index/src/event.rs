@@ -5,7 +5,10 @@ use std::sync::Arc;
 use karst_k8s_api::{Object, ObjectKey};
 use karst_model::{enrollment::PodCapture, name::PodUid};
 
-use crate::delta::Transition;
+use crate::{
+    delta::Transition,
+    request_authentications::{FetchedKeys, KeySource},
+};
 
 /// One change: of an object, or of what a node's agent does.
 #[derive(Clone, Debug)]
@@ -35,6 +38,11 @@ pub enum Event {
     },
     /// We serve this node's agent, which is about to report. What another controller had published is gone on from.
     NodeHere { node: Arc<str> },
+    /// What fetching an issuer's keys has come to. This is a level: it replaces what was said before.
+    Keys {
+        source: KeySource,
+        fetched: FetchedKeys,
+    },
     /// Every peer has acknowledged what a transition published.
     Acknowledged(Transition),
     /// A transition has taken too long: nobody is waited for.

@@ -30,6 +30,12 @@ impl Name {
     }
 }
 
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
 impl From<ObjectKey> for Name {
     fn from(key: ObjectKey) -> Self {
         Self {

@@ -5,10 +5,14 @@
 
 mod apply;
 mod attach;
+mod authenticating;
 mod flush;
 mod governing;
+mod limiting;
 mod machines;
 mod routing;
+mod telemetry;
+mod traffic;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,10 +27,16 @@ use karst_model::{
     locality::Locality,
     name::{GatewayKey, PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
+    rate_limit::RateLimit,
     route::{Route, RouteKey},
     service::Service,
+    telemetry::Telemetry,
+    token::RequestAuthentication,
+    traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy,
 };
+
+pub(crate) use self::traffic::LabelKeys;
 
 use smallvec::SmallVec;
 
@@ -67,6 +77,10 @@ pub struct Index {
     waypoints: Waypoints,
     routes: routing::Routes,
     governing: governing::Governing,
+    limiting: limiting::Limiting,
+    authenticating: authenticating::Authenticating,
+    traffic: traffic::Traffic,
+    recording: telemetry::Recording,
     /// Request policies, by what they are attached to.
     sealers: Sealers,
     pods_by_uid: HashMap<PodUid, Name>,
@@ -124,6 +138,13 @@ struct Dirty {
     namespaces: HashSet<Arc<str>>,
     gateways: HashSet<Name>,
     routes: HashSet<RouteKey>,
+    limits: HashSet<Name>,
+    /// RequestAuthentications.
+    authentications: HashSet<Name>,
+    /// Services whose ServiceTraffic may differ.
+    traffic: HashSet<ServiceKey>,
+    /// DestinationRules.
+    rules: HashSet<Name>,
     /// Services, and entries (`true`).
     seals: HashSet<(Name, bool)>,
 }
@@ -136,6 +157,10 @@ struct Output {
     policies: Table<PolicyKey, Authorization>,
     routes: Table<(GatewayKey, RouteKey), Route>,
     waypoint_policies: Table<(GatewayKey, PolicyKey), WaypointPolicy>,
+    request_authentications: Table<(GatewayKey, PolicyKey), RequestAuthentication>,
+    rate_limits: Table<(GatewayKey, PolicyKey), RateLimit>,
+    traffic: Table<(GatewayKey, ServiceKey), ServiceTraffic>,
+    telemetries: Table<Arc<str>, Telemetry>,
     /// By pod, since a pod can move to another node or get another UID under one name.
     nodes: HashMap<Name, NodeRow>,
     conditions: BTreeMap<ObjectKey, Vec<Condition>>,
@@ -183,6 +208,10 @@ impl Index {
             waypoints: Waypoints::default(),
             routes: routing::Routes::default(),
             governing: governing::Governing::default(),
+            limiting: limiting::Limiting::default(),
+            authenticating: authenticating::Authenticating::default(),
+            traffic: traffic::Traffic::default(),
+            recording: telemetry::Recording::default(),
             sealers: Sealers::default(),
             pods_by_uid: HashMap::new(),
             pods_by_node: HashMap::new(),
@@ -221,6 +250,7 @@ impl Index {
                 }
                 Event::NodeElsewhere { node, published } => self.elsewhere(node, published),
                 Event::NodeHere { node } => self.here(&node),
+                Event::Keys { source, fetched } => self.keys(source, fetched),
                 Event::Acknowledged(transition) => {
                     self.capture.acknowledged(&transition);
                     self.mark_pod(&transition.pod_uid);
@@ -287,6 +317,11 @@ impl Index {
             policies: all(&self.out.policies),
             routes: all(&self.out.routes),
             waypoint_policies: all(&self.out.waypoint_policies),
+            request_authentications: all(&self.out.request_authentications),
+            key_sources: Some(self.key_sources()),
+            rate_limits: all(&self.out.rate_limits),
+            traffic: all(&self.out.traffic),
+            telemetries: all(&self.out.telemetries),
             node_workloads: self.all_node_rows(),
             conditions: conditions.collect(),
             route_statuses: self.routes.statuses().cloned().collect(),

@@ -10,17 +10,21 @@
 //! them; only that is compiled again, and only what differs from the last output leaves. The output is a function of
 //! the facts and of what agents reported, never of the order in which they came.
 
+mod authorizers;
 mod capture;
 mod conditions;
 mod config;
 mod delta;
+mod destination_rules;
 mod event;
 mod facts;
 mod gateways;
 mod index;
 mod peer_authentication;
 mod policies;
+mod rate_limits;
 mod references;
+mod request_authentications;
 mod request_policies;
 mod routes;
 mod seals;
@@ -28,6 +32,7 @@ mod selector;
 mod service_entries;
 mod services;
 mod shared;
+mod telemetries;
 mod vips;
 mod waypoints;
 mod workloads;
@@ -35,7 +40,9 @@ mod workloads;
 pub use conditions::{Condition, ConditionType, ObjectConditions};
 pub use config::IndexConfig;
 pub use delta::{Awaited, Changes, Delta, NodeChange, Transition};
+pub use destination_rules::{RuleFault, check_destination_rule};
 pub use event::Event;
 pub use gateways::{Address, GatewayStatus, ListenerStatus};
 pub use index::{Index, Stats};
+pub use request_authentications::{FetchedKeys, KeySource};
 pub use routes::{ParentStatus, ROUTE_CONTROLLER, RouteStatus, check_route};

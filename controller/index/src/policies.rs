@@ -122,6 +122,11 @@ impl PolicyFacts {
         !self.dry_run && self.request.as_ref().is_some_and(decides)
     }
 
+    /// Whom it has asked, with action CUSTOM.
+    pub(crate) fn provider(&self) -> Option<&Arc<str>> {
+        self.request.as_ref()?.provider.as_ref()
+    }
+
     /// Whether it makes a list of peers of what had none.
     pub(crate) fn allows(&self) -> bool {
         self.authorization
@@ -162,7 +167,7 @@ fn enforceable(
         ),
         Asked::Custom => refuse(
             "UnsupportedValue",
-            "action CUSTOM is not supported: the policy is not enforced, use DENY meanwhile",
+            "action CUSTOM needs targetRefs, as a waypoint asks: the policy is not enforced, use DENY meanwhile",
         ),
     }
 }

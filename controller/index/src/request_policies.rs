@@ -2,7 +2,7 @@
 //!
 //! The layout is that of L4 ([`crate::policies`]): one rule per `rules[]`; in it a clause for all `from`, one for all `to`,
 //! one per `when`. A part that cannot be read makes its match unreadable: an ALLOW rule with it allows nothing, a DENY
-//! rule denies everything that its other clauses leave. CUSTOM asks somebody whom nobody can ask here, and denies.
+//! rule denies everything that its other clauses leave, and a CUSTOM rule asks about it.
 
 use std::sync::Arc;
 
@@ -16,7 +16,8 @@ use karst_k8s_api::{
 use karst_model::{
     policy::{Match, StringMatch},
     waypoint_policy::{
-        HeaderValues, PathPattern, RequestAction, RequestClause, RequestMatch, RequestRule,
+        ClaimValues, HeaderValues, PathPattern, RequestAction, RequestClause, RequestMatch,
+        RequestRule,
     },
 };
 use karst_policy::request::check_path;
@@ -33,6 +34,8 @@ use crate::{
 pub(crate) struct RequestFacts {
     pub(crate) targets: Vec<TargetRef>,
     pub(crate) action: RequestAction,
+    /// Whom a policy with action CUSTOM has asked, by name.
+    pub(crate) provider: Option<Arc<str>>,
     pub(crate) rules: Vec<RequestRule>,
     /// What is wrong with the policy by itself.
     pub(crate) complaints: Vec<Condition>,
@@ -54,19 +57,18 @@ impl RequestFacts {
         spec: &AuthorizationPolicySpec,
         root_namespace: &str,
     ) -> Self {
-        let (action, custom) = match spec.action {
-            Asked::Allow => (RequestAction::Allow, None),
-            Asked::Deny => (RequestAction::Deny, None),
-            Asked::Audit => (RequestAction::Audit, None),
-            Asked::Custom => {
-                let message = "action CUSTOM is not supported: what the rules match is denied, not asked about";
-                (
-                    RequestAction::Deny,
-                    Some(refused("UnsupportedValue", message.to_owned())),
-                )
-            }
+        let action = match spec.action {
+            Asked::Allow => RequestAction::Allow,
+            Asked::Deny => RequestAction::Deny,
+            Asked::Audit => RequestAction::Audit,
+            Asked::Custom => RequestAction::Custom,
         };
-        let mut complaints: Vec<Condition> = custom.into_iter().collect();
+        let named = spec
+            .provider
+            .as_ref()
+            .map(|provider| provider.name.as_str());
+        let provider = (action == RequestAction::Custom).then(|| named.unwrap_or_default().into());
+        let mut complaints: Vec<Condition> = Vec::new();
         let references = spec.target_ref.iter().chain(&spec.target_refs);
         let mut targets = Vec::new();
         for reference in references {
@@ -87,6 +89,7 @@ impl RequestFacts {
         Self {
             targets,
             action,
+            provider,
             rules,
             complaints,
         }
@@ -99,7 +102,7 @@ pub(crate) fn refused(reason: &'static str, message: String) -> Condition {
 }
 
 /// What a reference names; a policy names only what is of its own namespace.
-fn target(
+pub(crate) fn target(
     namespace: &Arc<str>,
     reference: &PolicyTargetReference,
     root_namespace: &str,
@@ -303,6 +306,30 @@ impl Compiler {
                 not_request_principals: strings(no),
                 ..empty
             },
+            "request.auth.audiences" => RequestMatch {
+                audiences: strings(yes),
+                not_audiences: strings(no),
+                ..empty
+            },
+            "request.auth.presenter" => RequestMatch {
+                presenters: strings(yes),
+                not_presenters: strings(no),
+                ..empty
+            },
+            key if key.starts_with(CLAIMS) => match claim(key) {
+                Some(path) => RequestMatch {
+                    claims: vec![ClaimValues {
+                        path,
+                        values: strings(yes),
+                        not_values: strings(no),
+                    }],
+                    ..empty
+                },
+                None => {
+                    self.unread.push(format!("{path} ({key})"));
+                    empty
+                }
+            },
             key => match header(key) {
                 Some(name) => RequestMatch {
                     headers: vec![HeaderValues {
@@ -340,6 +367,7 @@ impl Compiler {
             RequestAction::Allow => "rules with these parts allow nothing",
             RequestAction::Deny => "these parts count as fulfilled, which denies more",
             RequestAction::Audit => "these parts count as fulfilled, which records more",
+            RequestAction::Custom => "these parts count as fulfilled, which asks about more",
         };
         (!self.unread.is_empty()).then(|| {
             let parts = self.unread.join(", ");
@@ -357,6 +385,20 @@ fn either(matches: Vec<RequestMatch>) -> Option<RequestClause> {
     (!always).then_some(RequestClause { matches })
 }
 
+/// How keys of claims begin.
+const CLAIMS: &str = "request.auth.claims";
+
+/// `a` and `b` of `request.auth.claims[a][b]`.
+fn claim(key: &str) -> Option<Vec<Arc<str>>> {
+    let names = key
+        .strip_prefix(CLAIMS)?
+        .strip_prefix('[')?
+        .strip_suffix(']')?;
+    let names: Vec<Arc<str>> = names.split("][").map(Into::into).collect();
+    let fits = |name: &Arc<str>| !name.is_empty() && !name.contains(['[', ']']);
+    names.iter().all(fits).then_some(names)
+}
+
 /// `x-user` of `request.headers[X-User]`.
 fn header(key: &str) -> Option<Arc<str>> {
     let name = key.strip_prefix("request.headers[")?.strip_suffix(']')?;
@@ -364,7 +406,7 @@ fn header(key: &str) -> Option<Arc<str>> {
 }
 
 /// A path, as a text with `*` at one end or as a template.
-fn path_pattern(text: &str) -> Result<PathPattern, Unread> {
+pub(crate) fn path_pattern(text: &str) -> Result<PathPattern, Unread> {
     let pattern = match text.contains('{') {
         true => PathPattern::Template(text.into()),
         false => PathPattern::Text(string(text)),

@@ -154,9 +154,9 @@ pub(crate) fn object_kind(kind: RouteKind) -> Kind {
         RouteKind::HttpRoute => Kind::HttpRoute,
         RouteKind::TlsRoute => Kind::TlsRoute,
         RouteKind::TcpRoute => Kind::TcpRoute,
-        RouteKind::VirtualService
-        | RouteKind::VirtualServiceTls
-        | RouteKind::VirtualServiceTcp => Kind::VirtualService,
+        RouteKind::VirtualService | RouteKind::VirtualServiceTls | RouteKind::VirtualServiceTcp => {
+            Kind::VirtualService
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use karst_model::{
     name::ServiceKey,
     protocol::TunnelProtocol,
     service::{
-        HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Naming, PortMap, Service, ServicePort,
-        Vip, Visibility,
+        HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Naming, PortMap, Service,
+        ServicePort, Vip, Visibility,
     },
     workload::Workload,
 };
@@ -23,6 +23,7 @@ use crate::{
     conditions::{Condition, ConditionType},
     config::IndexConfig,
     facts::{EntryFacts, Name, pod::PodFacts, service::app_protocol},
+    index::LabelKeys,
     selector::Labels,
     services,
 };
@@ -150,7 +151,7 @@ pub(crate) fn workloads(
     config: &IndexConfig,
     name: &Name,
     facts: &EntryFacts,
-    keys: &[ServiceKey],
+    (keys, told): (&[ServiceKey], &LabelKeys),
     network: &Network,
 ) -> Vec<Workload> {
     let spec = &facts.spec;
@@ -162,7 +163,8 @@ pub(crate) fn workloads(
             .iter()
             .filter(|endpoint| is_reachable(endpoint))
         {
-            let workload = inline(config, name, facts, endpoint, keys, network);
+            let mut workload = inline(config, name, facts, endpoint, keys, network);
+            workload.labels = told.pick(&endpoint.labels, &workload);
             // One address, one workload: the first endpoint of it counts.
             if workloads.iter().all(|other| other.uid != workload.uid) {
                 workloads.push(workload);

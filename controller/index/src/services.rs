@@ -7,8 +7,8 @@ use karst_model::{
     addr::Network,
     name::ServiceKey,
     service::{
-        HealthPolicy, LoadBalancing, LoadBalancingMode, Naming, PortMap, Scope, Service, ServicePort, Vip,
-        Visibility,
+        HealthPolicy, LoadBalancing, LoadBalancingMode, Naming, PortMap, Scope, Service,
+        ServicePort, Vip, Visibility,
     },
 };
 

@@ -101,7 +101,7 @@ pub(crate) fn of_pod(
         canonical_name: canonical_name.map_or_else(|| pod.workload_name.clone(), Arc::from),
         canonical_revision: revision.unwrap_or("latest").into(),
         cluster_id: config.cluster_id.clone(),
-        labels: around.labels,
+        labels: Arc::default(),
     })
 }
 

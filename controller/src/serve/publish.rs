@@ -9,6 +9,9 @@ use karst_model::{
     policy::{Authorization, PolicyScope},
     route::Route,
     service::Service,
+    traffic::ServiceTraffic,
+    telemetry::Telemetry,
+    token::RequestAuthentication,
     waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
@@ -60,7 +63,11 @@ pub fn publications(delta: &Delta) -> Vec<Publication> {
             gone(TableKey::Node(node.clone()), pod_uid.0.clone())
         }
     });
-    let additions = policies.chain(services).chain(workloads);
+    let telemetry = delta.telemetries.updated.iter();
+    let telemetry = telemetry.map(|(name, one)| telemetry_publication(name.clone(), one));
+    let telemetry_gone = delta.telemetries.removed.iter();
+    let telemetry_gone = telemetry_gone.map(|name| gone(TableKey::Telemetry, name.clone()));
+    let additions = policies.chain(services).chain(workloads).chain(telemetry);
     let (of_waypoints, gone_of_waypoints) = waypoint_publications(delta);
     additions
         .chain(of_waypoints)
@@ -68,6 +75,7 @@ pub fn publications(delta: &Delta) -> Vec<Publication> {
         .chain(services_gone)
         .chain(policies_gone)
         .chain(gone_of_waypoints)
+        .chain(telemetry_gone)
         .chain(nodes)
         .collect()
 }
@@ -117,6 +125,21 @@ fn policy_publication(policy: &Authorization) -> Publication {
     }
 }
 
+fn telemetry_publication(name: Arc<str>, telemetry: &Telemetry) -> Publication {
+    let content = Content {
+        type_url: type_url::TELEMETRY,
+        value: convert::telemetry_to(telemetry).encode_to_vec(),
+        aliases: Vec::new(),
+        groups: Vec::new(),
+        covers_all: false,
+    };
+    Publication {
+        table: TableKey::Telemetry,
+        name,
+        content: Some(content),
+    }
+}
+
 /// What waypoints are told, and what is taken from them.
 fn waypoint_publications(delta: &Delta) -> (Vec<Publication>, Vec<Publication>) {
     let policies = delta
@@ -129,6 +152,14 @@ fn waypoint_publications(delta: &Delta) -> (Vec<Publication>, Vec<Publication>) 
         .updated
         .iter()
         .map(|((gateway, _), route)| route_publication(gateway, route));
+    let traffic = delta.traffic.updated.iter();
+    let traffic = traffic.map(|((gateway, _), one)| traffic_publication(gateway, one));
+    let traffic_gone = delta.traffic.removed.iter();
+    let traffic_gone = traffic_gone.map(|(gateway, key)| Publication {
+        table: TableKey::Traffic(gateway.clone()),
+        name: key.to_string().into(),
+        content: None,
+    });
     let routes_gone = delta
         .routes
         .removed
@@ -147,10 +178,61 @@ fn waypoint_publications(delta: &Delta) -> (Vec<Publication>, Vec<Publication>) 
             name: key.to_string().into(),
             content: None,
         });
+    let authentications = delta.request_authentications.updated.iter();
+    let authentications =
+        authentications.map(|((gateway, _), one)| authentication_publication(gateway, one));
+    let authentications_gone = delta.request_authentications.removed.iter();
+    let authentications_gone = authentications_gone.map(|(gateway, key)| Publication {
+        table: TableKey::RequestAuthentications(gateway.clone()),
+        name: key.to_string().into(),
+        content: None,
+    });
     (
-        policies.chain(routes).collect(),
-        routes_gone.chain(policies_gone).collect(),
+        policies
+            .chain(authentications)
+            .chain(traffic)
+            .chain(routes)
+            .collect(),
+        routes_gone
+            .chain(traffic_gone)
+            .chain(policies_gone)
+            .chain(authentications_gone)
+            .collect(),
     )
+}
+
+fn authentication_publication(
+    gateway: &GatewayKey,
+    authentication: &RequestAuthentication,
+) -> Publication {
+    let content = Content {
+        type_url: type_url::REQUEST_AUTHENTICATION,
+        value: convert::request_authentication_to(authentication).encode_to_vec(),
+        aliases: Vec::new(),
+        groups: Vec::new(),
+        // Not held back when it changes: no workload names it.
+        covers_all: true,
+    };
+    Publication {
+        table: TableKey::RequestAuthentications(gateway.clone()),
+        name: authentication.key.to_string().into(),
+        content: Some(content),
+    }
+}
+
+fn traffic_publication(gateway: &GatewayKey, traffic: &ServiceTraffic) -> Publication {
+    let content = Content {
+        type_url: type_url::SERVICE_TRAFFIC,
+        value: convert::service_traffic_to(traffic).encode_to_vec(),
+        aliases: Vec::new(),
+        groups: Vec::new(),
+        covers_all: false,
+    };
+    Publication {
+        table: TableKey::Traffic(gateway.clone()),
+        name: traffic.service.to_string().into(),
+        content: Some(content),
+    }
 }
 
 fn waypoint_policy_publication(gateway: &GatewayKey, policy: &WaypointPolicy) -> Publication {

@@ -37,6 +37,11 @@ pub enum TableKey {
     Routes(GatewayKey),
     /// Request policies that concern this waypoint.
     WaypointPolicies(GatewayKey),
+    /// What holds for the services that this waypoint sends to.
+    Traffic(GatewayKey),
+    RequestAuthentications(GatewayKey),
+    /// What is recorded, for everybody.
+    Telemetry,
 }
 
 /// One change to publish.

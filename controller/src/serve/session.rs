@@ -50,9 +50,12 @@ pub struct Session {
 enum Place {
     Authorization,
     WaypointPolicy,
+    RequestAuthentication,
     Address,
     NodeWorkload,
     Route,
+    ServiceTraffic,
+    Telemetry,
     /// Answered with nothing, so that its asker does not wait.
     Unknown(String),
 }
@@ -175,7 +178,9 @@ impl Session {
             let limits = Limits {
                 bytes: self.chunk_bytes,
                 told: match place {
-                    Place::Authorization | Place::WaypointPolicy => told,
+                    Place::Authorization
+                    | Place::WaypointPolicy
+                    | Place::RequestAuthentication => told,
                     _ => Revision::MAX,
                 },
                 end: tables.revision(),
@@ -213,7 +218,13 @@ impl Session {
     pub fn acked_all(&self) -> Revision {
         let acts_on: &[Place] = match self.peer {
             Peer::Agent(_) => &[Place::Authorization, Place::Address],
-            Peer::Waypoint { .. } => &[Place::WaypointPolicy, Place::Address, Place::Route],
+            Peer::Waypoint { .. } => &[
+                Place::WaypointPolicy,
+                Place::RequestAuthentication,
+                Place::Address,
+                Place::ServiceTraffic,
+                Place::Route,
+            ],
         };
         let settled = |place| self.subscriptions.get(place).map(Subscription::settled);
         let slowest = acts_on.iter().map(settled).min();
@@ -226,9 +237,13 @@ impl Session {
             let policies = self.subscriptions.get(place);
             policies.is_some_and(|policies| policies.unacked.len() >= UNACKED_MAX)
         };
-        [Place::Authorization, Place::WaypointPolicy]
-            .iter()
-            .any(waits)
+        [
+            Place::Authorization,
+            Place::WaypointPolicy,
+            Place::RequestAuthentication,
+        ]
+        .iter()
+        .any(waits)
     }
 
     /// Up to where the client acts on addresses as they are. Our own agents ask for policies first and for addresses at
@@ -249,7 +264,10 @@ impl Place {
             type_url::ADDRESS => Self::Address,
             type_url::NODE_WORKLOAD => Self::NodeWorkload,
             type_url::WAYPOINT_POLICY => Self::WaypointPolicy,
+            type_url::REQUEST_AUTHENTICATION => Self::RequestAuthentication,
             type_url::ROUTE => Self::Route,
+            type_url::SERVICE_TRAFFIC => Self::ServiceTraffic,
+            type_url::TELEMETRY => Self::Telemetry,
             other => Self::Unknown(other.to_owned()),
         }
     }
@@ -260,7 +278,10 @@ impl Place {
             Self::Address => type_url::ADDRESS,
             Self::NodeWorkload => type_url::NODE_WORKLOAD,
             Self::WaypointPolicy => type_url::WAYPOINT_POLICY,
+            Self::RequestAuthentication => type_url::REQUEST_AUTHENTICATION,
             Self::Route => type_url::ROUTE,
+            Self::ServiceTraffic => type_url::SERVICE_TRAFFIC,
+            Self::Telemetry => type_url::TELEMETRY,
             Self::Unknown(other) => other,
         }
     }
@@ -270,14 +291,29 @@ impl Place {
         match (self, peer) {
             (Self::Authorization, _) => Some(TableKey::Authorization),
             (Self::Address, _) => Some(TableKey::Address),
+            (Self::Telemetry, _) => Some(TableKey::Telemetry),
             (Self::NodeWorkload, Peer::Agent(node)) => Some(TableKey::Node(node.clone())),
             (Self::Route, Peer::Waypoint { gateway, .. }) => {
                 Some(TableKey::Routes(gateway.clone()))
             }
+            (Self::ServiceTraffic, Peer::Waypoint { gateway, .. }) => {
+                Some(TableKey::Traffic(gateway.clone()))
+            }
             (Self::WaypointPolicy, Peer::Waypoint { gateway, .. }) => {
                 Some(TableKey::WaypointPolicies(gateway.clone()))
             }
-            (Self::NodeWorkload | Self::Route | Self::WaypointPolicy | Self::Unknown(_), _) => None,
+            (Self::RequestAuthentication, Peer::Waypoint { gateway, .. }) => {
+                Some(TableKey::RequestAuthentications(gateway.clone()))
+            }
+            (
+                Self::NodeWorkload
+                | Self::Route
+                | Self::ServiceTraffic
+                | Self::WaypointPolicy
+                | Self::RequestAuthentication
+                | Self::Unknown(_),
+                _,
+            ) => None,
         }
     }
 }

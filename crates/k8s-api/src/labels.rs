@@ -56,6 +56,10 @@ pub const ZONE: &str = "topology.kubernetes.io/zone";
 pub const SUBZONE: &str = "topology.istio.io/subzone";
 /// Label on the root namespace (or an endpoint) that names its network.
 pub const NETWORK: &str = "topology.istio.io/network";
+/// Label of an endpoint: the cluster that it runs in.
+pub const CLUSTER: &str = "topology.istio.io/cluster";
+/// Label of a node and its pods: the node's name.
+pub const HOSTNAME: &str = "kubernetes.io/hostname";
 
 // --- Services
 /// Label of an EndpointSlice: the Service that it belongs to.
@@ -91,6 +95,8 @@ pub const GATEWAY_MANAGED_WAYPOINT: &str = "istio.io-mesh-controller";
 pub const WAYPOINT_REPLICAS: &str = "karst.dev/replicas";
 /// Annotation on Service and ServiceEntry, Karst's own: `true` asks for a seal, `false` waives it.
 pub const SEAL: &str = "karst.dev/seal";
+/// Annotation on DestinationRule, Karst's own: `peak-ewma` chooses endpoints by their latency.
+pub const LOAD_BALANCER: &str = "karst.dev/load-balancer";
 
 // --- Policy (annotations)
 /// `true`: the policy is only logged and counted.

@@ -17,9 +17,12 @@ use karst_model::{locality::Locality, name::PolicyKey, route::RouteKind};
 use super::machines::MachineFacts;
 use super::{Claim, Index};
 use crate::{
+    destination_rules::RuleFacts,
     facts::{Created, EntryFacts, Name, pod::PodFacts, service::ServiceFacts, slice::SliceFacts},
     peer_authentication::PeerFacts,
     policies::PolicyFacts,
+    rate_limits::LimitFacts,
+    request_authentications::AuthenticationFacts,
     routes::{RouteFacts, RouteSpec},
     seals::SealWish,
     selector::{Labels, matches, remove_from},
@@ -67,11 +70,20 @@ impl Index {
             }
             Object::PeerAuthentication(policy) => self.peer(&name, Some(PeerFacts::new(*policy))),
             // Nothing of these enters the model: identities come from pods, and lab and controller run the rest.
-            Object::ServiceAccount(_) | Object::ConfigMap(_) | Object::Deployment(_) => {}
-            Object::RequestAuthentication(_)
-            | Object::DestinationRule(_)
-            | Object::VirtualService(_)
-            | Object::Telemetry(_) => {}
+            Object::ServiceAccount(_) | Object::Deployment(_) => {}
+            Object::ConfigMap(map) => self.config_map(&name, Some(*map)),
+            Object::Telemetry(telemetry) => self.telemetry(&name, Some(&telemetry)),
+            Object::RequestAuthentication(one) => {
+                let root = &self.config.root_namespace;
+                let facts = AuthenticationFacts::new(&name.namespace, &one.spec, root);
+                self.request_authentication(&name, Some(facts));
+            }
+            Object::VirtualService(_) => {}
+            Object::DestinationRule(rule) => {
+                let domain = &self.config.cluster_domain;
+                let facts = RuleFacts::new(&rule.metadata, &rule.spec, domain);
+                self.destination_rule(&name, Some(facts));
+            }
             Object::WorkloadEntry(entry) => {
                 let facts = MachineFacts::new(entry.metadata, entry.spec, &mut self.shared);
                 self.machine(&name, Some(facts));
@@ -95,7 +107,11 @@ impl Index {
                 self.route(RouteKind::TcpRoute, &name, Some(facts));
             }
             Object::ReferenceGrant(grant) => self.grant(&name, Some(grant.spec)),
-            Object::BackendTlsPolicy(_) | Object::RateLimit(_) | Object::HealthCheck(_) => {}
+            Object::RateLimit(limit) => {
+                let facts = LimitFacts::new(&name.namespace, &limit.spec);
+                self.rate_limit(&name, Some(facts));
+            }
+            Object::BackendTlsPolicy(_) | Object::HealthCheck(_) => {}
         }
     }
 
@@ -111,11 +127,12 @@ impl Index {
             Kind::ServiceEntry => self.entry(&name, None),
             Kind::AuthorizationPolicy => self.policy(&name, None),
             Kind::PeerAuthentication => self.peer(&name, None),
-            Kind::ServiceAccount | Kind::ConfigMap | Kind::Deployment => {}
-            Kind::RequestAuthentication
-            | Kind::DestinationRule
-            | Kind::VirtualService
-            | Kind::Telemetry => {}
+            Kind::ServiceAccount | Kind::Deployment => {}
+            Kind::ConfigMap => self.config_map(&name, None),
+            Kind::Telemetry => self.telemetry(&name, None),
+            Kind::RequestAuthentication => self.request_authentication(&name, None),
+            Kind::VirtualService => {}
+            Kind::DestinationRule => self.destination_rule(&name, None),
             Kind::WorkloadEntry => self.machine(&name, None),
             Kind::GatewayClass => self.gateway_class(&name.name, None),
             Kind::Gateway => self.gateway(&name, None),
@@ -124,7 +141,8 @@ impl Index {
             Kind::TlsRoute => self.route(RouteKind::TlsRoute, &name, None),
             Kind::TcpRoute => self.route(RouteKind::TcpRoute, &name, None),
             Kind::ReferenceGrant => self.grant(&name, None),
-            Kind::BackendTlsPolicy | Kind::RateLimit | Kind::HealthCheck => {}
+            Kind::RateLimit => self.rate_limit(&name, None),
+            Kind::BackendTlsPolicy | Kind::HealthCheck => {}
         }
     }
 
@@ -386,6 +404,7 @@ impl Index {
         }
         self.mark_entry(name);
         self.entry_governed(name);
+        self.entry_authenticated(name);
     }
 
     fn insert_entry(&mut self, name: &Name, facts: EntryFacts) {

@@ -17,7 +17,7 @@ use crate::{
     delta::{Delta, NodeChange},
     facts::{EntryFacts, Name, pod::PodFacts, service::ServiceFacts},
     peer_authentication, seals,
-    selector::matches,
+    selector::{Labels, matches},
     service_entries, services,
     workloads::{self, BareEndpoint, Surroundings},
 };
@@ -92,6 +92,35 @@ impl Index {
             &[&dirty.services, &dirty.entries, &dirty.gateways],
             &mut delta,
         );
+        self.flush_authentications(
+            dirty.authentications,
+            &[&dirty.services, &dirty.entries],
+            &dirty.gateways,
+            &mut delta,
+        );
+        self.flush_limits(
+            dirty.limits,
+            &[&dirty.services, &dirty.entries, &dirty.gateways],
+            &mut delta,
+        );
+        self.flush_recording(
+            &[&dirty.services, &dirty.entries, &dirty.gateways],
+            &mut delta,
+        );
+        let mut traffic = dirty.traffic;
+        traffic.extend(delta.services.removed.iter().cloned());
+        for host in &hosts {
+            traffic.extend(
+                self.out
+                    .services_of
+                    .get(host)
+                    .into_iter()
+                    .flatten()
+                    .cloned(),
+            );
+        }
+        self.follow_backends(&delta, &mut traffic);
+        self.flush_traffic(traffic, dirty.rules, &mut delta);
         dirty
             .slices
             .iter()
@@ -234,7 +263,7 @@ impl Index {
     }
 
     /// The claims that count, one for each namespace, best first. A Service of Kubernetes is canonical wherever it is.
-    fn owners<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a Claim> + use<'a> {
+    pub(super) fn owners<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a Claim> + use<'a> {
         let mut seen: Vec<&Arc<str>> = Vec::new();
         self.hosts
             .get(host)
@@ -329,7 +358,9 @@ impl Index {
                     network: &self.network,
                     service,
                 };
-                let workload = workloads::of_endpoint(&self.config, bare);
+                let mut workload = workloads::of_endpoint(&self.config, bare);
+                let told = &self.traffic.label_keys;
+                workload.labels = told.pick(&Labels::new(), &workload);
                 if workloads.iter().all(|other| other.uid != workload.uid) {
                     workloads.push(workload);
                 }
@@ -344,7 +375,7 @@ impl Index {
         if let Some(facts) = self.entries.get(name) {
             let hosts = apply::hosts_of(facts);
             let keys = self.keys_of_entry(name, facts);
-            made = service_entries::workloads(&self.config, name, facts, &keys, &self.network);
+            made = self.entry_workloads(name, facts, &keys);
             let visible = services::visibility(&facts.spec.export_to).is_some();
             let owned = |host: &&Arc<str>| keys.iter().any(|key| key.hostname == **host);
             let taken: Vec<&str> = hosts
@@ -366,6 +397,16 @@ impl Index {
         }
         self.set_workloads(key(Kind::ServiceEntry, name), made, delta);
         self.set_conditions(key(Kind::ServiceEntry, name), conditions, delta);
+    }
+
+    fn entry_workloads(
+        &self,
+        name: &Name,
+        facts: &EntryFacts,
+        keys: &[ServiceKey],
+    ) -> Vec<Workload> {
+        let told = &self.traffic.label_keys;
+        service_entries::workloads(&self.config, name, facts, (keys, told), &self.network)
     }
 
     /// Services of the hosts for which this entry stands in its namespace.
@@ -440,8 +481,12 @@ impl Index {
             hbone: standing.hbone,
         };
         let row = workloads::for_node(&self.config, name, pod, standing);
+        let mut workload = workloads::of_pod(&self.config, name, pod, around);
+        if let Some(workload) = &mut workload {
+            workload.labels = self.traffic.label_keys.pick(&pod.labels, workload);
+        }
         Compiled {
-            workload: workloads::of_pod(&self.config, name, pod, around),
+            workload,
             row: row.map(|workload| (pod.node.clone(), workload)),
             complaint: behind.condition,
         }
@@ -495,7 +540,7 @@ impl Index {
 
     fn workloads_of_entry(&self, name: &Name, facts: &EntryFacts) -> Vec<Workload> {
         let keys = self.keys_of_entry(name, facts);
-        service_entries::workloads(&self.config, name, facts, &keys, &self.network)
+        self.entry_workloads(name, facts, &keys)
     }
 
     fn services_of_pod(&self, name: &Name, pod: &PodFacts) -> BTreeMap<ServiceKey, PortMap> {

@@ -1,14 +1,18 @@
 //! Request policies: which waypoints enforce each, and what its author is told.
 
+use std::sync::Arc;
+
 use hashbrown::{HashMap, HashSet};
 use karst_k8s_api::{Kind, gateway::gateway_class::WAYPOINT_CLASS};
 use karst_model::{
+    external::ExternalAuthorizer,
     name::{GatewayKey, PolicyKey, ServiceKey},
     waypoint_policy::{PolicyTarget, WaypointPolicy},
 };
 
 use super::{Index, apply, key};
 use crate::{
+    authorizers,
     conditions::{Condition, ConditionType},
     delta::Delta,
     facts::Name,
@@ -26,19 +30,26 @@ pub(super) struct Governing {
     by_target: HashMap<Name, HashSet<Name>>,
     /// Policies that target a class: every Gateway matters to them.
     of_classes: HashSet<Name>,
+    /// Policies with action CUSTOM: the mesh configuration and every service may matter to them.
+    custom: HashSet<Name>,
     /// The waypoints that were told of each policy.
     told: HashMap<Name, HashSet<GatewayKey>>,
 }
 
 /// What one target comes to.
-struct Reached {
-    waypoints: Vec<GatewayKey>,
-    condition: Condition,
+pub(super) struct Reached {
+    pub(super) waypoints: Vec<GatewayKey>,
+    pub(super) condition: Condition,
 }
 
 impl Index {
     /// Takes the targets of a policy that has changed from `before`.
     pub(super) fn govern(&mut self, policy: &Name, before: Option<&PolicyFacts>) {
+        self.governing.custom.remove(policy);
+        let facts = self.policies.get(policy);
+        if facts.is_some_and(|facts| facts.provider().is_some()) {
+            self.governing.custom.insert(policy.clone());
+        }
         for target in targets(before) {
             match named(target) {
                 Some(name) => remove_from(&mut self.governing.by_target, name.clone(), policy),
@@ -106,6 +117,9 @@ impl Index {
             let of = self.governing.by_target.get(name);
             all.extend(of.into_iter().flatten().cloned());
         }
+        if changed.iter().any(|names| !names.is_empty()) {
+            all.extend(self.governing.custom.iter().cloned());
+        }
         if !gateways.is_empty() {
             all.extend(self.governing.of_classes.iter().cloned());
         }
@@ -123,14 +137,23 @@ impl Index {
             .targets
             .iter()
             .flat_map(|one| self.policy_targets(one));
+        let (provider, problem) = match &request.provider {
+            None => (None, None),
+            Some(name) => match self.authorizer(name) {
+                Ok(provider) => (Some(Arc::new(provider)), None),
+                Err(problem) => (None, Some(unasked(name, &problem))),
+            },
+        };
         let policy = WaypointPolicy {
             key: policy_key(name),
             targets: targets.collect(),
             action: request.action,
+            provider,
             dry_run: facts.dry_run,
             rules: request.rules.clone(),
         };
         let mut conditions = request.complaints.clone();
+        conditions.extend(problem);
         let holds = reached.iter().all(|one| one.condition.status);
         let verdicts = reached.iter().map(|one| &one.condition);
         // What does not hold is said; that the rest does would only be read as that all does.
@@ -145,6 +168,28 @@ impl Index {
         let object = key(Kind::AuthorizationPolicy, name);
         self.set_conditions(object, conditions, delta);
         self.tell_policy(name, Some(policy), waypoints, delta);
+    }
+
+    /// Everybody with action CUSTOM, since the mesh configuration has changed.
+    pub(super) fn providers_changed(&mut self) {
+        let custom = self.governing.custom.iter().cloned();
+        self.dirty.policies.extend(custom);
+    }
+
+    /// The authorizer that the mesh configuration calls so.
+    fn authorizer(&self, name: &str) -> Result<ExternalAuthorizer, String> {
+        let providers = &self.mesh_config().extension_providers;
+        let provider = providers.iter().find(|one| one.name == name);
+        let provider = provider.ok_or("the mesh configuration has no provider of this name")?;
+        authorizers::read(provider, |namespace, host| {
+            let found = self.hosts.get(host)?.iter();
+            let mut found = found.map(|claim| &claim.name.namespace);
+            let namespace = found.find(|of| namespace.is_none_or(|wanted| *wanted == ***of))?;
+            Some(ServiceKey {
+                namespace: namespace.clone(),
+                hostname: host.into(),
+            })
+        })
     }
 
     /// Puts the policy into the tables of its waypoints, and out of those that it has left.
@@ -171,7 +216,7 @@ impl Index {
     }
 
     /// A target in the words of the model, whether or not it is there.
-    fn policy_targets(&self, target: &TargetRef) -> Vec<PolicyTarget> {
+    pub(super) fn policy_targets(&self, target: &TargetRef) -> Vec<PolicyTarget> {
         match target {
             TargetRef::Service(name) => vec![PolicyTarget::Service(ServiceKey {
                 namespace: name.namespace.clone(),
@@ -197,7 +242,7 @@ impl Index {
     }
 
     /// The waypoints that enforce a policy for one target.
-    fn reach(&self, target: &TargetRef) -> Reached {
+    pub(super) fn reach(&self, target: &TargetRef) -> Reached {
         match target {
             TargetRef::Service(name) => match self.services.contains_key(name) {
                 true => bound("Service", name, self.service_binding(name)),
@@ -235,6 +280,14 @@ impl Index {
             }
         }
     }
+}
+
+/// What the author of a CUSTOM policy is told when nobody can be asked.
+fn unasked(name: &str, problem: &str) -> Condition {
+    refused(
+        "ProviderNotFound",
+        format!("provider {name:?}: {problem}; what the rules match is denied"),
+    )
 }
 
 fn targets(facts: Option<&PolicyFacts>) -> &[TargetRef] {

@@ -31,6 +31,10 @@ pub(super) struct MachineFacts {
 }
 
 impl MachineFacts {
+    pub(super) fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
     pub(super) fn new(meta: ObjectMeta, spec: WorkloadEntrySpec, shared: &mut Shared) -> Self {
         let mut labels = meta.labels.unwrap_or_default();
         labels.extend(spec.labels.clone());
@@ -113,6 +117,7 @@ impl Index {
             ..Workload::new(&uid)
         };
         service_entries::describe(&mut workload, &facts.spec, &facts.labels);
+        workload.labels = self.traffic.label_keys.pick(&facts.labels, &workload);
         Some(workload)
     }
 

@@ -38,6 +38,12 @@ pub(super) struct Routes {
 }
 
 impl Routes {
+    /// The waypoints that follow a route; `None`: there is no such route.
+    pub(super) fn waypoints_of(&self, key: &RouteKey) -> Option<HashSet<GatewayKey>> {
+        self.facts.get(key)?;
+        Some(self.told.get(key).cloned().unwrap_or_default())
+    }
+
     /// What was said last, of every route.
     pub(super) fn statuses(&self) -> impl Iterator<Item = &RouteStatus> {
         self.said.values()

@@ -4,6 +4,7 @@
     reason = "helpers of tests stand outside of test functions"
 )]
 
+mod destination_rules;
 mod enrolment;
 mod entries;
 mod order;

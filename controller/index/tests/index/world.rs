@@ -12,6 +12,7 @@ use karst_model::{
     policy::Authorization,
     route::{Route, RouteKey},
     service::Service,
+    traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
@@ -37,6 +38,7 @@ pub(crate) struct Model {
     pub(crate) conditions: BTreeMap<ObjectKey, Vec<Condition>>,
     pub(crate) routes: BTreeMap<(GatewayKey, RouteKey), Arc<Route>>,
     pub(crate) waypoint_policies: BTreeMap<(GatewayKey, PolicyKey), Arc<WaypointPolicy>>,
+    pub(crate) traffic: BTreeMap<(GatewayKey, ServiceKey), Arc<ServiceTraffic>>,
     pub(crate) route_statuses: BTreeMap<ObjectKey, RouteStatus>,
 }
 
@@ -163,6 +165,13 @@ impl World {
             .map(|(_, row)| &**row)
     }
 
+    /// Messages of the conditions of an object.
+    pub(crate) fn said(&self, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
+        let key = ObjectKey::new(kind, namespace, name);
+        let conditions = self.model.conditions.get(&key).into_iter().flatten();
+        conditions.map(|one| one.message.clone()).collect()
+    }
+
     /// Reasons of the conditions of an object.
     pub(crate) fn reasons(&self, kind: Kind, namespace: &str, name: &str) -> Vec<&'static str> {
         let key = ObjectKey::new(kind, namespace, name);
@@ -197,6 +206,7 @@ impl Model {
         put(&mut self.policies, &delta.policies);
         put(&mut self.routes, &delta.routes);
         put(&mut self.waypoint_policies, &delta.waypoint_policies);
+        put(&mut self.traffic, &delta.traffic);
         for status in &delta.route_statuses {
             match status.parents.is_empty() {
                 true => drop(self.route_statuses.remove(&status.route)),

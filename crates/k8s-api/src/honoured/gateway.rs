@@ -15,7 +15,7 @@ const DEFAULTS: &str = "a waypoint is nobody's default Gateway";
 /// Shown for hosts.
 const HOSTNAMES: &str = "a route of a service takes what is sent to its addresses, whatever the Host header says; the Accepted condition says so";
 /// Shown for sessions.
-const SESSIONS: &str = "the rule is dropped, or the route not accepted: reason UnsupportedValue";
+const SESSIONS: &str = "Cookie and Header, with both timeouts; a session goes elsewhere when its endpoint is gone or unhealthy";
 /// Shown for regular expressions.
 const REGEX: &str = "regular expressions are RE2's, match the whole value, and are bounded in size";
 
@@ -72,7 +72,7 @@ pub const GATEWAY_FIELDS: &[FieldRow] = &[
     row(
         HttpRoute,
         "spec.rules[].sessionPersistence",
-        NotYet,
+        Honoured,
         SESSIONS,
     ),
     row(GrpcRoute, "spec.parentRefs", Honoured, PARENTS),
@@ -89,7 +89,7 @@ pub const GATEWAY_FIELDS: &[FieldRow] = &[
     row(
         GrpcRoute,
         "spec.rules[].sessionPersistence",
-        NotYet,
+        Honoured,
         SESSIONS,
     ),
     row(TlsRoute, "spec.parentRefs", Honoured, PARENTS),

@@ -160,8 +160,16 @@ pub const MESH_CONFIG: &[MeshRow] = &[
         "Istio dropped it too",
     ),
     ("ca", NotYet, "the controller signs by itself"),
-    ("extensionProviders", NotYet, "needs a waypoint"),
-    ("defaultProviders", NotYet, "needs a waypoint"),
+    (
+        "extensionProviders",
+        Honoured,
+        "opentelemetry, envoyOtelAls, prometheus, envoyFileAccessLog, envoyExtAuthzHttp, envoyExtAuthzGrpc; others are reported",
+    ),
+    (
+        "defaultProviders",
+        Honoured,
+        "for traces, metrics and access logs where no Telemetry names providers",
+    ),
     ("discoverySelectors", NotYet, "all namespaces are watched"),
     ("pathNormalization", NotYet, "needs a waypoint"),
     ("defaultHttpRetryPolicy", NotYet, "needs a waypoint"),

@@ -2,8 +2,13 @@
 //!
 //! Source: Istio reference, "Global Mesh Options". What each field does here is in [`crate::honoured::MESH_CONFIG`].
 
+mod providers;
+
 use serde_json::Value;
 
+pub use self::providers::{
+    DefaultProviders, ExtensionProvider, LogForm, Otlp, ProviderSpec, milliseconds,
+};
 use crate::honoured::{MESH_CONFIG, Verdict};
 
 /// Name of the ConfigMap.
@@ -16,6 +21,8 @@ pub const KEY: &str = "mesh";
 pub struct MeshConfig {
     pub trust_domain: Option<String>,
     pub root_namespace: Option<String>,
+    pub extension_providers: Vec<ExtensionProvider>,
+    pub default_providers: DefaultProviders,
     /// What is wrong or not honoured, each with its field.
     pub problems: Vec<MeshProblem>,
 }
@@ -54,11 +61,27 @@ impl MeshConfig {
         match (field, verdict, value) {
             ("trustDomain", _, Value::String(text)) => self.trust_domain = Some(text.clone()),
             ("rootNamespace", _, Value::String(text)) => self.root_namespace = Some(text.clone()),
+            ("extensionProviders", ..) => {
+                let (providers, complaints) = providers::read(value);
+                self.extension_providers = providers;
+                self.problems_below(field, complaints);
+            }
+            ("defaultProviders", ..) => {
+                let (defaults, complaints) = providers::read_defaults(value);
+                self.default_providers = defaults;
+                self.problems_below(field, complaints);
+            }
             (_, Verdict::Honoured, _) => self.problem(field, format!("{value}, expected a text")),
             (_, Verdict::NoEffect, _) => self.problem(field, format!("has no effect: {note}")),
             (_, Verdict::NotYet | Verdict::Refused, _) => {
                 self.problem(field, format!("not honoured yet: {note}"));
             }
+        }
+    }
+
+    fn problems_below(&mut self, field: &str, complaints: Vec<(String, String)>) {
+        for (below, message) in complaints {
+            self.problem(&format!("{field}{below}"), message);
         }
     }
 
