@@ -51,6 +51,12 @@ impl Cluster {
         Self::folder().join(&self.id).join("admin.conf")
     }
 
+    /// What the API server has noted of our service accounts' requests, one JSON object per line.
+    pub fn audit_log(&self) -> String {
+        let file = Self::folder().join(&self.id).join("log/audit.log");
+        std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+    }
+
     /// The node's link on the host, through which everything goes that it exchanges with others.
     pub fn link(&self, node: &str) -> String {
         format!("kc{}-{node}", self.id)
