@@ -1,9 +1,10 @@
 //! The waypoint's own pages, on loopback only: configuration, state, routes. Metrics and readiness are
 //! `karst-runtime`'s.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use http::Method;
+use karst_routing::breaker::Slots;
 use karst_runtime::{
     admin::{Response, Router},
     build_info::BUILD,
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     mesh::Mesh,
-    services::{Port, Slot},
+    services::{Cluster, Port, Slot},
 };
 
 /// Pages for whoever runs the waypoint.
@@ -55,6 +56,7 @@ fn config_dump(mesh: &Mesh) -> Value {
         "workloads": mesh.state.workloads(),
         "services": mesh.state.services(),
         "routes": mesh.state.routes(),
+        "traffic": mesh.state.traffic(),
         "policies": mesh.state.waypoint_policies(),
         "certificates": mesh.identities.statuses(),
     })
@@ -69,26 +71,50 @@ fn show(slot: &Slot) -> Value {
     json!({
         "service": slot.key.to_string(),
         "bound": served.bound,
-        "requestsInFlight": slot.in_flight.load(std::sync::atomic::Ordering::Relaxed),
+        "requestsInFlight": slot.in_flight.load(Ordering::Relaxed),
         "ports": ports.collect::<Vec<_>>(),
     })
 }
 
 fn show_port(number: u16, port: &Port) -> Value {
-    let endpoints = port.endpoints().iter().map(|endpoint| {
-        json!({
-            "workload": endpoint.workload.uid.to_string(),
-            "address": endpoint.addr.to_string(),
-            "inFlight": endpoint.in_flight(),
-        })
-    });
+    let clusters = port.clusters().map(|cluster| show_cluster(cluster));
     let problems = port.table.problems().iter().map(|problem| {
         json!({ "route": problem.route.to_string(), "rule": problem.rule, "what": problem.what })
     });
     json!({
         "port": number,
         "appProtocol": port.app_protocol,
-        "endpoints": endpoints.collect::<Vec<_>>(),
+        "sets": clusters.collect::<Vec<_>>(),
         "problems": problems.collect::<Vec<_>>(),
+    })
+}
+
+fn show_cluster(cluster: &Cluster) -> Value {
+    let (live, limits) = (&cluster.live, &cluster.policy.connections);
+    let endpoints = cluster.members().iter().map(|member| {
+        let (endpoint, health) = (&member.endpoint, &member.health);
+        json!({
+            "workload": endpoint.workload.uid.to_string(),
+            "address": endpoint.addr.to_string(),
+            "inFlight": endpoint.in_flight(),
+            "ejected": health.is_ejected(),
+            "ejections": health.ejections.load(Ordering::Relaxed),
+            "failsItsCheck": health.is_failing(),
+        })
+    });
+    let is_open = |slots: &Slots, max: Option<u32>| max.is_some_and(|max| slots.used() >= max);
+    json!({
+        "subset": live.key.subset,
+        "policy": *cluster.policy,
+        "endpoints": endpoints.collect::<Vec<_>>(),
+        "ejected": live.ejected(),
+        "ejections": live.ejections.load(Ordering::Relaxed),
+        "requests": live.requests.used(),
+        "pending": live.pending.used(),
+        "connections": live.connections.used(),
+        "retries": live.retries.used(),
+        "overflows": live.overflows.load(Ordering::Relaxed),
+        "requestsAreFull": is_open(&live.requests, limits.max_requests),
+        "connectionsAreFull": is_open(&live.connections, limits.max),
     })
 }

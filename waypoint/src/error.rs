@@ -5,6 +5,8 @@ use std::{io, net::SocketAddr};
 use karst_hbone::{Authority, Flag, OpenError};
 use karst_routing::balance::NoEndpoint;
 
+use crate::services::NoMember;
+
 /// Why a client's stream is not served.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InboundError {
@@ -46,6 +48,12 @@ pub(crate) enum ConnectError {
         #[source]
         source: OpenError,
     },
+    #[error("connections to {set} are limited to {limit}, and {what}")]
+    Full {
+        set: String,
+        limit: u32,
+        what: &'static str,
+    },
     #[error("the endpoint at {addr} does not speak HTTP")]
     Handshake {
         addr: SocketAddr,
@@ -72,6 +80,10 @@ pub(crate) enum TcpError {
     NoRoute(String),
     #[error("the route's backend cannot be used: {0}")]
     Backend(String),
+    #[error("connections to {set} are limited to {limit}")]
+    Full { set: String, limit: u32 },
+    #[error(transparent)]
+    NoMember(#[from] NoMember),
     #[error(transparent)]
     NoEndpoint(#[from] NoEndpoint),
     #[error(transparent)]

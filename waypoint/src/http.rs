@@ -6,12 +6,14 @@ mod body;
 mod client;
 mod filter;
 mod forward;
+mod judge;
 mod mirror;
 mod phases;
 mod record;
 mod refusal;
 mod send;
 mod serve;
+mod stick;
 mod target;
 mod upgrade;
 

@@ -3,10 +3,15 @@
 //!
 //! Services are compiled when somebody asks for them first, and kept up to date from then on by [`Services::follow`].
 
+mod cluster;
 mod endpoint;
+mod live;
 mod port;
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicUsize};
+use std::{
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use arc_swap::{ArcSwap, Guard};
 use hashbrown::{HashMap, HashSet};
@@ -22,9 +27,12 @@ use karst_telemetry::metrics::tcp::ServiceLabels;
 use tokio::sync::watch;
 
 pub(crate) use self::{
+    cluster::{Ask, Cluster, Member},
     endpoint::{Endpoint, EndpointKey, Endpoints, InFlight, Way},
-    port::Port,
+    live::{Taken, now},
+    port::{NoMember, Port},
 };
+use self::port::Sources;
 use crate::{config::Config, labels};
 
 /// All services that somebody asked for.
@@ -36,6 +44,9 @@ pub(crate) struct Services {
     /// What applies to everything that passes this waypoint.
     own_policies: ArcSwap<RequestPolicies>,
 }
+
+/// How often it is looked whether an ejected endpoint may come back; the policy's own interval is longer.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Class of the Gateways that stand for waypoints.
 const CLASS: &str = "istio-waypoint";
@@ -189,18 +200,20 @@ impl Services {
             Vec::new()
         };
         let endpoints = self.state.endpoints(key);
+        let traffic = self.state.traffic_of(key);
+        let sources = Sources {
+            service: &service,
+            routes: &routes,
+            endpoints: &endpoints,
+            traffic: traffic.as_deref(),
+            place: &self.whose.place,
+        };
         let mut known = self
             .endpoints
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let ports = service.ports.iter().map(|(number, declared)| {
-            let port = Port::compile(
-                &service,
-                (*number, declared.app_protocol),
-                &routes,
-                (&endpoints, &self.whose.place),
-                &mut known,
-            );
+            let port = Port::compile(&sources, (*number, declared.app_protocol), &mut known);
             (*number, Arc::new(port))
         });
         Served {
@@ -215,9 +228,14 @@ impl Services {
     /// Compiles again what changes, until `stopped`.
     pub(crate) async fn follow(&self, stopped: &Shutdown) {
         let mut changes = self.state.changes();
+        let mut tick = tokio::time::interval(TICK);
         loop {
             let changed = tokio::select! {
                 changed = changes.next() => changed,
+                _ = tick.tick() => {
+                    self.tick();
+                    continue;
+                }
                 () = stopped.cancelled() => return,
             };
             match changed {
@@ -228,11 +246,34 @@ impl Services {
         }
     }
 
+    /// Lets endpoints come back that were ejected for long enough.
+    fn tick(&self) {
+        for slot in self.slots() {
+            let served = slot.load();
+            for cluster in served.ports.values().flat_map(|port| port.clusters()) {
+                if let Some(outlier) = &cluster.policy.outlier {
+                    cluster.live.tick(Some(outlier));
+                }
+            }
+        }
+    }
+
+    /// Changes when somebody waits for a connection of a set that may have no more of them.
+    pub(crate) fn wanted(&self) -> watch::Receiver<()> {
+        self.endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .wanted()
+    }
+
     fn apply(&self, changes: &[Change]) {
         let mut touched = HashSet::new();
         for change in changes {
             match change {
-                Change::Service(key) | Change::Endpoints(key) | Change::Routes(key) => {
+                Change::Service(key)
+                | Change::Endpoints(key)
+                | Change::Routes(key)
+                | Change::Traffic(key) => {
                     touched.insert(key);
                 }
                 Change::WaypointPolicy(_) => return self.refresh(None),

@@ -4,8 +4,14 @@
 use std::{rc::Rc, sync::Arc, time::Instant};
 
 use karst_hbone::{End, Flag, Flow, RelayEnd};
-use karst_model::{route::Backend, workload::Workload};
+use karst_model::{
+    route::Backend,
+    traffic::{BalanceAlgorithm, HashKey},
+    workload::Workload,
+};
 use karst_routing::{
+    hash::hash_of,
+    outlier::Outcome,
     request::Sender,
     table::{Dialled, L4Rule, Routes},
 };
@@ -22,7 +28,7 @@ use crate::{
     detect::{self, Hello},
     error::TcpError,
     http::Client,
-    services::{Endpoint, InFlight, Port, Slot},
+    services::{Ask, Cluster, InFlight, Slot, Taken},
     stream::Stream,
     workers::Worker,
 };
@@ -34,6 +40,9 @@ const TRIES: usize = 3;
 pub(crate) struct Opened {
     pub(crate) stream: Stream,
     pub(crate) in_flight: InFlight,
+    /// The set of endpoints that its endpoint was chosen from, and its place among its connections.
+    cluster: Option<Arc<Cluster>>,
+    permit: Option<Taken>,
 }
 
 /// Relays a connection; `opened`: its endpoint is connected already.
@@ -100,22 +109,47 @@ pub(crate) async fn open(
     sni: Option<Option<&str>>,
 ) -> Result<Opened, TcpError> {
     allow(worker, client, destination, sni.flatten())?;
+    let cluster = target(worker, client, destination, sni)?;
+    let permit = cluster.as_ref().map(place).transpose()?.flatten();
     let mut avoid = Vec::new();
-    let port = target(worker, client, destination, sni)?;
     loop {
-        let endpoint = match (&destination.pinned, &port) {
-            (Some(endpoint), _) => endpoint.clone(),
-            (None, Some(port)) => port.choose(&avoid, &mut rand::rng())?,
+        let ask = Ask {
+            avoid: &avoid,
+            hash: cluster.as_ref().and_then(|cluster| key(cluster, client)),
+            dialled: destination.dialled,
+        };
+        let (endpoint, member) = match (&destination.pinned, &cluster) {
+            (Some(endpoint), _) => (endpoint.clone(), None),
+            (None, Some(cluster)) => {
+                let member = cluster.choose(&ask, &mut rand::rng())?;
+                (member.endpoint.clone(), Some(member))
+            }
             (None, None) => return Err(TcpError::Backend("the service is gone".to_owned())),
         };
         let in_flight = endpoint.start();
         let baggage = worker.mesh.baggage.clone();
         let connected = worker
             .upstreams
-            .connect(&endpoint, client.header(), baggage)
+            .connect((&endpoint, cluster.as_ref()), client.header(), baggage)
             .await;
+        if let (Some(cluster), Some(member)) = (&cluster, &member)
+            && let Some(outlier) = &cluster.policy.outlier
+        {
+            let outcome = match &connected {
+                Ok(_) => Outcome::Status(200),
+                Err(_) => Outcome::Unreached,
+            };
+            cluster.live.observe(outlier, &member.health, outcome);
+        }
         match connected {
-            Ok(stream) => return Ok(Opened { stream, in_flight }),
+            Ok(stream) => {
+                return Ok(Opened {
+                    stream,
+                    in_flight,
+                    cluster,
+                    permit,
+                });
+            }
             Err(error) => {
                 avoid.push(endpoint.id);
                 if destination.pinned.is_some() || avoid.len() >= TRIES {
@@ -123,6 +157,33 @@ pub(crate) async fn open(
                 }
             }
         }
+    }
+}
+
+/// A place among the connections of the set, where they are limited. A connection does not wait for one.
+fn place(cluster: &Arc<Cluster>) -> Result<Option<Taken>, TcpError> {
+    let Some(max) = cluster.policy.connections.max else {
+        return Ok(None);
+    };
+    match Taken::take(&cluster.live, |live| &live.connections, max) {
+        Some(permit) => Ok(Some(permit)),
+        None => {
+            cluster.live.overflowed();
+            Err(TcpError::Full {
+                set: cluster.live.key.to_string(),
+                limit: max,
+            })
+        }
+    }
+}
+
+/// Of what a connection has, only the client's address can be its key.
+fn key(cluster: &Cluster, client: &Client) -> Option<u64> {
+    match &cluster.policy.balance.algorithm {
+        BalanceAlgorithm::ConsistentHash(consistent) if consistent.key == HashKey::SourceIp => {
+            Some(hash_of(client.addr.ip().to_string().as_bytes()))
+        }
+        _ => None,
     }
 }
 
@@ -165,13 +226,13 @@ async fn revoked(
     }
 }
 
-/// The port whose endpoints take the connection.
+/// The endpoints that take the connection.
 fn target(
     worker: &Worker,
     client: &Client,
     destination: &Destination,
     sni: Option<Option<&str>>,
-) -> Result<Option<Arc<Port>>, TcpError> {
+) -> Result<Option<Arc<Cluster>>, TcpError> {
     let served = destination.slot.as_ref().map(|slot| slot.load());
     let port = served
         .as_ref()
@@ -180,7 +241,7 @@ fn target(
         return Ok(None);
     };
     let rule = match port.table.routes(client.namespace()) {
-        Routes::None | Routes::Http(_) => return Ok(Some(port.clone())),
+        Routes::None | Routes::Http(_) => return Ok(Some(port.cluster(None)?.clone())),
         Routes::Tcp(rule) => rule,
         Routes::OrderedTcp(table) => {
             let sender = sender(worker, client, table.asks_sender());
@@ -201,12 +262,12 @@ fn target(
     };
     let connection = authorize::connection_of(client, destination);
     let own = destination.slot.as_ref().map(|slot| &slot.key);
-    let (slot, number, port) = backend(worker, rule, destination.port)?;
+    let (slot, number, cluster) = backend(worker, rule, destination.port)?;
     if own != Some(&slot.key) {
         authorize::connection_for_backend(&slot, number, &connection, sni.flatten())
             .map_err(|authorize::Denied(why)| TcpError::Denied(why))?;
     }
-    Ok(Some(port))
+    Ok(Some(cluster))
 }
 
 fn sender(worker: &Worker, client: &Client, asked: bool) -> Sender {
@@ -237,7 +298,7 @@ fn backend(
     worker: &Worker,
     rule: &L4Rule,
     dialled: u16,
-) -> Result<(Arc<Slot>, u16, Arc<Port>), TcpError> {
+) -> Result<(Arc<Slot>, u16, Arc<Cluster>), TcpError> {
     let index = rule.weights.pick(rand::rng().next_u64());
     let backend = index.and_then(|index| rule.backends.get(index));
     let Some(backend) = backend else {
@@ -248,7 +309,7 @@ fn backend(
         Backend::Service {
             service,
             port,
-            subset: _,
+            subset,
         } => {
             let slot = worker.mesh.services.get(service);
             let port = if *port == 0 { dialled } else { *port };
@@ -256,17 +317,20 @@ fn backend(
                 let found = slot.load().ports.get(&port).cloned()?;
                 Some((slot, port, found))
             });
-            found.ok_or_else(|| TcpError::Backend(format!("{service} has no port {port}")))
+            let no_port = || TcpError::Backend(format!("{service} has no port {port}"));
+            let (slot, number, port) = found.ok_or_else(no_port)?;
+            Ok((slot, number, port.cluster(subset.as_ref())?.clone()))
         }
     }
 }
 
 /// Keeps a connection that turned out to be wanted for HTTP/1.
 pub(crate) async fn give_to_http(worker: &Rc<Worker>, client: &Client, opened: Opened) {
-    let endpoint: Arc<Endpoint> = opened.in_flight.endpoint().clone();
+    let endpoint = opened.in_flight.endpoint().clone();
+    let to = (&endpoint, opened.cluster.as_ref());
     if let Err(error) = worker
         .upstreams
-        .keep_opened(&endpoint, &client.key, opened.stream)
+        .keep_opened(to, &client.key, (opened.stream, opened.permit))
         .await
     {
         tracing::debug!(error = %Chain(&error), "a connection to an endpoint ended before it was used");

@@ -11,11 +11,13 @@
 
 mod http1;
 mod http2;
+mod terms;
 
 use std::{
     cell::RefCell,
     io::{Error, ErrorKind},
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -26,9 +28,10 @@ use http::HeaderValue;
 use karst_hbone::{
     Authority, Connect, ConnectError as TunnelError, Pool, PoolConfig, PoolKey, TunnelRequest, tls,
 };
-use karst_model::identity::SpiffeId;
+use karst_model::{identity::SpiffeId, traffic::TcpKeepalive};
 use tokio::{
     net::TcpStream,
+    sync::watch,
     time::{Instant, sleep, timeout},
 };
 
@@ -36,10 +39,11 @@ pub(crate) use self::{
     http1::{Exchange, Http1},
     http2::{Http2, Http2Load},
 };
+use self::terms::{PENDING_MAX, Terms};
 use crate::{
     error::ConnectError,
     mesh::Mesh,
-    services::{Endpoint, Way},
+    services::{Cluster, Endpoint, Taken, Way},
     stream::{HttpIo, Stream},
 };
 
@@ -64,11 +68,16 @@ pub(crate) struct Upstreams {
     clients: RefCell<HashMap<Option<SpiffeId>, u32>>,
 }
 
+/// Where a request goes: an endpoint, and the set of endpoints that it was chosen from.
+pub(crate) type To<'a> = (&'a Arc<Endpoint>, Option<&'a Arc<Cluster>>);
+
 /// Whose connections: an endpoint's, for clients of one identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct KeptKey {
     endpoint: u64,
     client: u32,
+    /// The set of endpoints that it is of, where its connections are its own; else 0.
+    set: u64,
 }
 
 type Pools = RefCell<HashMap<KeptKey, Kept>>;
@@ -109,25 +118,40 @@ impl Upstreams {
     /// A new connection. `client`: the header that names the client to the destination.
     pub(crate) async fn connect(
         &self,
-        endpoint: &Endpoint,
+        (endpoint, cluster): To<'_>,
         client: Option<HeaderValue>,
         baggage: Option<HeaderValue>,
     ) -> Result<Stream, ConnectError> {
         let addr = endpoint.addr;
+        let limits = cluster.map(|cluster| &cluster.policy.connections);
+        let patience = limits.and_then(|limits| limits.connect_timeout);
         match &endpoint.way {
-            Way::Plain => tcp(addr)
-                .await
-                .map(Stream::Tcp)
-                .map_err(|source| ConnectError::Tcp { addr, source }),
+            Way::Plain => {
+                let stream = tcp(addr, patience.unwrap_or(CONNECT_TIMEOUT)).await;
+                let stream = stream.map_err(|source| ConnectError::Tcp { addr, source })?;
+                if let Some(keepalive) = limits.and_then(|limits| limits.keepalive.as_ref()) {
+                    keep_alive(&stream, keepalive);
+                }
+                Ok(Stream::Tcp(stream))
+            }
             Way::Tunnel(key) => {
                 let request = TunnelRequest {
                     baggage,
                     client,
                     ..TunnelRequest::new(Authority::Addr(addr))
                 };
-                self.tunnels
-                    .open(key.clone(), request)
-                    .await
+                let opening = self.tunnels.open(key.clone(), request);
+                let opened = match patience {
+                    None => opening.await,
+                    Some(patience) => {
+                        let opened = timeout(patience, opening).await;
+                        opened.map_err(|_elapsed| ConnectError::Tcp {
+                            addr,
+                            source: Error::from(ErrorKind::TimedOut),
+                        })?
+                    }
+                };
+                opened
                     .map(Stream::Tunnel)
                     .map_err(|source| ConnectError::Tunnel { addr, source })
             }
@@ -137,70 +161,105 @@ impl Upstreams {
     /// An HTTP/1 connection: one without a request, or a new one.
     pub(crate) async fn http1(
         &self,
-        endpoint: &Endpoint,
+        to: To<'_>,
         client: &ClientKey,
         baggage: Option<HeaderValue>,
     ) -> Result<Http1, ConnectError> {
-        let key = KeptKey {
-            endpoint: endpoint.id,
-            client: client.number,
-        };
+        let key = KeptKey::new(to, client);
         while let Some(mut idle) = self.take(key) {
             if idle.is_alive().await {
                 return Ok(idle);
             }
         }
         // Rare, and large: a request that finds a connection does not carry it.
-        Box::pin(self.dial_http1(endpoint, client, baggage)).await
+        Box::pin(self.dial_http1(to, client, baggage)).await
     }
 
     async fn dial_http1(
         &self,
-        endpoint: &Endpoint,
+        to: To<'_>,
         client: &ClientKey,
         baggage: Option<HeaderValue>,
     ) -> Result<Http1, ConnectError> {
-        let upstream = self
-            .connect(endpoint, client.header.clone(), baggage)
-            .await?;
-        self.adopt(endpoint, client, upstream).await
+        let key = KeptKey::new(to, client);
+        let permit = loop {
+            match self.place(to.1, || self.take(key)).await? {
+                Place::Dial(permit) => break permit,
+                Place::Found(mut idle) => {
+                    if idle.is_alive().await {
+                        return Ok(idle);
+                    }
+                }
+            }
+        };
+        let upstream = self.connect(to, client.header.clone(), baggage).await?;
+        self.adopt(to, client, (upstream, permit)).await
+    }
+
+    /// A place among the connections of the set, or what `found` has found meanwhile. Where there is no place it waits in a
+    /// bounded queue.
+    async fn place<T>(
+        &self,
+        cluster: Option<&Arc<Cluster>>,
+        mut found: impl FnMut() -> Option<T>,
+    ) -> Result<Place<T>, ConnectError> {
+        let limited = cluster.and_then(|cluster| Some((cluster, cluster.policy.connections.max?)));
+        let Some((cluster, max)) = limited else {
+            return Ok(Place::Dial(None));
+        };
+        let live = &cluster.live;
+        let take = || Taken::take(live, |live| &live.connections, max);
+        if let Some(permit) = take() {
+            return Ok(Place::Dial(Some(permit)));
+        }
+        let queue = cluster.policy.connections.max_pending;
+        let queue = queue.unwrap_or(PENDING_MAX);
+        let Some(_waits) = Taken::take(live, |live| &live.pending, queue) else {
+            live.overflowed();
+            return Err(full(cluster, max));
+        };
+        loop {
+            let mut freed = pin!(live.freed.notified());
+            freed.as_mut().enable();
+            if let Some(permit) = take() {
+                return Ok(Place::Dial(Some(permit)));
+            }
+            if let Some(found) = found() {
+                return Ok(Place::Found(found));
+            }
+            live.want_connection();
+            freed.await;
+        }
     }
 
     /// Keeps a connection for HTTP/1 on which nothing was sent.
     pub(crate) async fn keep_opened(
         &self,
-        endpoint: &Endpoint,
+        to: To<'_>,
         client: &ClientKey,
-        upstream: Stream,
+        opened: (Stream, Option<Taken>),
     ) -> Result<(), ConnectError> {
-        let key = KeptKey {
-            endpoint: endpoint.id,
-            client: client.number,
-        };
-        let connection = self.adopt(endpoint, client, upstream).await?;
-        keep(&self.kept, key, connection);
+        let connection = self.adopt(to, client, opened).await?;
+        keep(&self.kept, KeptKey::new(to, client), connection);
         Ok(())
     }
 
     /// HTTP/1 on a connection that is there already.
     async fn adopt(
         &self,
-        endpoint: &Endpoint,
+        to: To<'_>,
         client: &ClientKey,
-        upstream: Stream,
+        (upstream, permit): (Stream, Option<Taken>),
     ) -> Result<Http1, ConnectError> {
-        let key = KeptKey {
-            endpoint: endpoint.id,
-            client: client.number,
-        };
         let home = http1::Home {
             kept: Rc::downgrade(&self.kept),
-            key,
+            key: KeptKey::new(to, client),
+            terms: Terms::new(to.1, permit),
         };
         Http1::handshake(HttpIo::from(upstream), home)
             .await
             .map_err(|source| ConnectError::Handshake {
-                addr: endpoint.addr,
+                addr: to.0.addr,
                 source,
             })
     }
@@ -208,41 +267,61 @@ impl Upstreams {
     /// A place on an HTTP/2 connection, shared or new.
     pub(crate) async fn http2(
         &self,
-        endpoint: &Endpoint,
+        to: To<'_>,
         client: &ClientKey,
         baggage: Option<HeaderValue>,
     ) -> Result<Http2, ConnectError> {
-        let key = KeptKey {
-            endpoint: endpoint.id,
-            client: client.number,
-        };
+        let key = KeptKey::new(to, client);
         let shared = self.kept.borrow_mut().entry(key).or_default().http2.clone();
         loop {
             match shared.acquire() {
                 http2::Acquired::Place(place) => return Ok(place),
                 http2::Acquired::Wait(dial) => dial.notified().await,
                 http2::Acquired::Dial(dialling) => {
-                    Box::pin(self.dial_http2(dialling, endpoint, client, baggage.clone())).await?;
+                    let dialled = self.dial_http2(&shared, dialling, to, client, baggage.clone());
+                    if let Some(place) = Box::pin(dialled).await? {
+                        return Ok(place);
+                    }
                 }
             }
         }
     }
 
+    /// Makes a connection, or brings a place on one that has become free meanwhile.
     async fn dial_http2(
         &self,
+        shared: &http2::Shared,
         dialling: http2::Dialling,
-        endpoint: &Endpoint,
+        to: To<'_>,
         client: &ClientKey,
         baggage: Option<HeaderValue>,
-    ) -> Result<(), ConnectError> {
-        let upstream = self
-            .connect(endpoint, client.header.clone(), baggage)
-            .await?;
+    ) -> Result<Option<Http2>, ConnectError> {
+        let (endpoint, cluster) = to;
+        let limit = cluster.and_then(|cluster| cluster.policy.connections.max);
+        let permit = match cluster.zip(limit) {
+            None => None,
+            Some((cluster, max)) => {
+                match Taken::take(&cluster.live, |live| &live.connections, max) {
+                    Some(permit) => Some(permit),
+                    None => {
+                        // Others may find a place while this one waits.
+                        drop(dialling);
+                        let place = self.place(Some(cluster), || shared.free()).await?;
+                        return Ok(match place {
+                            Place::Found(place) => Some(place),
+                            Place::Dial(_) => None,
+                        });
+                    }
+                }
+            }
+        };
+        let upstream = self.connect(to, client.header.clone(), baggage).await?;
         let addr = endpoint.addr;
         dialling
-            .handshake(HttpIo::from(upstream))
+            .handshake(HttpIo::from(upstream), Terms::new(cluster, permit))
             .await
-            .map_err(|source| ConnectError::Handshake { addr, source })
+            .map_err(|source| ConnectError::Handshake { addr, source })?;
+        Ok(None)
     }
 
     fn take(&self, key: KeptKey) -> Option<Http1> {
@@ -250,18 +329,59 @@ impl Upstreams {
         kept.get_mut(&key)?.http1.pop().map(|(_, idle)| idle)
     }
 
-    /// Lets connections go that have long been idle, until the thread ends.
-    pub(crate) async fn sweep(&self) {
+    /// Lets connections go that have long been idle, or whose place somebody waits for, until the thread ends.
+    pub(crate) async fn sweep(&self, mut wanted: watch::Receiver<()>) {
         loop {
-            sleep(SWEEP).await;
-            let now = Instant::now();
-            self.kept.borrow_mut().retain(|_, kept| {
-                kept.http1
-                    .retain(|(since, _)| now.duration_since(*since) < IDLE_TIMEOUT);
-                kept.http2.sweep(now, IDLE_TIMEOUT);
-                !kept.http1.is_empty() || !kept.http2.is_empty()
-            });
+            tokio::select! {
+                () = sleep(SWEEP) => self.sweep_once(),
+                changed = wanted.changed() => match changed {
+                    Ok(()) => self.release_wanted(),
+                    Err(_gone) => return,
+                },
+            }
         }
+    }
+
+    fn sweep_once(&self) {
+        let now = Instant::now();
+        self.kept.borrow_mut().retain(|_, kept| {
+            kept.http1
+                .retain(|(since, idle)| now.duration_since(*since) < idle.terms().idle);
+            kept.http2.sweep(now);
+            !kept.http1.is_empty() || !kept.http2.is_empty()
+        });
+    }
+
+    fn release_wanted(&self) {
+        for kept in self.kept.borrow_mut().values_mut() {
+            kept.http1.retain(|(_, idle)| !idle.terms().is_wanted());
+            kept.http2.release_wanted();
+        }
+    }
+}
+
+impl KeptKey {
+    fn new((endpoint, cluster): To<'_>, client: &ClientKey) -> Self {
+        let own = cluster.filter(|cluster| cluster.has_own_connections());
+        Self {
+            endpoint: endpoint.id,
+            client: client.number,
+            set: own.map_or(0, |cluster| cluster.live.id),
+        }
+    }
+}
+
+/// What to do for a connection of a set that may have only so many.
+enum Place<T> {
+    Dial(Option<Taken>),
+    Found(T),
+}
+
+fn full(cluster: &Cluster, limit: u32) -> ConnectError {
+    ConnectError::Full {
+        set: cluster.live.key.to_string(),
+        limit,
+        what: "as many requests as may wait for one already do",
     }
 }
 
@@ -270,16 +390,34 @@ fn keep(pools: &Pools, key: KeptKey, connection: Http1) {
     let mut kept = pools.borrow_mut();
     let idle = &mut kept.entry(key).or_default().http1;
     if idle.len() < IDLE_MAX {
+        connection.terms().freed();
         idle.push((Instant::now(), connection));
     }
 }
 
-async fn tcp(addr: SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr))
+async fn tcp(addr: SocketAddr, patience: Duration) -> std::io::Result<TcpStream> {
+    let stream = timeout(patience, TcpStream::connect(addr))
         .await
         .map_err(|_elapsed| Error::from(ErrorKind::TimedOut))??;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// The system probes the connection while nothing is sent. A system that cannot is no reason to fail.
+fn keep_alive(stream: &TcpStream, wanted: &TcpKeepalive) {
+    let mut keepalive = socket2::TcpKeepalive::new();
+    if let Some(time) = wanted.time {
+        keepalive = keepalive.with_time(time);
+    }
+    if let Some(interval) = wanted.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(probes) = wanted.probes {
+        keepalive = keepalive.with_retries(probes);
+    }
+    if let Err(error) = socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive) {
+        tracing::debug!(%error, "keepalive probes cannot be set");
+    }
 }
 
 /// Dials for the pool: TCP, then TLS with our own certificate.
@@ -295,7 +433,7 @@ impl Connect for Dialler {
             .wait(&key.source_identity, CREDENTIAL_PATIENCE)
             .await
             .map_err(|error| TunnelError::Identity(Box::new(error)))?;
-        let tcp = tcp(key.addr).await.map_err(|error| match error.kind() {
+        let tcp = tcp(key.addr, CONNECT_TIMEOUT).await.map_err(|error| match error.kind() {
             ErrorKind::TimedOut => TunnelError::Timeout(CONNECT_TIMEOUT),
             _ => TunnelError::Tcp(error),
         })?;

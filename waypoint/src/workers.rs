@@ -141,7 +141,8 @@ fn run_thread(mesh: Arc<Mesh>, mut inbox: mpsc::Receiver<Job>) {
         });
         supervise::spawn_local_connection("idle upstream connections", {
             let worker = worker.clone();
-            async move { worker.upstreams.sweep().await }
+            let wanted = worker.mesh.services.wanted();
+            async move { worker.upstreams.sweep(wanted).await }
         });
         loop {
             tokio::select! {

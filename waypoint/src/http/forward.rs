@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
-use http::Response;
+use http::{Response, header};
 use karst_model::{
     protocol::AppProtocol,
     route::{RetryPolicy, Timeouts},
+    traffic::Http2Upgrade,
 };
 use karst_policy::Connection;
 use karst_routing::{
@@ -21,14 +22,16 @@ use super::{
     Conversation, Version,
     answer::Content,
     body::ClientBody,
+    judge::{self, may_try_again},
     mirror::{self, MirrorCopy},
     record::Record,
     refusal::Refusal,
     send::{Failed, Outgoing},
-    target::{Target, pick_endpoint, service_port},
+    stick::{Key, key_of},
+    target::{Target, pick_endpoint, service_port, subset_of},
     upgrade::Asked,
 };
-use crate::authorize;
+use crate::{authorize, services::{Ask, Taken}};
 
 /// How often a request may be tried, and for how long.
 pub(super) struct Tries<'a> {
@@ -51,6 +54,15 @@ impl<'a> Tries<'a> {
     /// Whether a status may be reason for another try, so that the body is worth keeping.
     pub(super) fn may_repeat(&self) -> bool {
         self.policy.is_some()
+    }
+
+    /// Whether somebody has written down what is tried again.
+    pub(super) fn has_policy(&self) -> bool {
+        self.policy.is_some()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|at| Instant::now() >= at)
     }
 
     fn may_retry(&self, record: &Record, failure: Failure) -> Retry {
@@ -81,33 +93,63 @@ pub(super) async fn forward(
     tries: &Tries<'_>,
     record: &mut Record,
 ) -> Result<Response<Content>, Refusal> {
+    let cluster = target.cluster()?;
+    record.admitted = judge::admit(cluster)?;
+    let mut key = match cluster {
+        Some(cluster) => key_of(cluster, outgoing, &conversation.client),
+        None => Key::default(),
+    };
     let mut avoid = Vec::new();
+    // The place of a try that is not the first.
+    let mut again: Option<Taken> = None;
     loop {
         record.tries += 1;
-        let endpoint = pick_endpoint(target, &avoid)?;
+        let ask = Ask {
+            avoid: &avoid,
+            hash: key.hash,
+            dialled: conversation.destination.dialled,
+        };
+        let (endpoint, member) = pick_endpoint(target, cluster, &ask)?;
         record.in_flight = Some(endpoint.start());
+        let began = cluster
+            .is_some_and(|cluster| cluster.is_timed())
+            .then(Instant::now);
         let limit = tries.timeouts.backend_request;
         let this_try = limit.map(|limit| Instant::now() + limit);
         let until = tries.deadline.into_iter().chain(this_try).min();
         let gate = outgoing.gate();
         let body = record.body.next_try(gate.clone());
         let sent = outgoing
-            .send(conversation, &endpoint, (body, gate), until)
+            .send(conversation, (&endpoint, cluster), (body, gate), until)
             .await;
+        judge::observe(cluster, member.as_ref(), began, &sent);
+        drop(again.take());
         let failed = match sent {
-            Ok(response) => {
-                let status = Failure::Status(response.status().as_u16());
-                match tries.may_retry(record, status) {
-                    Retry::After(pause) => Failed::status(pause),
-                    Retry::Stop(_) => return Ok(response),
-                }
-            }
+            Ok(response) => match tries.may_retry(record, status_of(&response)) {
+                Retry::After(pause) => match Box::pin(may_try_again(cluster, tries)).await {
+                    Some(taken) => {
+                        again = taken;
+                        Failed::status(pause)
+                    }
+                    None => return Ok(answered(response, &mut key)),
+                },
+                Retry::Stop(_) => return Ok(answered(response, &mut key)),
+            },
             Err(failed) => failed,
         };
         let pause = match failed.pause {
             Some(pause) => pause,
+            None if failed.is_overflow() => {
+                return Err(failed.into_refusal(retry::Why::NotRetriable, record.tries));
+            }
             None => match tries.may_retry(record, failed.failure) {
-                Retry::After(pause) => pause,
+                Retry::After(pause) => {
+                    match Box::pin(may_try_again(cluster, tries)).await {
+                        Some(taken) => again = taken,
+                        None => return Err(failed.out_of_budget()),
+                    }
+                    pause
+                }
                 Retry::Stop(why) => return Err(failed.into_refusal(why, record.tries)),
             },
         };
@@ -119,16 +161,34 @@ pub(super) async fn forward(
     }
 }
 
+fn status_of(response: &Response<Content>) -> Failure {
+    Failure::Status(response.status().as_u16())
+}
+
+/// A client that had no cookie gets the one that its request was hashed by.
+fn answered(mut response: Response<Content>, key: &mut Key) -> Response<Content> {
+    if let Some(cookie) = key.set_cookie.take() {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
 /// The head as the endpoint gets it.
 pub(super) fn outgoing(
     asked: &Asked,
     target: &Target<'_>,
     mut request: Request,
 ) -> Result<Outgoing, Refusal> {
+    let cluster = target.cluster().ok().flatten();
+    let upgrade = cluster.map_or(Http2Upgrade::Default, |cluster| {
+        cluster.policy.connections.upgrade
+    });
     let client_speaks_http2 = request.version() == http::Version::HTTP_2;
     let version = match target.app_protocol() {
         _ if asked.is_http1_upgrade() => Version::Http1,
         AppProtocol::Http2 | AppProtocol::Grpc => Version::Http2,
+        _ if upgrade == Http2Upgrade::Upgrade => Version::Http2,
+        _ if upgrade == Http2Upgrade::Never => Version::Http1,
         _ if client_speaks_http2 => Version::Http2,
         _ => Version::Http1,
     };
@@ -180,7 +240,10 @@ pub(super) fn mirror(
     let mut copies = Vec::new();
     for mirror in mirrors {
         match service_port(conversation, &mirror.backend) {
-            Ok(found) => copies.push(MirrorCopy::new(outgoing, found.port)),
+            Ok(found) => {
+                let subset = subset_of(&mirror.backend).cloned();
+                copies.push(MirrorCopy::new(outgoing, found.port, subset));
+            },
             Err(why) => {
                 tracing::debug!(why, "a mirror's backend cannot be used");
                 conversation.worker.mesh.metrics.mirrors_dropped.inc();

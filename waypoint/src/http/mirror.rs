@@ -9,7 +9,7 @@ use karst_runtime::supervise;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Conversation, RequestBody, Version, answer::Answer, body::ClientBody, send::Outgoing};
-use crate::services::Port;
+use crate::services::{Ask, Port};
 
 /// Copies under way at once on one thread.
 const UNDER_WAY_MAX: usize = 256;
@@ -24,16 +24,21 @@ thread_local! {
 pub(crate) struct MirrorCopy {
     outgoing: Outgoing,
     port: Arc<Port>,
+    subset: Option<Arc<str>>,
 }
 
 impl MirrorCopy {
-    pub(super) fn new(outgoing: &Outgoing, port: Arc<Port>) -> Self {
+    pub(super) fn new(outgoing: &Outgoing, port: Arc<Port>, subset: Option<Arc<str>>) -> Self {
         let outgoing = match port.app_protocol {
             AppProtocol::Http2 | AppProtocol::Grpc => outgoing.speaking(Version::Http2),
             AppProtocol::Http11 => outgoing.speaking(Version::Http1),
             _ => outgoing.clone(),
         };
-        Self { outgoing, port }
+        Self {
+            outgoing,
+            port,
+            subset,
+        }
     }
 }
 
@@ -77,14 +82,24 @@ pub(super) fn send_all(
 }
 
 async fn send(conversation: &Rc<Conversation>, copy: &MirrorCopy, body: RequestBody) {
-    let Ok(endpoint) = copy.port.choose(&[], &mut rand::rng()) else {
+    let ask = Ask::default();
+    let chosen = copy.port.cluster(copy.subset.as_ref()).and_then(|cluster| {
+        let member = cluster.choose(&ask, &mut rand::rng())?;
+        Ok((cluster, member))
+    });
+    let Ok((cluster, member)) = chosen else {
         conversation.worker.mesh.metrics.mirrors_dropped.inc();
         return;
     };
     let until = Instant::now() + TIMEOUT;
     let sent = copy
         .outgoing
-        .send(conversation, &endpoint, (body, None), Some(until))
+        .send(
+            conversation,
+            (&member.endpoint, Some(cluster)),
+            (body, None),
+            Some(until),
+        )
         .await;
     if let Ok(response) = sent {
         let mut answer = Answer::new(response.into_body(), None, None);

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     bounds::Place,
-    services::{Endpoint, InFlight},
+    services::{Endpoint, InFlight, Taken},
 };
 
 /// Label sets of one connection whose counters are kept.
@@ -51,6 +51,8 @@ pub(crate) struct Record {
     shown: Shown,
     pub(super) protocol: RequestProtocol,
     pub(super) places: Option<[Place; 2]>,
+    /// Its place among the requests of the endpoints' set.
+    pub(super) admitted: Option<Taken>,
     pub(super) body: ClientBody,
     pub(super) in_flight: Option<InFlight>,
     pub(super) service: Option<Arc<ServiceLabels>>,
@@ -112,6 +114,7 @@ impl Record {
                 RequestProtocol::Http
             },
             places: None,
+            admitted: None,
             body: ClientBody::Empty,
             in_flight: None,
             service: None,
@@ -177,6 +180,7 @@ impl Record {
             return;
         }
         self.places = None;
+        self.admitted = None;
         mirror::send_all(
             &self.conversation,
             std::mem::take(&mut self.mirrors),

@@ -29,7 +29,10 @@ use super::{
     body::Gate,
     refusal::Refusal,
 };
-use crate::{error::ConnectError, services::Endpoint};
+use crate::{
+    error::ConnectError,
+    services::{Cluster, Endpoint},
+};
 
 /// How long an endpoint may take to say 100 Continue before the body is sent all the same.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
@@ -61,6 +64,30 @@ impl Failed {
             flag: RequestFlag::None,
             cause: String::new(),
         }
+    }
+
+    /// A limit was reached before the endpoint was asked: no other try helps, and the endpoint is not to blame.
+    pub(super) fn is_overflow(&self) -> bool {
+        self.flag == RequestFlag::Overflow
+    }
+
+    /// The endpoint is to blame, or the way to it.
+    pub(super) fn is_of_endpoint(&self) -> bool {
+        !matches!(
+            self.flag,
+            RequestFlag::Overflow | RequestFlag::DownstreamTermination
+        )
+    }
+
+    /// What went wrong.
+    pub(super) fn cause(&self) -> &str {
+        &self.cause
+    }
+
+    /// It is not tried again because as many retries as may be are under way.
+    pub(super) fn out_of_budget(mut self) -> Refusal {
+        self.cause.push_str(", and as many requests as may be are being tried again");
+        Refusal::new(self.status, self.flag, self.cause)
     }
 
     pub(super) fn into_refusal(self, why: Why, tries: u32) -> Refusal {
@@ -114,6 +141,14 @@ impl Outgoing {
         Self::new(parts, version, self.version == Version::Http2)
     }
 
+    pub(super) fn headers(&self) -> &http::HeaderMap {
+        &self.parts.headers
+    }
+
+    pub(super) fn query(&self) -> &str {
+        self.parts.uri.query().unwrap_or_default()
+    }
+
     /// A gate for the body, where the client waits for 100 Continue and the endpoint can say it.
     pub(super) fn gate(&self) -> Option<Arc<Gate>> {
         let waits = self
@@ -128,11 +163,11 @@ impl Outgoing {
     pub(super) async fn send(
         &self,
         conversation: &Conversation,
-        endpoint: &Arc<Endpoint>,
+        (endpoint, cluster): (&Arc<Endpoint>, Option<&Arc<Cluster>>),
         (body, gate): (RequestBody, Option<Arc<Gate>>),
         until: Option<Instant>,
     ) -> Result<Response<Content>, Failed> {
-        let mut exchange = pin!(self.exchange(conversation, endpoint, body, gate));
+        let mut exchange = pin!(self.exchange(conversation, (endpoint, cluster), body, gate));
         let mut late = until.map(|until| Box::pin(sleep_until(until)));
         poll_fn(|cx| match exchange.as_mut().poll(cx) {
             Poll::Pending => match &mut late {
@@ -147,7 +182,7 @@ impl Outgoing {
     async fn exchange(
         &self,
         conversation: &Conversation,
-        endpoint: &Arc<Endpoint>,
+        to: (&Arc<Endpoint>, Option<&Arc<Cluster>>),
         body: RequestBody,
         gate: Option<Arc<Gate>>,
     ) -> Result<Response<Content>, Failed> {
@@ -159,7 +194,7 @@ impl Outgoing {
         match self.version {
             Version::Http1 => {
                 let connection = upstreams
-                    .http1(endpoint, key, baggage)
+                    .http1(to, key, baggage)
                     .await
                     .map_err(|error| not_connected(&error))?;
                 let reused = connection.reused;
@@ -172,7 +207,7 @@ impl Outgoing {
             }
             Version::Http2 => {
                 let connection = upstreams
-                    .http2(endpoint, key, baggage)
+                    .http2(to, key, baggage)
                     .await
                     .map_err(|error| not_connected(&error))?;
                 let (response, load) = connection
@@ -251,11 +286,16 @@ fn timed_out(endpoint: &Endpoint) -> Failed {
 }
 
 fn not_connected(error: &ConnectError) -> Failed {
+    let full = matches!(error, ConnectError::Full { .. });
     Failed {
         failure: Failure::NotSent,
         pause: None,
         status: StatusCode::SERVICE_UNAVAILABLE,
-        flag: RequestFlag::UpstreamFailure,
+        flag: if full {
+            RequestFlag::Overflow
+        } else {
+            RequestFlag::UpstreamFailure
+        },
         cause: Chain(error).to_string(),
     }
 }

@@ -12,7 +12,7 @@ use karst_telemetry::metrics::{http::RequestFlag, tcp::ServiceLabels};
 use rand::Rng as _;
 
 use super::{Conversation, refusal::Refusal};
-use crate::services::{Endpoint, Port, Served, Slot};
+use crate::services::{Ask, Cluster, Endpoint, Member, NoMember, Port, Served, Slot};
 
 /// Where a request goes, before one of its endpoints is chosen.
 pub(super) enum Target<'a> {
@@ -42,6 +42,20 @@ impl<'a> Target<'a> {
         match self {
             Self::Pinned { .. } => None,
             Self::Port { backend, .. } => backend.map(|backend| &*backend.filters),
+        }
+    }
+
+    /// The endpoints of which one is chosen; `None`: the client named one.
+    ///
+    /// # Errors
+    /// There are none.
+    pub(super) fn cluster(&self) -> Result<Option<&Arc<Cluster>>, Refusal> {
+        match self {
+            Self::Pinned { .. } => Ok(None),
+            Self::Port { port, backend, .. } => {
+                let subset = backend.and_then(|backend| subset_of(&backend.backend));
+                port.cluster(subset).map(Some).map_err(no_member)
+            }
         }
     }
 
@@ -135,15 +149,35 @@ pub(super) fn service_port(
     }
 }
 
-pub(super) fn pick_endpoint(target: &Target<'_>, avoid: &[u64]) -> Result<Arc<Endpoint>, Refusal> {
-    match target {
-        Target::Pinned { endpoint, .. } => Ok(Arc::clone(endpoint)),
-        Target::Port { port, .. } => port.choose(avoid, &mut rand::rng()).map_err(|error| {
-            Refusal::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                RequestFlag::NoHealthyUpstream,
-                error.to_string(),
-            )
-        }),
+/// The subset that a backend of a route names.
+pub(super) fn subset_of(backend: &Backend) -> Option<&Arc<str>> {
+    match backend {
+        Backend::Service { subset, .. } => subset.as_ref(),
+        Backend::Invalid(_) => None,
     }
+}
+
+/// An endpoint, and how it is in its set; without where the client named it.
+pub(super) fn pick_endpoint(
+    target: &Target<'_>,
+    cluster: Option<&Arc<Cluster>>,
+    ask: &Ask<'_>,
+) -> Result<(Arc<Endpoint>, Option<Member>), Refusal> {
+    match (target, cluster) {
+        (Target::Pinned { endpoint, .. }, _) => Ok((Arc::clone(endpoint), None)),
+        (Target::Port { .. }, Some(cluster)) => {
+            let member = cluster.choose(ask, &mut rand::rng());
+            let member = member.map_err(|error| no_member(error.into()))?;
+            Ok((member.endpoint.clone(), Some(member)))
+        }
+        (Target::Port { .. }, None) => Err(Refusal::internal("the service is gone".to_owned())),
+    }
+}
+
+fn no_member(error: NoMember) -> Refusal {
+    let flag = match error {
+        NoMember::NoSubset(_) => RequestFlag::NoCluster,
+        NoMember::NoEndpoint(_) => RequestFlag::NoHealthyUpstream,
+    };
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, flag, error.to_string())
 }

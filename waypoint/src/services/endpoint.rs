@@ -7,6 +7,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use hashbrown::HashMap;
@@ -17,8 +18,11 @@ use karst_model::{
     protocol::{HBONE_PORT, TunnelProtocol},
     workload::Workload,
 };
+use karst_routing::ewma::Ewma;
 use karst_telemetry::metrics::tcp::Peer;
+use tokio::sync::watch;
 
+use super::live::{Live, SetKey};
 use crate::labels;
 
 /// What tells two endpoints apart.
@@ -38,6 +42,8 @@ pub(crate) struct Endpoint {
     pub(crate) way: Way,
     pub(crate) labels: Arc<Peer>,
     in_flight: AtomicU32,
+    /// How slow it is, where somebody wants to know.
+    latency: AtomicU64,
 }
 
 /// How an endpoint is reached.
@@ -54,6 +60,24 @@ pub(crate) struct InFlight(Arc<Endpoint>);
 impl Endpoint {
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// What one more request would cost it; see [`Ewma`].
+    pub(crate) fn cost(&self, now: Duration) -> u64 {
+        Ewma::from_bits(self.latency.load(Ordering::Relaxed)).cost(now, self.in_flight())
+    }
+
+    /// A request was answered after this time.
+    pub(crate) fn took(&self, now: Duration, took: Duration) {
+        let step = |bits| {
+            let mut mean = Ewma::from_bits(bits);
+            mean.observe(now, took);
+            Some(mean.to_bits())
+        };
+        // It never refuses.
+        let _ = self
+            .latency
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
     }
 
     pub(crate) fn start(self: &Arc<Self>) -> InFlight {
@@ -79,6 +103,10 @@ pub(crate) struct Endpoints {
     source_identity: SpiffeId,
     source: WorkloadUid,
     known: HashMap<EndpointKey, Weak<Endpoint>>,
+    /// What is known of sets of endpoints, for as long as somebody has one compiled.
+    lives: HashMap<SetKey, Weak<Live>>,
+    /// Tells all threads that somebody waits for a connection.
+    wanted: watch::Sender<()>,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -89,7 +117,24 @@ impl Endpoints {
             source_identity,
             source,
             known: HashMap::new(),
+            lives: HashMap::new(),
+            wanted: watch::Sender::new(()),
         }
+    }
+
+    /// Somebody waits for a connection of a set that has no more.
+    pub(super) fn wanted(&self) -> watch::Receiver<()> {
+        self.wanted.subscribe()
+    }
+
+    /// What is known of a set.
+    pub(super) fn live(&mut self, key: SetKey) -> Arc<Live> {
+        if let Some(live) = self.lives.get(&key).and_then(Weak::upgrade) {
+            return live;
+        }
+        let live = Live::new(key.clone(), self.wanted.clone());
+        self.lives.insert(key, Arc::downgrade(&live));
+        live
     }
 
     /// The endpoint that `workload` is at this key. `further`: identities that it may have beside its own.
@@ -114,6 +159,7 @@ impl Endpoints {
             addr: key.addr,
             way,
             in_flight: AtomicU32::new(0),
+            latency: AtomicU64::new(0),
         });
         self.known.insert(key, Arc::downgrade(&fresh));
         fresh
@@ -122,6 +168,7 @@ impl Endpoints {
     /// Drops what nobody holds any more.
     pub(crate) fn forget_unused(&mut self) {
         self.known.retain(|_, known| known.strong_count() > 0);
+        self.lives.retain(|_, live| live.strong_count() > 0);
     }
 
     fn way(&self, workload: &Workload, further: &[Arc<str>], key: &EndpointKey) -> Way {

@@ -5,72 +5,112 @@ use std::{
     sync::Arc,
 };
 
+use hashbrown::HashMap;
 use karst_model::{
-    name::ServiceKey, protocol::AppProtocol, route::Route, service::Service, workload::Workload,
+    protocol::AppProtocol,
+    route::Route,
+    service::Service,
+    traffic::{ServiceTraffic, TrafficPolicy},
+    workload::Workload,
 };
 use karst_routing::{
-    balance::{self, Algorithm, Candidates, Found, Mode, NoEndpoint},
+    balance::{self, Mode, NoEndpoint},
     table::Table,
 };
 use rand::Rng;
 
-use super::{Endpoint, EndpointKey, Endpoints};
+use super::{Endpoints, cluster::{Ask, Cluster, Member}};
 
 /// One port, compiled.
 pub(crate) struct Port {
-    service: ServiceKey,
-    number: u16,
     pub(crate) app_protocol: AppProtocol,
     pub(crate) table: Table,
-    cluster: Result<Cluster, NoEndpoint>,
+    whole: Compiled,
+    subsets: HashMap<Arc<str>, Compiled>,
 }
 
-/// The outcome of a choice.
-pub(crate) type Chosen = Result<Arc<Endpoint>, NoEndpoint>;
+/// `Err`: no endpoint can be chosen.
+type Compiled = Result<Arc<Cluster>, NoEndpoint>;
+
+/// Why there is no endpoint for a request.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoMember {
+    #[error("the service has no subset {0}")]
+    NoSubset(Arc<str>),
+    #[error(transparent)]
+    NoEndpoint(#[from] NoEndpoint),
+}
+
+/// Where something about a service comes from.
+pub(super) struct Sources<'a> {
+    pub(super) service: &'a Arc<Service>,
+    pub(super) routes: &'a [Arc<Route>],
+    pub(super) endpoints: &'a [Arc<Workload>],
+    pub(super) traffic: Option<&'a ServiceTraffic>,
+    /// Where this waypoint runs.
+    pub(super) place: &'a Workload,
+}
 
 impl Port {
     pub(super) fn compile(
-        service: &Arc<Service>,
+        sources: &Sources<'_>,
         (number, app_protocol): (u16, AppProtocol),
-        routes: &[Arc<Route>],
-        (endpoints, place): (&[Arc<Workload>], &Workload),
         known: &mut Endpoints,
     ) -> Self {
+        let service = sources.service;
         let request = balance::Request {
             service,
             port: number,
-            dialled: SocketAddr::new(family(service, place), number),
-            source: place,
+            dialled: SocketAddr::new(family(service, sources.place), number),
+            source: sources.place,
             sticky: None,
             mode: Mode::Standard,
         };
+        let mut cluster = |subset: Option<&karst_model::traffic::Subset>| {
+            let name = subset.map(|subset| &*subset.name);
+            let policy = sources.traffic.and_then(|traffic| traffic.policy(number, name));
+            let policy: Arc<TrafficPolicy> = policy.cloned().map(Arc::new).unwrap_or_default();
+            Cluster::compile(&request, sources.endpoints, (&policy, subset), known).map(Arc::new)
+        };
+        let whole = cluster(None);
+        let subsets = sources.traffic.map_or(&[][..], |traffic| &traffic.subsets);
         Self {
             app_protocol,
-            table: Table::compile(&service.key, number, routes.iter().cloned()),
-            cluster: Cluster::new(&request, endpoints, known),
-            service: service.key.clone(),
-            number,
+            table: Table::compile(&service.key, number, sources.routes.iter().cloned()),
+            whole,
+            subsets: subsets
+                .iter()
+                .map(|subset| (subset.name.clone(), cluster(Some(subset))))
+                .collect(),
         }
     }
 
-    /// An endpoint for one request: the less loaded of two at random; not one of `avoid` where there is another.
-    pub(crate) fn choose(&self, avoid: &[u64], rng: &mut impl Rng) -> Chosen {
-        let cluster = self.cluster.as_ref().map_err(Clone::clone)?;
-        cluster
-            .choose(avoid, rng)
-            .ok_or_else(|| NoEndpoint::NoneUsable {
-                service: self.service.clone(),
-                port: self.number,
-                found: Found {
-                    without_address: cluster.endpoints.len(),
-                    ..Found::default()
-                },
-            })
+    /// The endpoints of the port, or of a subset.
+    pub(crate) fn cluster(&self, subset: Option<&Arc<str>>) -> Result<&Arc<Cluster>, NoMember> {
+        let compiled = match subset {
+            None => &self.whole,
+            Some(name) => self
+                .subsets
+                .get(name)
+                .ok_or_else(|| NoMember::NoSubset(name.clone()))?,
+        };
+        compiled.as_ref().map_err(|error| error.clone().into())
     }
 
-    /// Every endpoint that may be chosen, for people who look.
-    pub(crate) fn endpoints(&self) -> &[Arc<Endpoint>] {
-        self.cluster.as_ref().map_or(&[], |cluster| &cluster.all)
+    /// An endpoint for one request, of the whole port or of a subset.
+    pub(crate) fn choose(
+        &self,
+        subset: Option<&Arc<str>>,
+        ask: &Ask<'_>,
+        rng: &mut impl Rng,
+    ) -> Result<Member, NoMember> {
+        Ok(self.cluster(subset)?.choose(ask, rng)?)
+    }
+
+    /// The sets of endpoints of the port, for people who look.
+    pub(crate) fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        let all = std::iter::once(&self.whole).chain(self.subsets.values());
+        all.filter_map(|compiled| compiled.as_ref().ok())
     }
 }
 
@@ -79,49 +119,4 @@ fn family(service: &Service, place: &Workload) -> IpAddr {
     let vip = service.addresses.first().map(|vip| vip.ip);
     vip.or_else(|| place.addresses.first().copied())
         .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
-}
-
-/// The endpoints of the port that may be chosen; for each choice what we know of it, in the same order.
-struct Cluster {
-    candidates: Candidates,
-    /// `None`: its address is not known here.
-    endpoints: Vec<Option<Arc<Endpoint>>>,
-    all: Vec<Arc<Endpoint>>,
-}
-
-impl Cluster {
-    fn new(
-        request: &balance::Request<'_>,
-        endpoints: &[Arc<Workload>],
-        known: &mut Endpoints,
-    ) -> Result<Self, NoEndpoint> {
-        let candidates = Candidates::new(request, endpoints)?;
-        let further = &request.service.subject_alt_names;
-        let endpoints: Vec<_> = candidates
-            .choices()
-            .iter()
-            .map(|choice| {
-                let key = EndpointKey {
-                    workload: choice.workload.uid.clone(),
-                    addr: SocketAddr::new(choice.ip()?, choice.target_port),
-                };
-                Some(known.get(&choice.workload, further, key))
-            })
-            .collect();
-        Ok(Self {
-            all: endpoints.iter().flatten().cloned().collect(),
-            candidates,
-            endpoints,
-        })
-    }
-
-    fn choose(&self, avoid: &[u64], rng: &mut impl Rng) -> Option<Arc<Endpoint>> {
-        let at = |index: usize| self.endpoints.get(index).and_then(Option::as_ref);
-        let useless = |index| at(index).is_none_or(|endpoint| avoid.contains(&endpoint.id));
-        let load = |index| at(index).map_or(u64::MAX, |endpoint| endpoint.in_flight().into());
-        let index = self
-            .candidates
-            .pick(Algorithm::LeastRequest, useless, load, rng)?;
-        at(index).cloned()
-    }
 }

@@ -20,7 +20,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use karst_runtime::supervise;
 
-use super::{KeptKey, Pools, keep};
+use super::{KeptKey, Pools, keep, terms::Terms};
 use crate::{
     http::{RequestBody, limits},
     stream::HttpIo,
@@ -37,6 +37,8 @@ pub(crate) struct Http1 {
     ended: bool,
     /// It has carried a request before: its end may come at any time.
     pub(crate) reused: bool,
+    /// Requests so far.
+    served: u32,
     home: Home,
 }
 
@@ -44,6 +46,7 @@ pub(crate) struct Http1 {
 pub(super) struct Home {
     pub(super) kept: Weak<Pools>,
     pub(super) key: KeptKey,
+    pub(super) terms: Terms,
 }
 
 impl Http1 {
@@ -58,6 +61,7 @@ impl Http1 {
             driver: Box::pin(driver.with_upgrades()),
             ended: false,
             reused: false,
+            served: 0,
             home,
         })
     }
@@ -70,6 +74,11 @@ impl Http1 {
             Poll::Ready(!self.ended && self.sender.is_ready())
         })
         .await
+            && self.terms().allow(self.served)
+    }
+
+    pub(super) fn terms(&self) -> &Terms {
+        &self.home.terms
     }
 
     fn drive(&mut self, cx: &mut Context<'_>) {
@@ -155,6 +164,10 @@ impl Exchange {
         };
         connection.drive(cx);
         if connection.ended || !connection.sender.is_ready() {
+            return;
+        }
+        connection.served = connection.served.saturating_add(1);
+        if !connection.terms().allow(connection.served) {
             return;
         }
         if let Some(pools) = connection.home.kept.upgrade() {

@@ -5,7 +5,6 @@ use std::{
     future::{Future as _, poll_fn},
     pin::Pin,
     rc::Rc,
-    time::Duration,
 };
 
 use http::{Request, Response};
@@ -20,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use karst_runtime::supervise;
 use tokio::{sync::Notify, time::Instant};
 
+use super::terms::Terms;
 use crate::{
     http::{LocalExec, RequestBody, limits},
     stream::HttpIo,
@@ -47,10 +47,20 @@ struct Connection {
 }
 
 struct Load {
+    terms: Terms,
     streams: Cell<usize>,
+    /// Requests so far.
+    served: Cell<u32>,
     /// How many the endpoint allows.
     allowed: Cell<usize>,
     idle_since: Cell<Instant>,
+}
+
+impl Load {
+    fn has_room(&self) -> bool {
+        let own = self.terms.max_streams.map_or(STREAMS_MAX, |max| max as usize);
+        self.streams.get() < self.allowed.get().min(STREAMS_MAX).min(own)
+    }
 }
 
 /// A place on a connection.
@@ -66,6 +76,7 @@ impl Drop for Http2Load {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
         self.0.idle_since.set(Instant::now());
+        self.0.terms.freed();
     }
 }
 
@@ -93,16 +104,18 @@ impl Drop for Dialling {
 impl Shared {
     pub(super) fn acquire(&self) -> Acquired {
         let mut connections = self.0.connections.borrow_mut();
-        connections.retain(|connection| !connection.sender.is_closed());
+        // One that may take no more ends by itself when what is under way on it has ended.
+        connections.retain(|connection| {
+            !connection.sender.is_closed() && connection.load.terms.allow(connection.load.served.get())
+        });
         let with_room = connections
             .iter()
-            .filter(|connection| {
-                connection.load.streams.get() < connection.load.allowed.get().min(STREAMS_MAX)
-            })
+            .filter(|connection| connection.load.has_room())
             .min_by_key(|connection| connection.load.streams.get());
         if let Some(connection) = with_room {
             let load = connection.load.clone();
             load.streams.set(load.streams.get() + 1);
+            load.served.set(load.served.get().saturating_add(1));
             return Acquired::Place(Http2 {
                 sender: connection.sender.clone(),
                 load: Http2Load(load),
@@ -120,11 +133,26 @@ impl Shared {
         })
     }
 
-    pub(super) fn sweep(&self, now: Instant, idle: Duration) {
+    /// A place, where there is one.
+    pub(super) fn free(&self) -> Option<Http2> {
+        match self.acquire() {
+            Acquired::Place(place) => Some(place),
+            Acquired::Wait(_) | Acquired::Dial(_) => None,
+        }
+    }
+
+    /// Lets connections go whose place somebody waits for.
+    pub(super) fn release_wanted(&self) {
+        self.0.connections.borrow_mut().retain(|connection| {
+            connection.load.streams.get() > 0 || !connection.load.terms.is_wanted()
+        });
+    }
+
+    pub(super) fn sweep(&self, now: Instant) {
         self.0.connections.borrow_mut().retain(|connection| {
             let load = &connection.load;
             !connection.sender.is_closed()
-                && (load.streams.get() > 0 || now.duration_since(load.idle_since.get()) < idle)
+                && (load.streams.get() > 0 || now.duration_since(load.idle_since.get()) < load.terms.idle)
         });
     }
 
@@ -135,7 +163,7 @@ impl Shared {
 
 impl Dialling {
     /// Makes the connection one that requests can be sent on.
-    pub(super) async fn handshake(self, io: HttpIo) -> Result<(), hyper::Error> {
+    pub(super) async fn handshake(self, io: HttpIo, terms: Terms) -> Result<(), hyper::Error> {
         let (sender, mut driver) = Builder::new(LocalExec)
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOWS.0)
@@ -147,7 +175,9 @@ impl Dialling {
             .handshake(TokioIo::new(io))
             .await?;
         let load = Rc::new(Load {
+            terms,
             streams: Cell::new(0),
+            served: Cell::new(0),
             allowed: Cell::new(STREAMS_MAX),
             idle_since: Cell::new(Instant::now()),
         });
