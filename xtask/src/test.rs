@@ -26,14 +26,14 @@ const SCALE_VARIABLE: &str = "KARST_TEST_BUDGET_SCALE";
 const SKIP_ENVOY_VARIABLE: &str = "KARST_SKIP_ENVOY";
 
 /// The rung's cluster: not the one that a developer has running.
-const CLUSTER_ID: &str = "9";
+pub(crate) const CLUSTER_ID: &str = "9";
 
 /// Integration tests with these names make namespaces or load kernel programs, in whichever package they are.
 const NEEDS_ROOT: &[&str] = &["node", "namespace"];
 /// The packages whose tests are rungs of their own.
 const NODE: &str = "karst-test-node";
 const SIMULATION: &str = "karst-test-simulation";
-const CLUSTER: &str = "karst-test-cluster";
+pub(crate) const CLUSTER: &str = "karst-test-cluster";
 
 fn is_rung_of_its_own(package: &Package) -> bool {
     [NODE, SIMULATION, CLUSTER].contains(&package.name.as_str())
@@ -287,7 +287,8 @@ impl Ladder {
         shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
         let workspace = Workspace::load()?;
         let tests = workspace.integration_tests(|package, _| package.name == CLUSTER);
-        let standing = StandingCluster::up(deadline)?;
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let standing = StandingCluster::up("dev", limit)?;
         let tested = self.integration_tests(deadline, &workspace, &tests, &["--test-threads=1"]);
         standing.down().and(tested)
     }
@@ -382,7 +383,7 @@ impl Ladder {
 }
 
 /// What the machine must have and be allowed to do, then Kubernetes itself and Helm, built once.
-fn ready_for_cluster() -> Result<()> {
+pub(crate) fn ready_for_cluster() -> Result<()> {
     cluster::preflight()?;
     setup::ensure(&[Group::Demo])?;
     cluster::programs()?;
@@ -390,17 +391,26 @@ fn ready_for_cluster() -> Result<()> {
 }
 
 /// The rung's cluster, ended when dropped.
-struct StandingCluster {
+pub(crate) struct StandingCluster {
+    /// Which binaries of ours it runs.
+    profile: String,
     ended: bool,
 }
 
 impl StandingCluster {
-    /// Brings it up with Karst, from the binaries that the tests use. What an earlier run left goes first.
-    fn up(deadline: Instant) -> Result<Self> {
-        shell::run(&mut Self::verb(&["down"]))?;
-        let standing = Self { ended: false };
-        let mut up = Self::verb(&["up", "--karst", "--no-build"]);
-        let limit = deadline.saturating_duration_since(Instant::now());
+    /// Brings it up with Karst, from the binaries of a cargo profile. What an earlier run left goes first.
+    pub(crate) fn up(profile: &str, limit: Duration) -> Result<Self> {
+        let standing = Self {
+            profile: profile.to_owned(),
+            ended: false,
+        };
+        shell::run(&mut standing.verb(&["down"]))?;
+        // The rung has built what it tests; images of a release take a build of their own, linked statically.
+        let words = match profile {
+            "dev" => &["up", "--karst", "--no-build"][..],
+            _ => &["up", "--karst"],
+        };
+        let mut up = standing.verb(words);
         let watched = shell::watch(&mut up, limit, |_| {})?;
         if !watched.success {
             bail!("the cluster did not come up with Karst: its last lines say why");
@@ -409,26 +419,26 @@ impl StandingCluster {
     }
 
     /// Through cargo, as the demo is.
-    fn verb(words: &[&str]) -> Command {
+    fn verb(&self, words: &[&str]) -> Command {
         let mut command = shell::cargo();
         command
             .args(["xtask", "cluster"])
             .args(words)
             .args(["--id", CLUSTER_ID])
-            .env(release::PROFILE_VARIABLE, "dev");
+            .env(release::PROFILE_VARIABLE, &self.profile);
         command
     }
 
-    fn down(mut self) -> Result<()> {
+    pub(crate) fn down(mut self) -> Result<()> {
         self.ended = true;
-        shell::run(&mut Self::verb(&["down"]))
+        shell::run(&mut self.verb(&["down"]))
     }
 }
 
 impl Drop for StandingCluster {
     fn drop(&mut self) {
         if !self.ended {
-            shell::succeeds(&mut Self::verb(&["down"]));
+            shell::succeeds(&mut self.verb(&["down"]));
         }
     }
 }

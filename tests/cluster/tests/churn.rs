@@ -1,4 +1,4 @@
-//! Pods come, go and die at random, five hundred times; then the mesh knows exactly the pods that the API server knows,
+//! Pods come, go and die at random, five hundred times, or two thousand in `soak`; then the mesh knows exactly the pods that the API server knows,
 //! and the nodes have kept nothing of those that are gone.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,8 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use karst_test_cluster::{Cluster, Namespace, cluster::run, until};
 use serde_json::{Value, json};
 
-/// How much happens in all, and between two calls of kubectl.
-const EVENTS: u32 = 500;
+/// How much happens between two calls of kubectl.
 const BATCH: u32 = 25;
 /// Pods at once.
 const PODS_MAX: usize = 40;
@@ -120,13 +119,23 @@ type Known = BTreeMap<String, (String, BTreeSet<String>)>;
 
 #[test]
 fn after_five_hundred_events_the_mesh_knows_what_the_api_server_knows() {
+    after(500);
+}
+
+#[test]
+#[ignore = "soak: eight minutes"]
+fn soak_after_two_thousand_events_the_mesh_knows_what_the_api_server_knows() {
+    after(2000);
+}
+
+fn after(events: u32) {
     let cluster = Cluster::get();
     let given = std::env::var(SEED_VARIABLE).ok();
     let seed = given.map_or_else(
         || u64::from(std::process::id()) << 20 | 1,
         |seed| seed.parse().expect("a number"),
     );
-    println!("{SEED_VARIABLE}={seed}");
+    eprintln!("{SEED_VARIABLE}={seed}");
     let namespace = Namespace::new("churn");
     namespace.label();
     let mut churn = Churn {
@@ -136,7 +145,7 @@ fn after_five_hundred_events_the_mesh_knows_what_the_api_server_knows() {
         alive: BTreeSet::new(),
         named: 0,
     };
-    for _ in 0..EVENTS / BATCH {
+    for _ in 0..events / BATCH {
         let batch = churn.batch();
         churn.play(&batch);
     }
@@ -153,7 +162,7 @@ fn after_five_hundred_events_the_mesh_knows_what_the_api_server_knows() {
         "the mesh knows the pods that run, and nodes keep nothing else",
         equal,
     );
-    println!("{EVENTS} events, {} pods left", churn.alive.len());
+    eprintln!("{events} events, {} pods left", churn.alive.len());
 }
 
 /// Pods that are ready, and nothing while one is not or is going.

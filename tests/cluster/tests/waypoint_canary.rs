@@ -19,7 +19,8 @@ const STEPS: [(u32, u32, &str); 3] = [(90, 10, "10000"), (50, 50, "30000"), (0, 
 const POINTS: f64 = 1.0;
 
 #[test]
-fn a_canary_moves_under_load_with_no_error_and_shares_within_a_point() {
+#[ignore = "soak: fifty thousand requests"]
+fn soak_a_canary_moves_under_load_with_no_error_and_shares_within_a_point() {
     let cluster = Cluster::get();
     let orders = Orders::open("canary");
     orders.route(100, 0);
