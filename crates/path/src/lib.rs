@@ -7,6 +7,7 @@
 //!
 //! Why this is one crate: `docs/design/0014-why-asks-the-data-plane.md`.
 
+pub mod describe;
 mod facts;
 pub mod outbound;
 pub mod why;

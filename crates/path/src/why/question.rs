@@ -25,8 +25,6 @@ pub struct Question {
     /// Namespace of names without one.
     pub namespace: Option<String>,
     pub request: Option<AskedRequest>,
-    /// A token, as a client would send it.
-    pub token: Option<String>,
 }
 
 /// A request that is asked about.

@@ -15,12 +15,15 @@ use karst_model::{
 };
 use karst_policy::{
     Connection, DenyReason, Verdict as Decided,
-    request::{Asked, AskedConnection, GatewayRef, RequestExplanation, RequestPolicies, applies},
+    request::{
+        Asked, AskedConnection, GatewayRef, RequestExplanation, RequestPolicies, applies, is_target,
+    },
+    token::TokenRules,
 };
 use karst_routing::{
     filter::{CorsOutcome, Filter},
-    request::{Request, Scheme, Seen, remote_ip},
-    table::{HttpRoute, Picked, Routes, Table},
+    request::{Request, Scheme, Seen, Sender, remote_ip},
+    table::{Dialled, HttpRoute, L4Rule, Picked, Routes, Table},
 };
 
 use super::{
@@ -68,6 +71,33 @@ impl AtWaypoint<'_> {
                 .unwrap_or(ip),
             destination: SocketAddr::new(ip, port),
         }
+    }
+
+    /// The client, as routes ask for it.
+    fn sender(&self) -> Sender {
+        let identity = self.source.identity();
+        Sender {
+            namespace: Some(self.source.namespace.clone()),
+            labels: self.source.labels.clone(),
+            principal: Some(identity.principal().to_string().into()),
+        }
+    }
+
+    /// What is done with tokens of requests for a service, and the objects that say so.
+    fn token_rules(
+        &self,
+        facts: &crate::Facts,
+        service: Option<&Service>,
+    ) -> (TokenRules, Vec<Object>) {
+        let bound = service.filter(|service| self.is_bound(facts, service));
+        let key = bound.map(|service| &service.key);
+        let mut applying = facts.of_waypoint(&self.gateway).request_authentications();
+        applying.retain(|one| is_target(&one.targets, key, self.gateway_ref()));
+        let objects = applying
+            .iter()
+            .map(|one| Object::new("RequestAuthentication", &one.key.namespace, &one.key.name))
+            .collect();
+        (TokenRules::new(applying.iter()), objects)
     }
 
     fn is_bound(&self, facts: &crate::Facts, service: &Service) -> bool {
@@ -139,9 +169,8 @@ impl Ask<'_> {
             .map(|declared| declared.app_protocol)
             .unwrap_or_default();
         let is_http = match (&found, declared) {
-            (Routes::Tcp(_) | Routes::Tls(_), _) | (_, AppProtocol::Tcp | AppProtocol::Tls) => {
-                false
-            }
+            (Routes::Tcp(_) | Routes::OrderedTcp(_) | Routes::Tls(_), _)
+            | (_, AppProtocol::Tcp | AppProtocol::Tls) => false,
             (_, AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc) => true,
             (_, AppProtocol::Unknown) => self.request.is_some(),
         };
@@ -151,12 +180,9 @@ impl Ask<'_> {
         let Some(asked) = self.request else {
             return self.without_request(at, service, &found);
         };
-        let request = match self.head(asked) {
+        let request = match self.request_at(at, Some(service), asked) {
             Ok(request) => request,
-            Err(error) => {
-                self.say(StepName::Waypoint, Outcome::Stops, error.to_string());
-                return Fate::new(Verdict::Fails, StepName::Waypoint, error.to_string());
-            }
+            Err(fate) => return fate,
         };
         let picked = match &found {
             Routes::Http(table) => {
@@ -207,6 +233,51 @@ impl Ask<'_> {
         picked.ok_or_else(|| Fate::new(Verdict::Fails, StepName::Route, text))
     }
 
+    /// The request as it is when routes and policies look at it: normalised, with its verified token.
+    fn request_at(
+        &mut self,
+        at: &AtWaypoint<'_>,
+        service: Option<&Service>,
+        asked: &AskedRequest,
+    ) -> Result<Request, Fate> {
+        let mut request = self.head(asked).map_err(|error| {
+            let text = error.to_string();
+            self.say(StepName::Waypoint, Outcome::Stops, text.clone());
+            Fate::new(Verdict::Fails, StepName::Waypoint, text)
+        })?;
+        request.set_sender(Arc::new(at.sender()));
+        let (rules, objects) = at.token_rules(self.facts, service);
+        if rules.is_empty() {
+            return Ok(request);
+        }
+        let names: Vec<String> = objects.iter().map(ToString::to_string).collect();
+        let (outcome, text, fate) = match rules.authenticate(&mut request, now()) {
+            Ok(()) => {
+                let who = match request.token() {
+                    Some(_) => "the request's token is verified",
+                    None => "the request has no token: it goes on without a principal",
+                };
+                (Outcome::Passes, who.to_owned(), None)
+            }
+            Err(rejected) => {
+                let text = format!("{}: {rejected}", rejected.status());
+                let fate = Fate::new(Verdict::Denied, StepName::Token, text.clone());
+                let fate = match objects.first() {
+                    Some(first) => fate.by(first.clone(), None),
+                    None => fate,
+                };
+                (Outcome::Stops, text, Some(fate))
+            }
+        };
+        let step = self.say(StepName::Token, outcome, text);
+        step.details = objects
+            .into_iter()
+            .zip(names)
+            .map(|(object, name)| Detail::about(object, format!("{name} applies")))
+            .collect();
+        fate.map_or(Ok(request), Err)
+    }
+
     /// Asks request policies; the fate if they refuse.
     fn authorize(
         &mut self,
@@ -220,9 +291,21 @@ impl Ask<'_> {
             connection,
             remote_ip: remote_ip(request.headers(), connection.source_ip, 0),
             sni: None,
-            request_principal: None,
         };
-        self.decided(&policies.explain(&asked), &service.key.to_string())
+        let name = service.key.to_string();
+        if let Some(fate) = self.decided(&policies.explain(&asked), &name) {
+            return Some(fate);
+        }
+        let external = policies.external(&asked);
+        let (provider, rule) = external.ask.first()?;
+        let text = format!(
+            "external authorizer {} is asked, since {rule} matches: its answer decides",
+            provider.name
+        );
+        let object = Object::of_policy(&rule.policy);
+        self.say(StepName::RequestPolicy, Outcome::Depends, text.clone())
+            .about = Some(object.clone());
+        Some(Fate::new(Verdict::Depends, StepName::RequestPolicy, text).by(object, Some(rule.rule)))
     }
 
     fn decided(&mut self, explained: &RequestExplanation, name: &str) -> Option<Fate> {
@@ -302,12 +385,73 @@ impl Ask<'_> {
                 self.say(StepName::Route, Outcome::Depends, text);
                 Fate::new(Verdict::Depends, StepName::Route, text)
             }
-            Routes::Tcp(_) => {
-                let text = "a TCP route leads the connection to its backends";
-                self.say(StepName::Route, Outcome::Depends, text);
-                Fate::new(Verdict::Depends, StepName::Route, text)
+            Routes::Tcp(rule) => self.l4_rule(at, service, rule),
+            Routes::OrderedTcp(table) => {
+                let sender = at.sender();
+                let picked = table.pick(&Dialled {
+                    sni: None,
+                    port: at.dialled.port(),
+                    destination: Some(at.dialled.ip()),
+                    client: Some(connection.source_ip),
+                    sender: &sender,
+                });
+                match picked {
+                    Some(rule) => self.l4_rule(at, service, rule),
+                    None => {
+                        let text = "no rule of the service's TCP routes takes the connection";
+                        self.say(StepName::Route, Outcome::Stops, text);
+                        Fate::new(Verdict::Fails, StepName::Route, text)
+                    }
+                }
             }
         }
+    }
+
+    /// The backends of a rule for connections.
+    fn l4_rule(&mut self, at: &AtWaypoint<'_>, own: &Arc<Service>, rule: &L4Rule) -> Fate {
+        let name = format!("{}/{}", rule.route.key, rule.index);
+        let object = near::of_route(&rule.route);
+        let text = format!("{name} takes the connection");
+        self.say(StepName::Route, Outcome::Passes, text).about = Some(object.clone());
+        let fails = |ask: &mut Self, text: String| {
+            ask.say(StepName::Backend, Outcome::Stops, text.clone());
+            Fate::new(Verdict::Fails, StepName::Backend, text).by(object.clone(), Some(rule.index))
+        };
+        let branches: Vec<(String, &Backend)> = rule
+            .backends
+            .iter()
+            .filter(|backend| backend.weight > 0)
+            .map(|backend| (backend_name(&backend.backend), &backend.backend))
+            .collect();
+        if branches.is_empty() {
+            let text = "the rule has no backend with a weight above zero".to_owned();
+            return fails(self, text);
+        }
+        self.fork("backend", branches, |ask, backend| {
+            let (key, port) = match backend {
+                Backend::Invalid(why) => return fails(ask, why.to_string()),
+                Backend::Service { service, port, .. } => (service, *port),
+            };
+            let port = if port == 0 { at.dialled.port() } else { port };
+            let Some(service) = ask.facts.mesh.service(key) else {
+                return fails(ask, format!("backend service {key} does not exist"));
+            };
+            if service.key != own.key {
+                let policies = at.policies(ask.facts, Some(&service));
+                let connection = at.connection(port);
+                let explained = policies.explain_connection(&AskedConnection {
+                    connection: &connection,
+                    remote_ip: connection.source_ip,
+                    sni: None,
+                });
+                if !policies.is_empty()
+                    && let Some(fate) = ask.decided(&explained, &service.key.to_string())
+                {
+                    return fate;
+                }
+            }
+            ask.own_endpoints(at, &service, port)
+        })
     }
 
     /// The client named a workload: there is nothing to route, and policies of every service behind this waypoint apply.
@@ -349,15 +493,21 @@ impl Ask<'_> {
         if policies.is_empty() {
             return None;
         }
-        let explained = match self.request.map(|asked| self.head(asked)) {
-            Some(Ok(request)) => policies.explain(&Asked {
-                request: &request,
+        let request = match self.request {
+            Some(asked) => match self.request_at(at, service.map(|service| &**service), asked) {
+                Ok(request) => Some(request),
+                Err(fate) => return Some(fate),
+            },
+            None => None,
+        };
+        let explained = match &request {
+            Some(request) => policies.explain(&Asked {
+                request,
                 connection: &connection,
                 remote_ip: remote_ip(request.headers(), connection.source_ip, 0),
                 sni: None,
-                request_principal: None,
             }),
-            _ => policies.explain_connection(&AskedConnection {
+            None => policies.explain_connection(&AskedConnection {
                 connection: &connection,
                 remote_ip: connection.source_ip,
                 sni: None,
@@ -638,6 +788,12 @@ fn denied(name: &str, reason: &DenyReason, explained: &RequestExplanation) -> Fa
             }
         }
     }
+}
+
+/// Seconds since the epoch.
+fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// The services behind this waypoint of which a port is this target port at the workload.
