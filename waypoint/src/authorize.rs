@@ -1,16 +1,19 @@
 //! Asks `karst-policy` whether a request, or a connection that is no HTTP, may go on.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    cell::RefCell,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use karst_policy::{
     Connection, DryRunAllow, Verdict,
-    request::{Asked, AskedConnection, RequestDecision, RequestPolicies},
+    request::{Asked, AskedConnection, External, RequestDecision, RequestPolicies},
 };
 use karst_routing::request::{Request, remote_ip};
 
 use crate::{
     destination::Destination,
-    http::Client,
+    http::{Asks, Client},
     mesh::Mesh,
     services::{Served, Slot},
 };
@@ -60,6 +63,69 @@ pub(crate) fn request(
             })
         },
     )
+}
+
+/// Whom CUSTOM policies have asked about a request, before it is decided.
+pub(crate) fn external(
+    mesh: &Mesh,
+    destination: &Destination,
+    served: Option<&Served>,
+    connection: &Connection,
+    request: &Request,
+) -> Asks {
+    let asks = RefCell::new(Asks::new());
+    let collected = each(
+        mesh,
+        destination,
+        served,
+        connection,
+        |policies, connection| {
+            asks_of(mesh, policies, connection, request, &mut asks.borrow_mut());
+            Ok(())
+        },
+    );
+    debug_assert!(collected.is_ok());
+    asks.into_inner()
+}
+
+/// The same for a service that a route sends the request to.
+pub(crate) fn external_for_backend(
+    mesh: &Mesh,
+    backend: &Slot,
+    port: u16,
+    connection: &Connection,
+    request: &Request,
+) -> Asks {
+    let mut connection = connection.clone();
+    connection.destination.set_port(port);
+    let mut asks = Asks::new();
+    asks_of(mesh, &backend.load().policies, &connection, request, &mut asks);
+    asks
+}
+
+fn asks_of(
+    mesh: &Mesh,
+    policies: &RequestPolicies,
+    connection: &Connection,
+    request: &Request,
+    asks: &mut Asks,
+) {
+    let asked = Asked {
+        request,
+        connection,
+        remote_ip: remote_ip(request.headers(), connection.source_ip, mesh.config.trusted_proxies),
+        sni: None,
+    };
+    let External { ask, dry_run } = policies.external(&asked);
+    if let Some(rule) = dry_run {
+        mesh.metrics.external_dry_run.inc();
+        tracing::info!(target: "access", policy = %rule, "a CUSTOM policy in dry run matches");
+    }
+    for (authorizer, rule) in ask {
+        if asks.iter().all(|(known, _)| *known != authorizer) {
+            asks.push((authorizer, rule));
+        }
+    }
 }
 
 /// Decides a connection that is no HTTP.

@@ -2,11 +2,14 @@
 //! what its phases need.
 
 mod answer;
+mod authenticate;
 mod body;
 mod client;
+mod external;
 mod filter;
 mod forward;
 mod judge;
+mod limit;
 mod mirror;
 mod phases;
 mod record;
@@ -25,6 +28,7 @@ use karst_runtime::supervise;
 pub(crate) use self::{
     body::RequestBody,
     client::Client,
+    external::Asks,
     serve::{Conversation, Version, serve},
 };
 

@@ -29,6 +29,7 @@ mod labels;
 pub mod mesh;
 mod metrics;
 pub mod plain;
+mod rate_limits;
 mod services;
 mod stream;
 mod tcp;

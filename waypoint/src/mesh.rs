@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use http::HeaderValue;
-use karst_discovery::State;
+use karst_discovery::{State, recording::Recorder};
 use karst_hbone::{Baggage, server::peers::Peers};
 use karst_identity::Store;
-use karst_model::{identity::SpiffeId, workload::Workload};
+use karst_model::{identity::SpiffeId, name::GatewayKey, workload::Workload};
 use karst_runtime::supervise::Shutdown;
-use karst_telemetry::metrics::Registry;
+use karst_telemetry::{export::Identity, hub::Hub, metrics::Registry};
 
 use crate::{bounds::Bounds, config::Config, metrics::Metrics, services::Services};
 
@@ -23,6 +23,11 @@ pub struct Mesh {
     pub(crate) baggage: Option<HeaderValue>,
     pub(crate) services: Services,
     pub(crate) metrics: Metrics,
+    /// What is recorded of requests and connections.
+    pub(crate) hub: Arc<Hub>,
+    /// `<namespace>/<gateway>`, as logs and spans name this waypoint.
+    pub(crate) gateway: GatewayKey,
+    pub(crate) shown: Arc<str>,
     pub(crate) bounds: Bounds,
     /// HBONE connections from each peer address.
     pub(crate) peers: Peers,
@@ -42,11 +47,18 @@ impl Mesh {
         shutdown: Shutdown,
     ) -> Arc<Self> {
         let place = place(&config);
+        let gateway = GatewayKey {
+            namespace: config.namespace.as_str().into(),
+            name: config.gateway_name.as_str().into(),
+        };
         Arc::new(Self {
             identity: config.identity(),
             baggage: Baggage::of(&place).encode(),
             services: Services::new(state.clone(), &config, place),
             metrics: Metrics::register(registry),
+            hub: Arc::new(Hub::new(registry)),
+            shown: gateway.to_string().into(),
+            gateway,
             bounds: Bounds::new(config.max_connections, config.max_requests),
             peers: Peers::bounded(config.connections_per_peer),
             state,
@@ -60,6 +72,32 @@ impl Mesh {
     /// Keeps what is compiled up to date with the state, until the program ends. Spawn it once.
     pub async fn follow_changes(self: Arc<Self>) {
         self.services.follow(&self.stopped).await;
+    }
+
+    /// What keeps recording up to date with the state. Spawn it once.
+    pub fn recorder(&self) -> Recorder {
+        Recorder {
+            state: self.state.clone(),
+            hub: self.hub.clone(),
+            tcp: self.metrics.tcp.clone(),
+            http: Some(self.metrics.http.clone()),
+        }
+    }
+
+    /// Who sends what is recorded, by OpenTelemetry's names.
+    pub fn sender(&self) -> Identity {
+        let config = &self.config;
+        Identity {
+            attributes: vec![
+                ("service.name", config.gateway_name.clone()),
+                ("service.namespace", config.namespace.clone()),
+                ("service.instance.id", config.pod_name().to_owned()),
+                ("k8s.namespace.name", config.namespace.clone()),
+                ("k8s.pod.name", config.pod_name().to_owned()),
+                ("k8s.node.name", config.node.clone()),
+                ("karst.component", "waypoint".to_owned()),
+            ],
+        }
     }
 
     /// Refuses new work while memory is nearly full, until the program ends. Spawn it once.

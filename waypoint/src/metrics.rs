@@ -1,7 +1,7 @@
 //! What the waypoint counts: Istio's metrics of connections and requests (`karst-telemetry`), and its own.
 
 use karst_telemetry::metrics::{Registry, http::HttpMetrics, tcp::TcpMetrics};
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 
 /// All counters of the waypoint.
 pub(crate) struct Metrics {
@@ -21,11 +21,32 @@ pub(crate) struct Metrics {
     pub(crate) mirrors_dropped: Counter,
     /// Requests of clients refused as malformed.
     pub(crate) malformed: Counter,
+    /// Requests refused by a rate limit.
+    pub(crate) requests_limited: Counter,
+    /// Requests that a rate limit in shadow mode would have refused.
+    pub(crate) requests_over_shadow_limits: Counter,
+    /// Requests counted with others because their limit had no place for another key.
+    pub(crate) limit_keys_shared: Counter,
+    /// Requests whose tokens were refused, by reason.
+    pub(crate) tokens_rejected: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Requests that an external authorizer denied.
+    pub(crate) external_denied: Counter,
+    /// Questions that an external authorizer did not answer.
+    pub(crate) external_failed: Counter,
+    /// Headers that an external authorizer wished for and may not set.
+    pub(crate) external_headers_refused: Counter,
+    /// Requests that a CUSTOM policy in dry run would have asked about.
+    pub(crate) external_dry_run: Counter,
     /// Client connections open now.
     pub(crate) connections: Gauge,
 }
 
 impl Metrics {
+    /// Counts a request whose token is refused.
+    pub(crate) fn token_rejected(&self, reason: &'static str) {
+        self.tokens_rejected.get_or_create(&[("reason", reason)]).inc();
+    }
+
     /// Creates the counters and registers them under their public names.
     pub(crate) fn register(registry: &Registry) -> Self {
         let counter = |name, help| registry.register(name, help, Counter::default());
@@ -59,6 +80,39 @@ impl Metrics {
             malformed: counter(
                 "karst_waypoint_malformed_requests",
                 "Requests refused as malformed",
+            ),
+            requests_limited: counter(
+                "karst_waypoint_requests_limited",
+                "Requests refused by a rate limit",
+            ),
+            requests_over_shadow_limits: counter(
+                "karst_waypoint_requests_over_shadow_limits",
+                "Requests that a rate limit in shadow mode would have refused",
+            ),
+            limit_keys_shared: counter(
+                "karst_waypoint_limit_keys_shared",
+                "Requests counted with others because their rate limit had no place for another key",
+            ),
+            tokens_rejected: registry.register(
+                "karst_waypoint_tokens_rejected",
+                "Requests refused because of a token, by reason",
+                Family::default(),
+            ),
+            external_denied: counter(
+                "karst_waypoint_external_denied",
+                "Requests denied by an external authorizer",
+            ),
+            external_failed: counter(
+                "karst_waypoint_external_failed",
+                "Questions to external authorizers that were not answered",
+            ),
+            external_headers_refused: counter(
+                "karst_waypoint_external_headers_refused",
+                "Headers that external authorizers may not set and asked for",
+            ),
+            external_dry_run: counter(
+                "karst_waypoint_external_dry_run",
+                "Requests that a CUSTOM policy in dry run would have asked about",
             ),
             connections: registry.register(
                 "karst_waypoint_connections",

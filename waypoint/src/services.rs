@@ -7,6 +7,7 @@ mod cluster;
 mod endpoint;
 mod live;
 mod port;
+mod tokens;
 
 use std::{
     sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicUsize},
@@ -21,7 +22,10 @@ use karst_model::{
     service::Service,
     workload::{GatewayAddr, GatewayDestination, Workload},
 };
-use karst_policy::request::{GatewayRef, RequestPolicies, applies};
+use karst_policy::{
+    request::{GatewayRef, RequestPolicies, applies},
+    token::TokenRules,
+};
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::metrics::tcp::ServiceLabels;
 use tokio::sync::watch;
@@ -33,7 +37,12 @@ pub(crate) use self::{
     port::{NoMember, Port},
 };
 use self::port::Sources;
-use crate::{config::Config, labels};
+use self::tokens::Tokens;
+use crate::{
+    config::Config,
+    labels,
+    rate_limits::{Limited, Limits},
+};
 
 /// All services that somebody asked for.
 pub(crate) struct Services {
@@ -43,6 +52,11 @@ pub(crate) struct Services {
     endpoints: Mutex<Endpoints>,
     /// What applies to everything that passes this waypoint.
     own_policies: ArcSwap<RequestPolicies>,
+    own_tokens: ArcSwap<TokenRules>,
+    /// What is compiled of RequestAuthentications.
+    tokens: ArcSwap<Tokens>,
+    own_limits: ArcSwap<Limited>,
+    limits: Limits,
 }
 
 /// How often it is looked whether an ejected endpoint may come back; the policy's own interval is longer.
@@ -93,6 +107,8 @@ pub(crate) struct Served {
     /// This waypoint is the way to it: its routes and policies apply.
     pub(crate) bound: bool,
     pub(crate) policies: RequestPolicies,
+    pub(crate) tokens: Arc<TokenRules>,
+    pub(crate) limits: Limited,
     pub(crate) ports: HashMap<u16, Arc<Port>>,
 }
 
@@ -103,6 +119,10 @@ impl Services {
         let none = RequestPolicies::compile([], &[]);
         let services = Self {
             own_policies: ArcSwap::from_pointee(none),
+            own_tokens: ArcSwap::default(),
+            tokens: ArcSwap::from_pointee(Tokens::new(&state)),
+            own_limits: ArcSwap::default(),
+            limits: Limits::default(),
             state,
             whose: Whose {
                 own: config.own_service(),
@@ -162,17 +182,34 @@ impl Services {
         self.own_policies.load()
     }
 
+    /// Which tokens are believed of requests for workloads of no service.
+    pub(crate) fn own_tokens(&self) -> Guard<Arc<TokenRules>> {
+        self.own_tokens.load()
+    }
+
+    fn tokens(&self, service: Option<&ServiceKey>) -> Arc<TokenRules> {
+        self.tokens.load().of(service, self.whose.gateway_ref())
+    }
+
+    /// The limits of requests for workloads of no service.
+    pub(crate) fn own_limits(&self) -> Guard<Arc<Limited>> {
+        self.own_limits.load()
+    }
+
+    fn limits(&self, service: Option<&ServiceKey>) -> Limited {
+        let all = self.state.rate_limits();
+        self.limits.compile(&all, service, &self.whose.gateway)
+    }
+
     fn refresh_own_policies(&self) {
+        self.own_tokens.store(self.tokens(None));
+        self.own_limits.store(Arc::new(self.limits(None)));
         self.own_policies.store(Arc::new(self.policies(None)));
     }
 
     /// The policies for requests to a service that this waypoint is bound to.
     fn policies(&self, service: Option<&ServiceKey>) -> RequestPolicies {
-        let gateway = GatewayRef {
-            namespace: &self.whose.gateway.namespace,
-            name: &self.whose.gateway.name,
-            class: CLASS,
-        };
+        let gateway = self.whose.gateway_ref();
         let all = self.state.waypoint_policies().into_iter();
         RequestPolicies::compile(all.filter(|policy| applies(policy, service, gateway)), &[])
     }
@@ -190,6 +227,8 @@ impl Services {
                 labels: Arc::default(),
                 bound: false,
                 policies: RequestPolicies::compile([], &[]),
+                tokens: Arc::default(),
+                limits: Limited::default(),
                 ports: HashMap::new(),
             };
         };
@@ -221,6 +260,8 @@ impl Services {
             labels: Arc::new(labels::service(Some(&service))),
             bound,
             policies: self.policies(bound.then_some(key)),
+            tokens: self.tokens(bound.then_some(key)),
+            limits: if bound { self.limits(Some(key)) } else { Limited::default() },
             service: Some(service),
         }
     }
@@ -240,7 +281,7 @@ impl Services {
             };
             match changed {
                 Some(Changed::Some(changes)) => self.apply(&changes),
-                Some(Changed::Everything) => self.refresh(None),
+                Some(Changed::Everything) => self.refresh_tokens(),
                 None => return,
             }
         }
@@ -276,11 +317,18 @@ impl Services {
                 | Change::Traffic(key) => {
                     touched.insert(key);
                 }
-                Change::WaypointPolicy(_) => return self.refresh(None),
+                Change::RequestAuthentication(_) => return self.refresh_tokens(),
+                Change::WaypointPolicy(_) | Change::RateLimit(_) => return self.refresh(None),
                 _ => {}
             }
         }
         self.refresh(Some(&touched));
+    }
+
+    /// Other tokens are believed, or something else has changed too.
+    fn refresh_tokens(&self) {
+        self.tokens.store(Arc::new(Tokens::new(&self.state)));
+        self.refresh(None);
     }
 
     /// Compiles these services again, or all that are held.
@@ -305,6 +353,14 @@ impl Services {
 }
 
 impl Whose {
+    fn gateway_ref(&self) -> GatewayRef<'_> {
+        GatewayRef {
+            namespace: &self.gateway.namespace,
+            name: &self.gateway.name,
+            class: CLASS,
+        }
+    }
+
     fn is_own(&self, state: &State, waypoint: Option<&GatewayAddr>) -> bool {
         match waypoint.map(|waypoint| &waypoint.destination) {
             Some(GatewayDestination::Service(key)) => *key == self.own,

@@ -148,6 +148,12 @@ impl TokenRules {
         self.rules.is_empty()
     }
 
+    /// A query with the values of parameters that may be tokens taken out, for logs; `None` if it has none.
+    pub fn without_tokens(&self, query: &str) -> Option<String> {
+        let sources = self.rules.iter().flat_map(|rule| &rule.written.sources);
+        find::without_tokens(sources, query)
+    }
+
     /// Looks for tokens, verifies them, and leaves on the request what they prove: its token, the headers that rules ask
     /// for, and no token that is not to be passed on. `now` in seconds since the epoch.
     pub fn authenticate(&self, request: &mut Request, now: u64) -> Result<(), Rejected> {

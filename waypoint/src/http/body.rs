@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     sync::{
@@ -76,6 +77,8 @@ struct Kept {
     bytes: usize,
     /// Something was taken that is not kept.
     overflowed: bool,
+    /// Of a body that was peeked to its end.
+    trailers: Option<http::HeaderMap>,
 }
 
 /// What a request's body is.
@@ -85,23 +88,43 @@ pub(crate) enum ClientBody {
 }
 
 impl ClientBody {
-    /// `keep`: it may be needed again.
-    pub(crate) fn new(incoming: Incoming, keep: bool) -> Self {
+    pub(crate) fn new(incoming: Incoming) -> Self {
         if incoming.is_end_stream() {
             return Self::Empty;
         }
         Self::Source(Rc::new(Source {
             hint: incoming.size_hint(),
             incoming: RefCell::new(incoming),
-            kept: RefCell::new(Kept {
-                wanted: keep,
-                ..Kept::default()
-            }),
+            kept: RefCell::default(),
             bytes: Cell::new(0),
             started: Cell::new(false),
             ended: Cell::new(false),
             current: Cell::new(0),
         }))
+    }
+
+    /// Keeps what is read from now on, for another try.
+    pub(super) fn keep(&self) {
+        if let Self::Source(source) = self {
+            source.kept.borrow_mut().wanted = true;
+        }
+    }
+
+    /// Waits until `max` bytes are there or the body has ended, and keeps them for the first try. The bytes, and whether
+    /// they are all.
+    pub(super) async fn peek(&self, max: usize) -> Result<(Bytes, bool), hyper::Error> {
+        let Self::Source(source) = self else {
+            return Ok((Bytes::new(), true));
+        };
+        loop {
+            if source.ended.get() || source.kept.borrow().bytes >= max {
+                return Ok((source.kept.borrow().joined(), source.ended.get()));
+            }
+            let frame = poll_fn(|cx| source.poll_peeked(cx)).await;
+            if let Some(frame) = frame {
+                frame?;
+            }
+        }
     }
 
     /// The body for the next try; behind a gate where the client waits to be told to send it.
@@ -154,6 +177,38 @@ impl ClientBody {
 }
 
 impl Source {
+    /// A frame that no try has had: it is kept whatever its size.
+    fn poll_peeked(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<(), hyper::Error>>> {
+        let frame = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
+        let peeked = match frame {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(None) => {
+                self.ended.set(true);
+                return Poll::Ready(None);
+            }
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+            Poll::Ready(Some(Ok(frame))) => frame,
+        };
+        self.started.set(true);
+        let mut kept = self.kept.borrow_mut();
+        kept.wanted = true;
+        match peeked.into_data() {
+            Ok(data) => {
+                self.bytes.set(self.bytes.get() + data.len() as u64);
+                kept.bytes += data.len();
+                kept.chunks.push(data);
+            }
+            Err(frame) => kept.trailers = frame.into_trailers().ok(),
+        }
+        if self.incoming.borrow().is_end_stream() {
+            self.ended.set(true);
+        }
+        Poll::Ready(Some(Ok(())))
+    }
+
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
         match &frame {
@@ -175,6 +230,14 @@ impl Source {
 }
 
 impl Kept {
+    fn joined(&self) -> Bytes {
+        match &*self.chunks {
+            [] => Bytes::new(),
+            [only] => only.clone(),
+            several => several.concat().into(),
+        }
+    }
+
     fn keep(&mut self, data: &Bytes) {
         if !self.wanted || self.overflowed {
             return;
@@ -206,6 +269,9 @@ impl Reading {
             self.had += 1;
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
+        if let Some(trailers) = self.source.kept.borrow_mut().trailers.take() {
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
         let frame = self.source.poll(cx);
         self.had = self.source.kept.borrow().chunks.len();
         frame
@@ -213,7 +279,7 @@ impl Reading {
 
     fn is_end(&self) -> bool {
         let all_had = self.had >= self.source.kept.borrow().chunks.len();
-        all_had && self.source.incoming.borrow().is_end_stream()
+        all_had && self.source.kept.borrow().trailers.is_none() && self.source.incoming.borrow().is_end_stream()
     }
 }
 

@@ -1,9 +1,11 @@
 //! The filters of a route: what they change in a request, what they leave for its response, and what they answer
 //! themselves.
 
+use std::time::Duration;
+
 use http::{HeaderMap, StatusCode, header};
 use karst_routing::{
-    filter::{CorsOutcome, Fault, Filter, HeaderChanges, Mirror, cors::put_into},
+    filter::{CorsOutcome, Filter, HeaderChanges, Mirror, Redirect, cors::put_into},
     request::{Request, strip_hop_by_hop},
     table::Picked,
 };
@@ -17,7 +19,8 @@ pub(super) struct Filtered<'a> {
     response: Vec<&'a HeaderChanges>,
     pub(super) mirrors: Vec<&'a Mirror>,
     cors: Option<HeaderMap>,
-    faults: Vec<&'a Fault>,
+    /// A wait that a fault asks for, before anything else happens; the fault's or a later filter's answer comes after it.
+    pub(super) delay: Option<Duration>,
 }
 
 impl<'a> Filtered<'a> {
@@ -54,11 +57,19 @@ impl<'a> Filtered<'a> {
                     let (status, location) = redirect
                         .answer(request, picked.matched)
                         .map_err(unwritable)?;
+                    if Redirect::leads_back(&location, request) {
+                        let cause = "the route redirects the request to itself";
+                        return Err(Refusal::internal(cause.to_owned()));
+                    }
                     let headers = HeaderMap::from_iter([(header::LOCATION, location)]);
                     return Err(self.answer(status, headers, ""));
                 }
-                // Comes in the order of phases after all others have been looked at.
-                Filter::Fault(fault) => self.faults.push(fault),
+                Filter::Fault(fault) => {
+                    self.delay = fault.delay(rand::rng().next_u64()).or(self.delay);
+                    if let Some(abort) = fault.abort(rand::rng().next_u64()) {
+                        return Err(Refusal::aborted(abort));
+                    }
+                }
                 Filter::Direct(direct) => {
                     let status = StatusCode::from_u16(direct.status)
                         .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

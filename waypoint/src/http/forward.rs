@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use http::{Response, header};
+use http::{HeaderMap, Response, StatusCode, header};
 use karst_model::{
     protocol::AppProtocol,
     route::{RetryPolicy, Timeouts},
@@ -10,6 +10,7 @@ use karst_model::{
 };
 use karst_policy::Connection;
 use karst_routing::{
+    deadline,
     filter::Mirror,
     request::{Form, Request, strip_hop_by_hop},
     retry::{self, Attempt, Body, Failure, Retry},
@@ -25,7 +26,7 @@ use super::{
     judge::{self, may_try_again},
     mirror::{self, MirrorCopy},
     record::Record,
-    refusal::Refusal,
+    refusal::{Refusal, grpc_status_of},
     send::{Failed, Outgoing},
     stick::{Key, key_of},
     target::{Target, pick_endpoint, service_port, subset_of},
@@ -42,12 +43,14 @@ pub(super) struct Tries<'a> {
 }
 
 impl<'a> Tries<'a> {
-    pub(super) fn of(rule: Option<&'a HttpRoute>) -> Self {
+    /// `asked`: the headers in which a caller says how long it waits itself.
+    pub(super) fn of(rule: Option<&'a HttpRoute>, asked: &HeaderMap) -> Self {
         let timeouts = rule.map(|rule| rule.timeouts).unwrap_or_default();
+        let whole = deadline::shorter(timeouts.request, deadline::of(asked));
         Self {
             policy: rule.and_then(|rule| rule.retry.as_ref()),
             timeouts,
-            deadline: timeouts.request.map(|limit| Instant::now() + limit),
+            deadline: whole.map(|limit| Instant::now() + limit),
         }
     }
 
@@ -66,7 +69,7 @@ impl<'a> Tries<'a> {
     }
 
     fn may_retry(&self, record: &Record, failure: Failure) -> Retry {
-        if self.policy.is_none() && matches!(failure, Failure::Status(_)) {
+        if self.policy.is_none() && matches!(failure, Failure::Status(_) | Failure::Grpc(_)) {
             return Retry::Stop(retry::Why::NotRetriable);
         }
         let attempt = Attempt {
@@ -154,7 +157,9 @@ pub(super) async fn forward(
             },
         };
         conversation.worker.mesh.metrics.retries.inc();
-        avoid.push(endpoint.id);
+        if tries.policy.is_none_or(|policy| policy.avoid_previous) {
+            avoid.push(endpoint.id);
+        }
         if !pause.is_zero() {
             Box::pin(sleep(pause)).await;
         }
@@ -162,7 +167,12 @@ pub(super) async fn forward(
 }
 
 fn status_of(response: &Response<Content>) -> Failure {
-    Failure::Status(response.status().as_u16())
+    // A gRPC server that did not take the request up says so at once.
+    let grpc = grpc_status_of(response.headers()).and_then(|status| u8::try_from(status).ok());
+    match grpc {
+        Some(status) if status != 0 && response.status() == StatusCode::OK => Failure::Grpc(status),
+        _ => Failure::Status(response.status().as_u16()),
+    }
 }
 
 /// A client that had no cookie gets the one that its request was hashed by.
@@ -220,7 +230,11 @@ pub(super) fn may_mirror(
 ) -> bool {
     let mesh = &conversation.worker.mesh;
     let allowed = service_port(conversation, &mirror.backend).and_then(|found| {
-        authorize::request_for_backend(mesh, &found.slot, found.number, client, request)
+        let (slot, port) = (&found.slot, found.number);
+        if !authorize::external_for_backend(mesh, slot, port, client, request).is_empty() {
+            return Err("nobody is asked about a copy".to_owned());
+        }
+        authorize::request_for_backend(mesh, slot, port, client, request)
             .map_err(|authorize::Denied(why)| why)
     });
     if let Err(why) = &allowed {
@@ -242,7 +256,7 @@ pub(super) fn mirror(
         match service_port(conversation, &mirror.backend) {
             Ok(found) => {
                 let subset = subset_of(&mirror.backend).cloned();
-                copies.push(MirrorCopy::new(outgoing, found.port, subset));
+                copies.push(MirrorCopy::new(&outgoing.for_mirror(mirror), found.port, subset));
             },
             Err(why) => {
                 tracing::debug!(why, "a mirror's backend cannot be used");

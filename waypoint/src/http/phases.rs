@@ -1,13 +1,17 @@
 //! The life of a request, in order:
 //!
 //! ```text
-//!   accept ─ identify ─ normalise ─ route ─ authenticate ─ authorize ─ limit ─ filter
+//!   accept ─ identify ─ normalise ─ authenticate ─ route ─ ask others ─ authorize ─ limit ─ filter
 //!          ─┬─ pick endpoint ─ send ─ retry ─┐
 //!           └──────────────◄─────────────────┘─ reply ─ record
 //! ```
 //!
+//! Tokens are verified before the route is chosen, since routes may ask what they say; external authorizers are asked
+//! before the waypoint's own policies, and may have the route chosen again.
+//!
 //! Each phase may end the request with a [`Refusal`]; what comes later sees only what the phases before it left. Long
-//! phases have files of their own: `filter`, `target` (pick endpoint), `forward` (send, retry).
+//! phases have files of their own: `authenticate`, `external` (ask others), `limit`, `filter`, `target` (pick endpoint),
+//! `forward` (send, retry).
 
 use std::{rc::Rc, sync::Arc};
 
@@ -24,8 +28,11 @@ use tokio::time::Instant;
 use super::{
     Conversation,
     answer::{Answer, Content},
+    authenticate::{authenticate, hide, verify},
     body::ClientBody,
+    external::{Asks, ask},
     filter::Filtered,
+    limit::limit,
     forward::{Tries, forward, may_mirror, mirror, outgoing},
     record::Record,
     refusal::Refusal,
@@ -44,8 +51,9 @@ pub(super) async fn serve(
     mut request: HttpRequest<Incoming>,
 ) -> Response<Answer> {
     let asked = Asked::take(&mut request);
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let mut record = Record::begin(conversation, &parts);
+    record.trace(&mut parts.headers);
     if !matches!(asked, Asked::Nothing) {
         record.original = Some(Box::new(parts.clone()));
     }
@@ -77,22 +85,45 @@ async fn live(
         .map(|slot| slot.load().clone());
     let served = served.as_deref();
     record.service = served.map(|served| served.labels.clone());
+    hide(conversation, served, record);
     record.places = accept(conversation)?;
     let client = identify(conversation);
     let mut request = normalise(conversation, parts)?;
-    let picked = route(conversation, served, &mut request)?;
+    record.body = ClientBody::new(body);
+    authenticate(conversation, served, &mut request)?;
+    let mut picked = route(conversation, served, &mut request)?;
     record.route = picked.map(|picked| named(picked.rule));
-    authenticate(&request)?;
+    let mut told = None;
+    let asks = external(conversation, served, &client, &request);
+    if !asks.is_empty() {
+        let asked = ask(conversation, asks, &client, &mut request, record);
+        let answered = Box::pin(asked).await?;
+        if answered.reroute {
+            picked = route(conversation, served, &mut request)?;
+            record.route = picked.map(|picked| named(picked.rule));
+        }
+        told = Some(Box::new(answered));
+    }
     authorize(conversation, served, &client, &request)?;
-    limit(conversation)?;
+    let counted = limit(conversation, served, &client, &request, picked)?;
     let mut filtered = Filtered::default();
     if let Some(picked) = picked {
-        filtered.apply(&picked.rule.filters, &mut request, picked)?;
+        let applied = filtered.apply(&picked.rule.filters, &mut request, picked);
+        if let Some(wait) = filtered.delay.take() {
+            record.delayed();
+            Box::pin(tokio::time::sleep(wait)).await;
+        }
+        applied?;
     }
     let backend = pick_backend(conversation, served, picked)?;
     record.service = backend.labels(served).or_else(|| record.service.take());
     if let (Some(picked), Some(filters)) = (picked, backend.filters()) {
         filtered.apply(filters, &mut request, picked)?;
+    }
+    let asks = authenticate_backend(conversation, &backend, &client, &mut request)?;
+    if !asks.is_empty() {
+        let asked = ask(conversation, asks, &client, &mut request, record);
+        told = Some(Box::new(Box::pin(asked).await?.after(told)));
     }
     authorize_backend(conversation, &backend, &client, &request)?;
 
@@ -100,12 +131,18 @@ async fn live(
         .mirrors
         .retain(|mirror| may_mirror(conversation, mirror, &client, &request));
 
-    let tries = Tries::of(picked.map(|picked| &**picked.rule));
-    record.body = ClientBody::new(body, tries.may_repeat() || !filtered.mirrors.is_empty());
+    let tries = Tries::of(picked.map(|picked| &**picked.rule), request.headers());
+    if tries.may_repeat() || !filtered.mirrors.is_empty() {
+        record.body.keep();
+    }
     let outgoing = outgoing(asked, &backend, request)?;
     mirror(conversation, &filtered.mirrors, &outgoing, record);
     let mut response = forward(conversation, &backend, &outgoing, &tries, record).await?;
     filtered.finish(response.headers_mut(), asked);
+    counted.put(response.headers_mut());
+    if let Some(told) = told {
+        told.put(response.headers_mut());
+    }
     if record.is_head() {
         // Some servers send a body all the same.
         *response.body_mut() = Content::Fixed(None);
@@ -237,18 +274,42 @@ fn named(rule: &HttpRoute) -> Arc<str> {
     }
 }
 
-// --- authenticate
-
-/// Tokens of the request's user: RequestAuthentication comes here.
-fn authenticate(_request: &Request) -> Result<(), Refusal> {
-    Ok(())
-}
-
 // --- authorize
 
 fn denied(authorize::Denied(why): authorize::Denied) -> Refusal {
     let cause = format!("RBAC: access denied: {why}");
     Refusal::new(StatusCode::FORBIDDEN, RequestFlag::None, cause)
+}
+
+/// Whom to ask about the request.
+fn external(
+    conversation: &Conversation,
+    served: Option<&Served>,
+    client: &Connection,
+    request: &Request,
+) -> Asks {
+    let mesh = &conversation.worker.mesh;
+    authorize::external(mesh, &conversation.destination, served, client, request)
+}
+
+/// What another service that a route leads to asks of the request's tokens, and whom it has asked.
+fn authenticate_backend(
+    conversation: &Conversation,
+    target: &Target<'_>,
+    client: &Connection,
+    request: &mut Request,
+) -> Result<Asks, Refusal> {
+    let mesh = &conversation.worker.mesh;
+    match target {
+        Target::Port {
+            other: Some((slot, port)),
+            ..
+        } => {
+            verify(mesh, &slot.load().tokens, request)?;
+            Ok(authorize::external_for_backend(mesh, slot, *port, client, request))
+        }
+        Target::Port { other: None, .. } | Target::Pinned { .. } => Ok(Asks::new()),
+    }
 }
 
 /// The policies of the service and of the waypoint.
@@ -278,13 +339,6 @@ fn authorize_backend(
         } => authorize::request_for_backend(mesh, slot, *port, client, request).map_err(denied),
         Target::Port { other: None, .. } | Target::Pinned { .. } => Ok(()),
     }
-}
-
-// --- limit
-
-/// Rates per client and service come here; what is in flight was bounded at the door.
-fn limit(_conversation: &Conversation) -> Result<(), Refusal> {
-    Ok(())
 }
 
 // --- reply, record
@@ -326,7 +380,10 @@ pub(super) async fn revoked(conversation: &Conversation, original: &Parts) -> Re
         let served = slot.map(|slot| slot.load().clone());
         let client = identify(conversation);
         let again = normalise(conversation, original.clone())
-            .and_then(|request| authorize(conversation, served.as_deref(), &client, &request));
+            .and_then(|mut request| {
+                authenticate(conversation, served.as_deref(), &mut request)?;
+                authorize(conversation, served.as_deref(), &client, &request)
+            });
         if let Err(refusal) = again {
             return refusal;
         }

@@ -1,17 +1,30 @@
 //! One request from its head to its response's last byte, as metrics and access log tell it. Every request ends in
 //! exactly one [`Record::finish`].
 
-use std::{error::Error, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    error::Error,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
+use karst_policy::token::TokenRules;
 use karst_telemetry::{
     error_chain::Chain,
+    export::nanoseconds,
+    format::Logged as _,
+    hub::Recording,
     metrics::{
         http::{Handles, HttpLabels, RequestFlag, RequestProtocol},
         tcp::{Peer, Reporter, ServiceLabels},
     },
-    request_log::{self, RequestLine},
+    request_log::RequestLine,
+    span::{self, Hop},
+    trace::{Context, Parent},
 };
+
+use rand::Rng as _;
 
 use super::{
     body::ClientBody,
@@ -21,11 +34,16 @@ use super::{
 };
 use crate::{
     bounds::Place,
-    services::{Endpoint, InFlight, Taken},
+    services::{Endpoint, InFlight, Taken, Way},
 };
 
 /// Label sets of one connection whose counters are kept.
 const KEPT_MAX: usize = 16;
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// Longest header value that is kept for logs, in bytes.
+const HEADER_MAX: usize = 1024;
 
 /// Counters that requests of this connection used lately.
 pub(super) type KeptHandles = Vec<(Outcome, Handles)>;
@@ -39,12 +57,19 @@ pub(super) struct Outcome {
     grpc_status: Option<u32>,
     flag: RequestFlag,
     protocol: RequestProtocol,
+    /// Of what is recorded.
+    generation: u64,
 }
 
 /// A request that is being served.
 pub(crate) struct Record {
     conversation: Rc<Conversation>,
     since: Instant,
+    generation: u64,
+    recording: Arc<Recording>,
+    traced: Option<Traced>,
+    /// Headers that a log, a filter or a tag asks for.
+    headers: Vec<(Arc<str>, String)>,
     method: Method,
     uri: Uri,
     version: Version,
@@ -68,6 +93,13 @@ pub(crate) struct Record {
     flag: RequestFlag,
     cause: String,
     finished: bool,
+}
+
+/// The span of a request, where somebody traces.
+struct Traced {
+    context: Context,
+    started: SystemTime,
+    state: Option<HeaderValue>,
 }
 
 /// Headers that the access log shows.
@@ -95,8 +127,20 @@ fn text(value: Option<&HeaderValue>) -> &str {
         .unwrap_or_default()
 }
 
+/// The headers that the recording asks for.
+fn captured(recording: &Recording, headers: &HeaderMap) -> Vec<(Arc<str>, String)> {
+    let value = |name: &Arc<str>| {
+        let text = headers.get(&**name)?.to_str().ok()?;
+        // Text of a header is ASCII.
+        let text = &text[..text.len().min(HEADER_MAX)];
+        Some((name.clone(), text.to_owned()))
+    };
+    recording.headers.iter().filter_map(value).collect()
+}
+
 impl Record {
     pub(super) fn begin(conversation: &Rc<Conversation>, parts: &Parts) -> Box<Self> {
+        let (generation, recording) = conversation.recording();
         let grpc = parts
             .headers
             .get(header::CONTENT_TYPE)
@@ -104,6 +148,10 @@ impl Record {
         Box::new(Self {
             conversation: conversation.clone(),
             since: Instant::now(),
+            generation,
+            traced: None,
+            headers: captured(&recording, &parts.headers),
+            recording,
             method: parts.method.clone(),
             uri: parts.uri.clone(),
             version: parts.version,
@@ -131,12 +179,59 @@ impl Record {
         })
     }
 
+    /// Shows no token that stands in the query.
+    pub(super) fn hide(&mut self, rules: &TokenRules) {
+        let query = self.uri.query().and_then(|query| rules.without_tokens(query));
+        let Some(query) = query else {
+            return;
+        };
+        let mut uri = std::mem::take(&mut self.uri).into_parts();
+        let path = uri.path_and_query.as_ref().map_or("/", |path| path.path());
+        uri.path_and_query = format!("{path}?{query}").parse().ok();
+        self.uri = Uri::from_parts(uri).unwrap_or_default();
+    }
+
+    /// Begins the span of this hop, and makes it the parent of the next.
+    pub(super) fn trace(&mut self, headers: &mut HeaderMap) {
+        let tracing = &self.recording.plan.tracing;
+        if self.recording.spans.is_empty() {
+            return;
+        }
+        let parent = self.shown.trace.as_ref();
+        let parent = parent.and_then(|value| Parent::read(value.as_bytes()));
+        let context = Context::start(parent, tracing.sampling, || rand::rng().next_u64());
+        // An unsampled trace goes on as it came: there is no span of ours to be a parent.
+        let tells = context.sampled || context.parent.is_none();
+        if tells
+            && !tracing.propagation_disabled
+            && let Ok(value) = HeaderValue::try_from(context.header())
+        {
+            headers.insert(TRACEPARENT, value);
+            if parent.is_none() {
+                // The state belongs to a trace that we could not read.
+                headers.remove(TRACESTATE);
+            }
+        }
+        if context.sampled && !tracing.disabled {
+            self.traced = Some(Traced {
+                context,
+                started: SystemTime::now(),
+                state: headers.get(TRACESTATE).cloned(),
+            });
+        }
+    }
+
     /// What the client is about to get.
     pub(super) fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.status = status.as_u16();
         if self.protocol == RequestProtocol::Grpc {
             self.grpc_status = grpc_status_of(headers);
         }
+    }
+
+    /// A fault makes it wait; what happens after that is told instead where there is more to tell.
+    pub(super) fn delayed(&mut self) {
+        self.flag = RequestFlag::DelayInjected;
     }
 
     /// The waypoint answers itself.
@@ -189,28 +284,42 @@ impl Record {
         let elapsed = self.since.elapsed();
         let request_bytes = self.body.bytes();
         let count = |handles: &Handles| {
-            handles.count(
-                elapsed.as_secs_f64() * 1e3,
-                request_bytes,
-                self.response_bytes,
-            );
+            handles.count(elapsed, request_bytes, self.response_bytes);
         };
+        if self.recording.plan.metrics.is_fixed() {
+            self.count_kept(&count);
+        } else {
+            // A label depends on the request.
+            count(&self.handles(elapsed));
+        }
+        if let Some(traced) = &self.traced {
+            let hop = Hop {
+                context: &traced.context,
+                state: text(traced.state.as_ref()),
+                start: nanoseconds(traced.started),
+                end: nanoseconds(traced.started + elapsed),
+            };
+            self.with_line(elapsed, |line| span::record(&self.recording, line, &hop));
+        }
+        let failed = !self.cause.is_empty() || self.flag != RequestFlag::None;
+        if failed || self.recording.logs_anything() {
+            self.with_line(elapsed, |line| self.recording.log(line));
+        }
+    }
+
+    /// Counts with the counters that the connection keeps.
+    fn count_kept(&self, count: &impl Fn(&Handles)) {
         let outcome = self.outcome();
         let mut kept = self.conversation.handles.borrow_mut();
         if let Some((_, handles)) = kept.iter().find(|(of, _)| *of == outcome) {
-            count(handles);
-        } else {
-            let handles = self.handles();
-            count(&handles);
-            if kept.len() >= KEPT_MAX {
-                kept.remove(0);
-            }
-            kept.push((outcome, handles));
+            return count(handles);
         }
-        drop(kept);
-        if !self.cause.is_empty() || self.flag != RequestFlag::None || request_log::is_wanted() {
-            self.log(elapsed);
+        let handles = self.handles(Duration::ZERO);
+        count(&handles);
+        if kept.len() >= KEPT_MAX {
+            kept.remove(0);
         }
+        kept.push((outcome, handles));
     }
 
     fn endpoint(&self) -> Option<&Arc<Endpoint>> {
@@ -225,10 +334,11 @@ impl Record {
             grpc_status: self.grpc_status,
             flag: self.flag,
             protocol: self.protocol,
+            generation: self.generation,
         }
     }
 
-    fn handles(&self) -> Handles {
+    fn handles(&self, elapsed: Duration) -> Handles {
         let client = &self.conversation.client;
         let labels = HttpLabels {
             reporter: Reporter::Waypoint,
@@ -243,16 +353,19 @@ impl Record {
             flag: self.flag,
             security: client.security(),
         };
-        self.conversation.worker.mesh.metrics.http.handles(&labels)
+        let http = &self.conversation.worker.mesh.metrics.http;
+        let attributes = || self.with_line(elapsed, |line| line.attributes());
+        http.handles_for(&labels, &self.recording.plan.metrics, &attributes)
     }
 
-    fn log(&self, duration: std::time::Duration) {
+    /// What there is to say of the request.
+    fn with_line<T>(&self, duration: Duration, work: impl FnOnce(&RequestLine<'_>) -> T) -> T {
         let client = &self.conversation.client;
         let nobody = Peer::default();
         let no_service = ServiceLabels::default();
         let host = self.uri.authority().map(http::uri::Authority::as_str);
         let path = self.uri.path_and_query();
-        RequestLine {
+        work(&RequestLine {
             client: client.addr,
             source: &client.labels,
             destination: self.endpoint().map_or(&nobody, |endpoint| &endpoint.labels),
@@ -279,8 +392,14 @@ impl Record {
             request_id: text(self.shown.request_id.as_ref()),
             trace: text(self.shown.trace.as_ref()),
             cause: &self.cause,
-        }
-        .emit();
+            denied: self.cause.starts_with("RBAC:"),
+            waypoint: &self.conversation.worker.mesh.shown,
+            tunnel: self
+                .endpoint()
+                .is_some_and(|endpoint| matches!(endpoint.way, Way::Tunnel(_))),
+            headers: &self.headers,
+            context: self.traced.as_ref().map(|traced| &traced.context),
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{self, HeaderName},
 };
+use karst_routing::filter::fault::Abort;
 use karst_telemetry::metrics::http::RequestFlag;
 
 use super::answer::Content;
@@ -27,6 +28,8 @@ pub(crate) struct Refusal {
     pub(crate) body: Option<Bytes>,
     /// Nothing went wrong: the route wants this answer.
     pub(crate) wanted: bool,
+    /// For a gRPC client, where it is not what `status` says.
+    pub(crate) grpc: Option<u8>,
 }
 
 impl Refusal {
@@ -42,6 +45,7 @@ impl Refusal {
             headers: None,
             body: None,
             wanted: false,
+            grpc: None,
         }
     }
 
@@ -66,6 +70,19 @@ impl Refusal {
             headers: Some(Box::new(headers)),
             body: Some(body),
             wanted: true,
+            grpc: None,
+        }
+    }
+
+    /// A fault of a route wants this answer.
+    pub(crate) fn aborted(abort: Abort) -> Self {
+        let (status, grpc) = match abort {
+            Abort::Http(status) => (status, None),
+            Abort::Grpc(status) => (http_status(status), Some(status)),
+        };
+        Self {
+            grpc,
+            ..Self::new(status, RequestFlag::FaultInjected, "fault filter abort")
         }
     }
 
@@ -97,7 +114,7 @@ impl Refusal {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/grpc"),
         );
-        headers.insert(GRPC_STATUS, HeaderValue::from(grpc_status(self.status)));
+        headers.insert(GRPC_STATUS, HeaderValue::from(self.grpc.map_or_else(|| grpc_status(self.status), u16::from)));
         if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.cause)) {
             headers.insert(GRPC_MESSAGE, message);
         }
@@ -114,6 +131,24 @@ fn grpc_status(status: StatusCode) -> u16 {
         404 => 12,
         429 | 502..=504 => 14,
         _ => 2,
+    }
+}
+
+/// The other way round, for a client that does not speak gRPC (Envoy, `Grpc::Utility::grpcToHttpStatus`).
+fn http_status(grpc: u8) -> StatusCode {
+    match grpc {
+        0 => StatusCode::OK,
+        1 => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+        3 | 9 | 11 => StatusCode::BAD_REQUEST,
+        4 => StatusCode::GATEWAY_TIMEOUT,
+        5 => StatusCode::NOT_FOUND,
+        6 | 10 => StatusCode::CONFLICT,
+        7 => StatusCode::FORBIDDEN,
+        8 => StatusCode::TOO_MANY_REQUESTS,
+        12 => StatusCode::NOT_IMPLEMENTED,
+        14 => StatusCode::SERVICE_UNAVAILABLE,
+        16 => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

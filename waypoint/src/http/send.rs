@@ -15,7 +15,11 @@ use http::{
     uri::{Authority, Scheme},
 };
 use hyper::client::conn::TrySendError;
-use karst_routing::retry::{Failure, Why};
+use karst_routing::{
+    deadline,
+    filter::Mirror,
+    retry::{Failure, Why},
+};
 use karst_runtime::supervise;
 use karst_telemetry::{error_chain::Chain, metrics::http::RequestFlag};
 use tokio::{
@@ -149,6 +153,30 @@ impl Outgoing {
         self.parts.uri.query().unwrap_or_default()
     }
 
+    /// The same for a mirror, which may tell copies by their host.
+    pub(super) fn for_mirror(&self, mirror: &Mirror) -> Self {
+        let mut copy = self.clone();
+        let authority = copy.parts.uri.authority().map(Authority::as_str);
+        let host = copy.parts.headers.get(header::HOST);
+        let sent = authority.or_else(|| host.and_then(|host| host.to_str().ok()));
+        let Some(host) = sent.and_then(|sent| mirror.host_of_copy(sent)) else {
+            return copy;
+        };
+        if copy.parts.headers.contains_key(header::HOST)
+            && let Ok(value) = HeaderValue::from_str(&host)
+        {
+            copy.parts.headers.insert(header::HOST, value);
+        }
+        if authority.is_some()
+            && let Ok(authority) = Authority::try_from(host)
+        {
+            let mut uri = copy.parts.uri.clone().into_parts();
+            uri.authority = Some(authority);
+            copy.parts.uri = Uri::from_parts(uri).unwrap_or_default();
+        }
+        copy
+    }
+
     /// A gate for the body, where the client waits for 100 Continue and the endpoint can say it.
     pub(super) fn gate(&self) -> Option<Arc<Gate>> {
         let waits = self
@@ -167,7 +195,8 @@ impl Outgoing {
         (body, gate): (RequestBody, Option<Arc<Gate>>),
         until: Option<Instant>,
     ) -> Result<Response<Content>, Failed> {
-        let mut exchange = pin!(self.exchange(conversation, (endpoint, cluster), body, gate));
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let mut exchange = pin!(self.exchange(conversation, (endpoint, cluster), (body, gate), left));
         let mut late = until.map(|until| Box::pin(sleep_until(until)));
         poll_fn(|cx| match exchange.as_mut().poll(cx) {
             Poll::Pending => match &mut late {
@@ -183,13 +212,16 @@ impl Outgoing {
         &self,
         conversation: &Conversation,
         to: (&Arc<Endpoint>, Option<&Arc<Cluster>>),
-        body: RequestBody,
-        gate: Option<Arc<Gate>>,
+        (body, gate): (RequestBody, Option<Arc<Gate>>),
+        left: Option<Duration>,
     ) -> Result<Response<Content>, Failed> {
         let upstreams = &conversation.worker.upstreams;
         let baggage = conversation.worker.mesh.baggage.clone();
         let key = &conversation.client.key;
         let mut request = Request::from_parts(self.parts.clone(), body);
+        if let Some(left) = left {
+            deadline::put(request.headers_mut(), left);
+        }
         let _waits = gate.map(|gate| Waits::new(&mut request, gate));
         match self.version {
             Version::Http1 => {

@@ -6,6 +6,7 @@ use std::{
     error::Error,
     pin::pin,
     rc::Rc,
+    sync::Arc,
 };
 
 use http::{HeaderValue, header};
@@ -15,7 +16,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use karst_runtime::drain;
-use karst_telemetry::error_chain::Chain;
+use karst_telemetry::{error_chain::Chain, hub::Recording};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
@@ -24,12 +25,16 @@ use tokio::{
 use super::{Client, LocalExec, limits, phases, record::KeptHandles};
 use crate::{bounds::Place, destination::Destination, stream::HttpIo, workers::Worker};
 
+/// The class of every waypoint.
+const CLASS: &str = "istio-waypoint";
+
 /// What all requests of one connection share.
 pub(crate) struct Conversation {
     pub(crate) worker: Rc<Worker>,
     pub(crate) client: Client,
     pub(crate) destination: Destination,
     pub(super) handles: RefCell<KeptHandles>,
+    recording: RefCell<Option<(u64, Arc<Recording>)>>,
     patience: RefCell<Patience>,
     /// The client has been borne long enough.
     enough: Notify,
@@ -48,6 +53,7 @@ impl Conversation {
             client,
             destination,
             handles: RefCell::default(),
+            recording: RefCell::default(),
             patience: RefCell::new(Patience::new()),
             enough: Notify::new(),
             _place: place,
@@ -56,6 +62,22 @@ impl Conversation {
 }
 
 impl Conversation {
+    /// What is recorded of the connection's requests, and the generation of that.
+    pub(super) fn recording(&self) -> (u64, Arc<Recording>) {
+        let mesh = &self.worker.mesh;
+        let generation = mesh.hub.generation();
+        let mut held = self.recording.borrow_mut();
+        if let Some((of, recording)) = &*held
+            && *of == generation
+        {
+            return (generation, recording.clone());
+        }
+        let service = self.destination.slot.as_ref().map(|slot| &slot.key);
+        let recording = mesh.hub.for_requests(&mesh.gateway, CLASS, service);
+        *held = Some((generation, recording.clone()));
+        (generation, recording)
+    }
+
     /// The client gave a request up before its answer.
     pub(super) fn abandoned(&self) {
         if !self.patience.borrow_mut().bears_one_more() {

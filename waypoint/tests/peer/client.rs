@@ -14,7 +14,7 @@ use karst_hbone::{
 use karst_identity::Store;
 use karst_model::identity::SpiffeId;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
@@ -117,7 +117,7 @@ pub(crate) async fn exchange(
 }
 
 /// One response: up to its announced end, or until the other side closes.
-pub(crate) async fn read_response(io: &mut TunnelIo) -> String {
+pub(crate) async fn read_response(io: &mut (impl AsyncRead + Unpin)) -> String {
     let mut got = Vec::new();
     let mut chunk = vec![0; 64 << 10];
     loop {

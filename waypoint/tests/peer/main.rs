@@ -10,6 +10,7 @@ mod app;
 mod client;
 mod rig;
 
+mod differential;
 mod http;
 mod malformed;
 mod operation;

@@ -21,13 +21,24 @@ use crate::{
 };
 
 fn policy(service: &str, action: RequestAction, matches: RequestMatch) -> Update {
+    policy_named("guard", service, action, matches)
+}
+
+/// A policy of one rule.
+pub(crate) fn policy_named(
+    name: &str,
+    service: &str,
+    action: RequestAction,
+    matches: RequestMatch,
+) -> Update {
     Update::WaypointPolicy(Arc::new(WaypointPolicy {
         key: PolicyKey {
             namespace: "shop".into(),
-            name: "guard".into(),
+            name: name.into(),
         },
         targets: vec![PolicyTarget::Service(key(service))],
         action,
+        provider: None,
         dry_run: false,
         rules: vec![RequestRule {
             clauses: vec![RequestClause {

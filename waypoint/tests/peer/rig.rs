@@ -47,10 +47,15 @@ use crate::app::App;
 pub(crate) fn local<'a, T: 'a>(
     test: impl Future<Output = T> + 'a,
 ) -> Pin<Box<dyn Future<Output = T> + 'a>> {
-    let test = Box::pin(tokio::time::timeout(
-        Duration::from_secs(60),
-        Box::pin(test),
-    ));
+    local_for(Duration::from_secs(60), test)
+}
+
+/// The same for a test that has more to do.
+pub(crate) fn local_for<'a, T: 'a>(
+    limit: Duration,
+    test: impl Future<Output = T> + 'a,
+) -> Pin<Box<dyn Future<Output = T> + 'a>> {
+    let test = Box::pin(tokio::time::timeout(limit, Box::pin(test)));
     Box::pin(async {
         let local = LocalSet::new();
         local.run_until(test).await.expect("the test is stuck")

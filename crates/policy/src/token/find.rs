@@ -70,6 +70,30 @@ fn cookies(line: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
+/// The query with `name=(hidden)` for each parameter that one of the sources names; `None` if there is none.
+pub(super) fn without_tokens<'a>(
+    sources: impl Iterator<Item = &'a TokenSource>,
+    query: &str,
+) -> Option<String> {
+    let params: Vec<&str> = sources
+        .filter_map(|source| match source {
+            TokenSource::Param(name) => Some(&**name),
+            TokenSource::Header { .. } | TokenSource::Cookie(_) => None,
+        })
+        .collect();
+    let is_token = |param: &str| {
+        let name = param.split('=').next().unwrap_or_default();
+        params.contains(&name) || (name.contains('%') && !params.is_empty())
+    };
+    query.split('&').any(is_token).then(|| {
+        let shown = query.split('&').map(|param| match is_token(param) {
+            true => format!("{}=(hidden)", param.split('=').next().unwrap_or_default()),
+            false => param.to_owned(),
+        });
+        shown.collect::<Vec<_>>().join("&")
+    })
+}
+
 /// Takes what is at these places out of the request.
 pub(super) fn remove(sources: &[TokenSource], request: &mut Request) {
     for source in sources {

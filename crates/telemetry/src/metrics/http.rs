@@ -88,6 +88,14 @@ pub enum RequestFlag {
     Overflow,
     /// A bound of the whole program was reached.
     Overload,
+    /// A rate limit was reached.
+    RateLimited,
+    /// A fault of a route answered it.
+    FaultInjected,
+    /// A fault of a route delayed it.
+    DelayInjected,
+    /// A token or an external authorizer refused the request.
+    Unauthorized,
     /// The client went away.
     DownstreamTermination,
     /// The client's request is malformed.
@@ -110,6 +118,10 @@ impl RequestFlag {
             Self::RetryLimit => "URX",
             Self::Overflow => "UO",
             Self::Overload => "OM",
+            Self::RateLimited => "RL",
+            Self::FaultInjected => "FI",
+            Self::DelayInjected => "DI",
+            Self::Unauthorized => "UAEX",
             Self::DownstreamTermination => "DC",
             Self::DownstreamProtocol => "DPE",
         }
