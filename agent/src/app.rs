@@ -10,6 +10,7 @@ use clap::Parser as _;
 use karst_discovery::{
     Kind, State,
     client::{self, ClientConfig, ClientStats, NodeIdentity, TokenSource},
+    recording::{self, Recorder},
     saved::Saved,
     state::Origin,
 };
@@ -27,6 +28,8 @@ use karst_runtime::{
     supervise::{Shutdown, spawn_essential},
 };
 use karst_telemetry::{
+    export::{self, Identity},
+    hub::Hub,
     logging::{self, LogConfig, LogHandle},
     metrics::Registry,
 };
@@ -353,7 +356,9 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
         identities,
         datapath,
         metrics,
+        hub: Arc::new(Hub::new(&registry)),
     });
+    record(&mesh, &registry);
     let (workers, threads) = Workers::start(mesh.config.workers(), &mesh, &liveness)?;
     let (enroller, captured) = Enroller::new(mesh.clone(), workers, watch);
     let (commands, inbox) = mpsc::channel(MAX_COMMANDS);
@@ -438,6 +443,38 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
     stopped.cancel();
     tokio::task::spawn_blocking(move || join_threads(threads)).await?;
     Ok(())
+}
+
+/// Keeps recording up to date, and sends what is recorded.
+fn record(mesh: &Arc<Mesh>, registry: &Registry) {
+    let recorder = Recorder {
+        state: mesh.state.clone(),
+        hub: mesh.hub.clone(),
+        tcp: mesh.metrics.tcp.clone(),
+        http: None,
+    };
+    let follow = recorder.follow(mesh.stopped.clone());
+    spawn_essential("recording", &mesh.shutdown, follow);
+    let config = &mesh.config;
+    let sender = Identity {
+        attributes: vec![
+            ("service.name", "karst-agent".to_owned()),
+            ("service.instance.id", config.node.clone()),
+            ("k8s.node.name", config.node.clone()),
+            ("k8s.pod.name", config.pod_name().to_owned()),
+            ("k8s.namespace.name", config.pod_namespace.clone()),
+            ("karst.component", "agent".to_owned()),
+        ],
+    };
+    let stopped = mesh.stopped.clone();
+    let export = export::run(
+        mesh.hub.exporters(),
+        recording::connect(&mesh.state),
+        sender,
+        registry.clone(),
+        async move { stopped.cancelled().await },
+    );
+    spawn_essential("export", &mesh.shutdown, export);
 }
 
 /// Waits for the controller while an earlier agent serves the node. What that agent saved is older than what it knows: a

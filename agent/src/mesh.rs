@@ -6,6 +6,7 @@ use karst_discovery::State;
 use karst_hbone::server::peers::Peers;
 use karst_identity::Store;
 use karst_runtime::supervise::Shutdown;
+use karst_telemetry::hub::Hub;
 
 use crate::{
     capture::datapath::Datapath,
@@ -30,6 +31,8 @@ pub(crate) struct Mesh {
     /// Streams to waypoints.
     pub(crate) waypoints: WaypointStreams,
     pub(crate) metrics: Arc<Metrics>,
+    /// What is recorded of connections.
+    pub(crate) hub: Arc<Hub>,
     /// HBONE connections from each peer address, for all pods of this node together.
     pub(crate) peers: Peers,
     /// The program should end: listeners stop, connections finish.

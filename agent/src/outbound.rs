@@ -14,7 +14,10 @@ use karst_hbone::{
 };
 use karst_model::workload::Workload;
 use karst_runtime::drain;
-use karst_telemetry::metrics::tcp::{Reporter, ResponseFlags, Security, TcpLabels};
+use karst_telemetry::{
+    metrics::tcp::{Reporter, ResponseFlags, Security, TcpLabels},
+    settings::Side,
+};
 use tokio::net::TcpStream;
 
 use crate::{
@@ -79,7 +82,8 @@ pub(crate) async fn serve(
         labels(source.as_deref(), Some(&route)),
         client,
         dialled,
-    );
+    )
+    .recorded_for(&mesh.hub, source.as_deref(), Side::Client);
     let connected = connect(
         &worker,
         &pod,

@@ -4,10 +4,15 @@
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use karst_hbone::{End, Flag};
+use karst_model::workload::Workload;
 use karst_telemetry::{
     access_log::{Client, Destination, Direction, Record, Source},
     error_chain::Chain,
+    format::Logged as _,
+    hub::{Hub, Recording},
     metrics::tcp::{Handles, Peer, Reporter, ResponseFlags, TcpLabels, TcpMetrics},
+    observed::{self, Ended},
+    settings::Side,
 };
 
 use crate::metrics::response_flags;
@@ -15,6 +20,8 @@ use crate::metrics::response_flags;
 /// A connection that is being served.
 pub(crate) struct Tracked<'a> {
     metrics: &'a TcpMetrics,
+    /// What the Telemetry API asks for; nothing beyond our own where it is not known whose the connection is.
+    recording: Option<Arc<Recording>>,
     labels: TcpLabels,
     record: Record,
     open: Option<Open>,
@@ -68,11 +75,21 @@ impl<'a> Tracked<'a> {
         let since = Instant::now();
         Self {
             metrics,
+            recording: None,
             labels,
             record,
             open: None,
             since,
         }
+    }
+
+    /// Records as is asked for the local workload, which is on this side.
+    pub(crate) fn recorded_for(mut self, hub: &Hub, own: Option<&Workload>, side: Side) -> Self {
+        self.recording = own.map(|own| {
+            let label = |key: &str| own.label(key).map(|value| &**value);
+            hub.for_workload(&own.namespace, label, side)
+        });
+        self
     }
 
     /// Names the authority of the tunnel and the address that it goes to.
@@ -91,7 +108,14 @@ impl<'a> Tracked<'a> {
 
     /// The connection reached its destination.
     pub(crate) fn opened(&mut self) {
-        let handles = self.metrics.handles(&self.labels);
+        let handles = match &self.recording {
+            Some(recording) => {
+                let attributes = || self.record.attributes();
+                let plan = &recording.plan.metrics;
+                self.metrics.handles_for(&self.labels, plan, &attributes)
+            }
+            None => self.metrics.handles(&self.labels),
+        };
         let sockets = self.metrics.sockets_open(self.labels.reporter);
         handles.opened.inc();
         sockets.inc();
@@ -101,9 +125,11 @@ impl<'a> Tracked<'a> {
 
     /// The connection was not made.
     pub(crate) fn refuse(mut self, error: &dyn std::error::Error, flag: Flag) {
+        self.record.response_flags = response_flags(flag).as_str();
         self.fail(response_flags(flag));
         self.record.error = Some(Chain(error).to_string());
         self.record.failed();
+        self.observe(response_flags(flag), Bytes::default());
     }
 
     /// The connection is over. `cut_because` is set when policy ended it.
@@ -115,14 +141,33 @@ impl<'a> Tracked<'a> {
         };
         self.record.duration = self.since.elapsed();
         self.record.error = describe(end, cut_because);
-        self.record.completed();
         if matches!(end, End::Cut) {
+            self.record.response_flags = ResponseFlags::Deny.as_str();
             self.fail(ResponseFlags::Deny);
         }
+        match &self.recording {
+            Some(recording) => recording.log(&self.record),
+            None => self.record.completed(),
+        }
+        let flag = match end {
+            End::Cut => ResponseFlags::Deny,
+            _ => ResponseFlags::None,
+        };
+        self.observe(flag, bytes);
         if let Some(Open { handles, .. }) = &self.open {
             handles.received.inc_by(request);
             handles.sent.inc_by(response);
         }
+    }
+
+    fn observe(&self, flag: ResponseFlags, bytes: Bytes) {
+        let ended = Ended {
+            flag: flag.as_str(),
+            denied: flag == ResponseFlags::Deny,
+            request_bytes: bytes.request,
+            response_bytes: bytes.response,
+        };
+        observed::connection(&self.record, &self.labels, ended);
     }
 
     fn fail(&self, response_flags: ResponseFlags) {

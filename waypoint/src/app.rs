@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use karst_discovery::{
-    Kind, State,
+    Kind, State, recording,
     client::{self, ClientConfig, ClientStats, NodeIdentity, TokenSource},
     saved::Saved,
     state::Origin,
@@ -28,6 +28,7 @@ use karst_runtime::{
     supervise::{Shutdown, spawn_connection, spawn_essential},
 };
 use karst_telemetry::{
+    export,
     logging::{self, LogConfig, LogHandle},
     metrics::Registry,
 };
@@ -152,6 +153,7 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
     );
     spawn_essential("services", &shutdown, mesh.clone().follow_changes());
     spawn_essential("memory", &shutdown, mesh.clone().follow_memory());
+    record(&mesh, &registry);
     if let Some(saved) = saved {
         let keep = saved.keep(mesh.state.clone(), shutdown.clone());
         spawn_essential("saved state", &shutdown, keep);
@@ -179,6 +181,21 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
     drop(ending);
     pages_end.cancel();
     Ok(())
+}
+
+/// Keeps recording up to date, and sends what is recorded.
+fn record(mesh: &Arc<Mesh>, registry: &Registry) {
+    let follow = mesh.recorder().follow(mesh.stopped.clone());
+    spawn_essential("recording", &mesh.shutdown, follow);
+    let stopped = mesh.stopped.clone();
+    let export = export::run(
+        mesh.hub.exporters(),
+        recording::connect(&mesh.state),
+        mesh.sender(),
+        registry.clone(),
+        async move { stopped.cancelled().await },
+    );
+    spawn_essential("export", &mesh.shutdown, export);
 }
 
 async fn end(mesh: &Mesh, drain: drain::Drain, threads: Vec<JoinHandle<()>>) -> anyhow::Result<()> {

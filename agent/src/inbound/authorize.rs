@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use hashbrown::HashMap;
 use karst_discovery::State;
 use karst_model::{name::WorkloadUid, workload::Workload};
-use karst_policy::{Compiled, Connection};
+use karst_policy::{Compiled, Connection, DryRun, DryRunAllow};
+use karst_telemetry::observed::{self, WouldDo};
 
 /// Compiled policies of the workloads on this node. Bounded by their number.
 pub(crate) struct Authorizer {
@@ -33,7 +34,9 @@ impl Authorizer {
             ));
         };
         let compiled = self.compiled(&workload);
-        if compiled.decide(connection).is_allowed() {
+        let decision = compiled.decide(connection);
+        tell_dry_run(&decision.dry_run);
+        if decision.is_allowed() {
             Ok(())
         } else {
             let explained = compiled.explain(connection).to_string();
@@ -73,5 +76,19 @@ impl Authorizer {
                 .insert(workload.uid.clone(), fresh.clone());
             fresh
         })
+    }
+}
+
+/// Counts and logs what policies in dry run would have done.
+fn tell_dry_run(dry_run: &DryRun) {
+    if let Some(rule) = &dry_run.deny {
+        observed::dry_run(&rule.policy.to_string(), WouldDo::Deny);
+    }
+    match &dry_run.allow {
+        DryRunAllow::Silent => {}
+        DryRunAllow::Matches(rule) => {
+            observed::dry_run(&rule.policy.to_string(), WouldDo::Allow);
+        }
+        DryRunAllow::WouldDeny => observed::dry_run("*", WouldDo::Deny),
     }
 }

@@ -7,6 +7,7 @@ use karst_hbone::{RelayEnd, copy_tcp};
 use karst_model::addr::canonical;
 use karst_policy::Connection;
 use karst_runtime::drain;
+use karst_telemetry::settings::Side;
 use tokio::net::TcpStream;
 
 use crate::{
@@ -41,7 +42,11 @@ pub(crate) async fn serve(
     });
     let own = own_workload(mesh, &pod).await;
     let labels = labels(mesh, own.as_deref(), &connection, None);
-    let mut tracked = Tracked::start(&mesh.metrics.tcp, labels, peer, target);
+    let mut tracked = Tracked::start(&mesh.metrics.tcp, labels, peer, target).recorded_for(
+        &mesh.hub,
+        own.as_deref(),
+        Side::Server,
+    );
     let known = own
         .map(|_| ())
         .ok_or_else(|| InboundError::UnknownWorkload(pod.workload_uid.clone()));

@@ -18,6 +18,7 @@ use karst_runtime::{drain, supervise::spawn_local_connection};
 use karst_telemetry::{
     access_log::{Direction, Record},
     error_chain::Chain,
+    settings::Side,
 };
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -154,7 +155,8 @@ impl Session {
             .as_deref()
             .and_then(|own| reported_service(mesh, own, &incoming.request, destination.port()));
         let labels = labels(mesh, own.as_deref(), &connection, service.as_deref());
-        let mut tracked = Tracked::start(&mesh.metrics.tcp, labels, self.peer, self.local);
+        let mut tracked = Tracked::start(&mesh.metrics.tcp, labels, self.peer, self.local)
+            .recorded_for(&mesh.hub, own.as_deref(), Side::Server);
         tracked.through_tunnel(self.local, incoming.request.authority.to_string());
         let client = self.client_to_show(&incoming.request);
         if let (Some(own), Some(behind)) = (own.as_deref(), &incoming.request.client)

@@ -39,6 +39,7 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
             trust_domain: cfg.trust_domain().to_string(),
         },
         told.clone(),
+        base.commands.clone(),
     );
     spawn_essential(
         "mesh configuration",

@@ -1,20 +1,24 @@
-//! The mesh configuration of the root namespace: read now and then, and whatever in it does not hold is told.
+//! The mesh configuration of the root namespace: read now and then, handed to the index, and whatever in it does not hold
+//! is told.
 
 use std::time::Duration;
 
 use karst_k8s_api::{
-    Kind, ObjectKey,
+    Kind, Object, ObjectKey,
     istio::mesh_config::{CONFIG_MAP, KEY, MeshConfig},
     k8s_openapi::api::core::v1::ConfigMap,
 };
+use karst_index::Event;
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::error_chain::Chain;
 use kube::{Api, Client};
+use tokio::sync::mpsc;
 
 use super::{Told, read::Complaint};
+use crate::mesh::Command;
 
-/// Between looks; nothing in it changes what is served.
-const INTERVAL: Duration = Duration::from_secs(10);
+/// Between looks: a wrong endpoint is to be told within ten seconds.
+const INTERVAL: Duration = Duration::from_secs(3);
 
 /// What the controller was told by its flags, which decide.
 #[derive(Clone, Debug)]
@@ -29,17 +33,24 @@ pub struct MeshConfigWatch {
     key: ObjectKey,
     expected: Expected,
     told: Told,
+    commands: mpsc::Sender<Command>,
     /// Version that was looked at last; empty for none there.
     seen: Option<String>,
 }
 
 impl MeshConfigWatch {
-    pub fn new(client: Client, expected: Expected, told: Told) -> Self {
+    pub fn new(
+        client: Client,
+        expected: Expected,
+        told: Told,
+        commands: mpsc::Sender<Command>,
+    ) -> Self {
         Self {
             api: Api::namespaced(client, &expected.root_namespace),
             key: ObjectKey::new(Kind::ConfigMap, &expected.root_namespace, CONFIG_MAP),
             expected,
             told,
+            commands,
             seen: None,
         }
     }
@@ -48,7 +59,7 @@ impl MeshConfigWatch {
     pub async fn run(mut self, shutdown: Shutdown) {
         loop {
             match self.api.get_opt(CONFIG_MAP).await {
-                Ok(map) => self.take(map.unwrap_or_default()),
+                Ok(map) => self.take(map.unwrap_or_default()).await,
                 Err(error) => {
                     tracing::debug!(error = %Chain(&error), "the mesh configuration cannot be read now");
                 }
@@ -60,17 +71,24 @@ impl MeshConfigWatch {
         }
     }
 
-    fn take(&mut self, map: ConfigMap) {
-        let version = map.metadata.resource_version.unwrap_or_default();
+    async fn take(&mut self, mut map: ConfigMap) {
+        let version = map.metadata.resource_version.clone().unwrap_or_default();
         if self.seen.as_ref() == Some(&version) {
             return;
         }
         self.seen = Some(version);
-        let text = map.data.unwrap_or_default().remove(KEY).unwrap_or_default();
-        let complaints = complaints(&MeshConfig::read(&text), &self.expected);
-        let uid = map.metadata.uid.unwrap_or_default();
+        let text = map.data.as_ref().and_then(|data| data.get(KEY));
+        let text = text.map(String::as_str).unwrap_or_default();
+        let complaints = complaints(&MeshConfig::read(text), &self.expected);
+        let uid = map.metadata.uid.clone().unwrap_or_default();
         self.told.statuses.complain(&self.key, &uid, &complaints);
         self.told.problems.set_object(&self.key, complaints);
+        // One that is gone is an empty one.
+        map.metadata.name = Some(CONFIG_MAP.to_owned());
+        map.metadata.namespace = Some(self.key.namespace.to_string());
+        let event = Event::Apply(Object::ConfigMap(Box::new(map)));
+        // An error only means that the controller is going down.
+        let _ = self.commands.send(Command::Objects(vec![event])).await;
     }
 }
 

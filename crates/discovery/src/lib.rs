@@ -11,6 +11,7 @@
 
 pub mod client;
 mod index;
+pub mod recording;
 pub mod saved;
 pub mod session;
 pub mod state;

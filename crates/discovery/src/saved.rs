@@ -340,9 +340,9 @@ fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use karst_model::{
         enrollment::{CaptureOptions, EnrollMode, Generation, NodeWorkload, Plaintext},
+        rate_limit::{Enforcement, LimitHeaders, LimitScope, RateLimit},
         route::{Attachment, Clients, Route, RouteRules},
         service::Service,
-        rate_limit::{Enforcement, LimitHeaders, LimitScope, RateLimit},
         token::RequestAuthentication,
         traffic::{ClientCredential, Scope, Secret, TlsMode, TrafficPolicy, UpstreamTls},
         waypoint_policy::{PolicyTarget, RequestAction, WaypointPolicy},

@@ -4,7 +4,7 @@
 //! that whoever wakes up reads the new state. Readers take `Arc`s out and hold no lock.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, RwLock, RwLockReadGuard},
     time::Duration,
 };
@@ -22,7 +22,7 @@ use karst_model::{
     token::RequestAuthentication,
     traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy,
-    workload::Workload,
+    workload::{Health, Workload},
 };
 use tokio::sync::{broadcast, watch};
 
@@ -241,6 +241,17 @@ impl State {
     /// Every request policy, in the order of their keys: the controller sends a waypoint only those that concern it.
     pub fn waypoint_policies(&self) -> Vec<Arc<WaypointPolicy>> {
         self.read().waypoint_policies.iter().cloned().collect()
+    }
+
+    /// Where a service's port is served now: its healthy endpoints, each with the port that stands for it there.
+    pub fn sockets(&self, service: &ServiceKey, port: u16) -> Vec<SocketAddr> {
+        let endpoints = self.endpoints(service);
+        let serving = endpoints.iter().filter(|one| one.health == Health::Healthy);
+        let sockets = serving.filter_map(|one| {
+            let target = one.services.get(service)?.get(&port)?;
+            Some(SocketAddr::new(*one.addresses.first()?, *target))
+        });
+        sockets.collect()
     }
 
     /// What is to be recorded and where it goes, in the order of the names.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use karst_model::{
-    enrollment::NodeWorkload, policy::Authorization, rate_limit::RateLimit, route::Route, service::Service,
-    telemetry::Telemetry, token::RequestAuthentication, traffic::ServiceTraffic,
+    enrollment::NodeWorkload, policy::Authorization, rate_limit::RateLimit, route::Route,
+    service::Service, telemetry::Telemetry, token::RequestAuthentication, traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy, workload::Workload,
 };
 use karst_proto::type_url;

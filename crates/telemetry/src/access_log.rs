@@ -6,9 +6,17 @@
 //! log has them, not as the metrics have them: `bytes_sent` is what this side's peer was sent. An outbound line
 //! counts request bytes as sent, an inbound line counts response bytes as sent.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
+use serde_json::{Map, Value as Json, json};
 use tracing::{debug, error, info, warn};
+
+use crate::{export::nanoseconds, format::Logged, trace::Context};
 
 /// Which way the connection runs, seen from this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,6 +91,8 @@ pub struct Record {
     pub duration: Duration,
     /// Why it failed: the whole chain of causes.
     pub error: Option<String>,
+    /// As metrics have it.
+    pub response_flags: &'static str,
 }
 
 impl fmt::Display for Direction {
@@ -136,6 +146,7 @@ impl Record {
             bytes_recv: 0,
             duration: Duration::ZERO,
             error: None,
+            response_flags: "-",
         }
     }
 
@@ -176,6 +187,161 @@ impl Record {
             "connection failed",
             error = self.error.as_deref()
         );
+    }
+}
+
+/// Names of the fields of a line, in order.
+pub const FIELDS: [(&str, &str); 19] = [
+    (
+        "src.addr",
+        "address and port of the side that opened the connection",
+    ),
+    ("src.workload", "its workload"),
+    ("src.namespace", "its namespace"),
+    ("src.identity", "its SPIFFE ID, where TLS proved it"),
+    ("src.cluster", "its cluster"),
+    (
+        "dst.addr",
+        "address connected to; with HBONE the port is 15008",
+    ),
+    ("dst.hbone_addr", "authority of the CONNECT request"),
+    ("dst.service", "host name of the service that was asked for"),
+    ("dst.workload", "workload"),
+    ("dst.namespace", "namespace"),
+    ("dst.identity", "SPIFFE ID"),
+    ("dst.cluster", "cluster"),
+    (
+        "client.addr",
+        "the client behind a waypoint, as the waypoint tells it",
+    ),
+    ("client.identity", "its SPIFFE ID"),
+    ("direction", "`inbound`, `outbound` or `waypoint`"),
+    (
+        "bytes_sent",
+        "outbound: bytes of the request; inbound: of the response",
+    ),
+    ("bytes_recv", "the other way"),
+    ("duration", "milliseconds, with `ms`"),
+    (
+        "error",
+        "why it failed, with all causes; absent if it did not",
+    ),
+];
+
+impl Record {
+    fn values(&self) -> [Option<Cow<'_, str>>; 19] {
+        let (src, dst, client) = (&self.source, &self.destination, &self.client);
+        let text = |text: &'_ Option<String>| text.clone().map(Cow::Owned);
+        let addr = |addr: Option<SocketAddr>| addr.map(|addr| Cow::Owned(addr.to_string()));
+        [
+            addr(src.addr),
+            text(&src.workload),
+            text(&src.namespace),
+            text(&src.identity),
+            text(&src.cluster),
+            addr(dst.addr),
+            text(&dst.hbone_addr),
+            text(&dst.service),
+            text(&dst.workload),
+            text(&dst.namespace),
+            text(&dst.identity),
+            text(&dst.cluster),
+            addr(client.addr),
+            text(&client.identity),
+            Some(Cow::Owned(self.direction.to_string())),
+            Some(Cow::Owned(self.bytes_sent.to_string())),
+            Some(Cow::Owned(self.bytes_recv.to_string())),
+            Some(Cow::Owned(format!("{}ms", self.duration.as_millis()))),
+            text(&self.error),
+        ]
+    }
+}
+
+impl Logged for Record {
+    fn own(&self) {
+        self.completed();
+    }
+
+    fn command(&self, name: &str, argument: &str) -> Option<Cow<'_, str>> {
+        let text = |text: &Option<String>| text.clone().map(Cow::Owned);
+        let (src, dst) = (&self.source, &self.destination);
+        let owned = |text: String| Some(Cow::Owned(text));
+        match (name, argument) {
+            ("START_TIME", _) => owned(crate::logging::time(SystemTime::now() - self.duration)),
+            ("PROTOCOL", _) => Some(Cow::Borrowed("TCP")),
+            ("RESPONSE_CODE", _) => Some(Cow::Borrowed("0")),
+            ("RESPONSE_FLAGS", _) => Some(Cow::Borrowed(self.response_flags)),
+            ("CONNECTION_TERMINATION_DETAILS", _) => text(&self.error),
+            ("BYTES_RECEIVED", _) => owned(self.bytes_recv.to_string()),
+            ("BYTES_SENT", _) => owned(self.bytes_sent.to_string()),
+            ("DURATION", _) => owned(self.duration.as_millis().to_string()),
+            ("UPSTREAM_HOST", _) => dst.addr.and_then(|addr| owned(addr.to_string())),
+            ("UPSTREAM_CLUSTER" | "UPSTREAM_CLUSTER_RAW", _) => text(&dst.service),
+            ("DOWNSTREAM_REMOTE_ADDRESS", _) => src.addr.and_then(|addr| owned(addr.to_string())),
+            ("DOWNSTREAM_PEER_URI_SAN", _) => text(&src.identity),
+            ("UPSTREAM_PEER_URI_SAN", _) => text(&dst.identity),
+            _ => None,
+        }
+    }
+
+    fn attributes(&self) -> Map<String, Json> {
+        let (src, dst) = (&self.source, &self.destination);
+        let ip = |addr: Option<SocketAddr>| addr.map(|addr| addr.ip().to_string());
+        let port = |addr: Option<SocketAddr>| addr.map(|addr| addr.port());
+        let all = json!({
+            "connection": {
+                "mtls": src.identity.is_some(),
+                "uri_san_peer_certificate": src.identity,
+                "termination_details": self.error,
+                "duration_ms": u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX),
+                "bytes_sent": self.bytes_sent,
+                "bytes_received": self.bytes_recv,
+            },
+            "source": {
+                "address": ip(src.addr),
+                "port": port(src.addr),
+                "workload": src.workload,
+                "namespace": src.namespace,
+                "principal": src.identity,
+            },
+            "destination": {
+                "address": ip(dst.addr),
+                "port": port(dst.addr),
+                "service": dst.service,
+                "workload": dst.workload,
+                "namespace": dst.namespace,
+                "principal": dst.identity,
+            },
+            "response": {"code": 0, "flags": self.response_flags},
+            "request": {"protocol": "tcp"},
+        });
+        match all {
+            Json::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+
+    fn fields(&self) -> Vec<(&'static str, Cow<'_, str>)> {
+        let named = FIELDS.iter().zip(self.values());
+        named
+            .filter_map(|((name, _), value)| Some((*name, value?)))
+            .collect()
+    }
+
+    fn message(&self) -> &'static str {
+        "connection complete"
+    }
+
+    fn is_error(&self) -> bool {
+        self.error.is_some()
+    }
+
+    fn ended(&self) -> u64 {
+        nanoseconds(SystemTime::now())
+    }
+
+    fn context(&self) -> Option<&Context> {
+        None
     }
 }
 

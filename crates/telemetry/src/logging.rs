@@ -3,7 +3,10 @@
 //! Lines go to standard error, so that what a program prints for its caller stays alone on standard output.
 //! Filters are `tracing-subscriber` directives: `info`, `warn,access=info`, `karst_hbone=trace`.
 
+mod limit;
 mod line;
+
+pub(crate) use self::line::{escaped, json_line, time};
 
 use std::{fmt, io, str::FromStr, sync::Arc};
 

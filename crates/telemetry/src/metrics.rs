@@ -3,15 +3,21 @@
 //! Metrics are registered once at start; handles are kept per connection, so that counting is one atomic add. The
 //! registry is encoded as OpenMetrics text when somebody scrapes the program.
 
+pub mod bridge;
 pub mod http;
+pub mod plan;
+pub mod series;
 pub mod tcp;
+pub mod text;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::{
-    encoding::text,
+    encoding::text as openmetrics,
     registry::{Metric, Registry as Inner},
 };
+
+use self::text::Lines;
 
 /// The content type of [`Registry::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -20,7 +26,11 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 #[derive(Clone, Default)]
 pub struct Registry {
     inner: Arc<Mutex<Inner>>,
+    texts: Arc<Mutex<Vec<Writer>>>,
 }
+
+/// Writes the lines of some metrics.
+type Writer = Box<dyn Fn(&mut Lines) + Send>;
 
 impl Registry {
     /// An empty registry.
@@ -42,13 +52,31 @@ impl Registry {
     /// All metrics as OpenMetrics text.
     pub fn encode(&self) -> String {
         let mut out = String::new();
-        let encoded = self.with(|inner| text::encode(&mut out, inner));
+        let encoded = self.with(|inner| openmetrics::encode(&mut out, inner));
+        self.encode_texts(&mut out);
         if encoded.is_err() {
             tracing::error!(
                 "a metric failed to encode: this is a bug in Karst, the scrape is incomplete"
             );
         }
         out
+    }
+
+    /// Registers metrics that write their own lines.
+    pub fn register_text(&self, write: impl Fn(&mut Lines) + Send + 'static) {
+        let mut texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        texts.push(Box::new(write));
+    }
+
+    /// Before the end of the page.
+    fn encode_texts(&self, out: &mut String) {
+        const END: &str = "# EOF\n";
+        out.truncate(out.strip_suffix(END).map_or(out.len(), str::len));
+        let mut lines = Lines(std::mem::take(out));
+        let texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        texts.iter().for_each(|write| write(&mut lines));
+        *out = lines.0;
+        out.push_str(END);
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {

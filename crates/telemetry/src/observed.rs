@@ -9,23 +9,38 @@
 //! totals stay exact whatever is left out. Nothing is written to a disk.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
-
-use std::collections::HashMap;
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
 };
 
-use crate::{access_log::Direction, metrics::Registry};
+use crate::{
+    access_log::{Direction, Record},
+    metrics::{
+        Registry,
+        tcp::{Security, TcpLabels},
+    },
+    request_log::RequestLine,
+};
+
+/// The program's own, as loggers have it: whatever ends a connection or a request can tell it.
+static INSTALLED: OnceLock<Arc<Observed>> = OnceLock::new();
+
+/// Makes the program's own, once; what is told before goes nowhere.
+pub fn install(registry: &Registry) -> Arc<Observed> {
+    INSTALLED
+        .get_or_init(|| Observed::register(registry))
+        .clone()
+}
 
 /// Incidents that are kept; the oldest is forgotten first.
 pub const INCIDENTS_MAX: usize = 1000;
@@ -41,6 +56,15 @@ const TEXT_MAX: usize = 256;
 pub enum IncidentKind {
     Denied,
     Failed,
+}
+
+impl IncidentKind {
+    fn of(denied: bool) -> Self {
+        match denied {
+            true => Self::Denied,
+            false => Self::Failed,
+        }
+    }
 }
 
 /// One end of an incident. What is not known is empty.
@@ -193,6 +217,135 @@ struct KindLabel {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DryRunLabels {
+    policy: String,
+    outcome: &'static str,
+}
+
+/// Policies in dry run that are counted apart; further ones share a name.
+const DRY_RUN_POLICIES_MAX: usize = 1000;
+
+/// What a policy in dry run would have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WouldDo {
+    Allow,
+    Deny,
+}
+
+/// Counts and logs what a policy in dry run would have done. `policy` is its key; `*` stands for all ALLOW policies
+/// together, of which none matched.
+pub fn dry_run(policy: &str, would: WouldDo) {
+    let outcome = match would {
+        WouldDo::Allow => "allow",
+        WouldDo::Deny => "deny",
+    };
+    tracing::info!(target: "access", policy, outcome, "a policy in dry run would decide");
+    if let Some(observed) = INSTALLED.get() {
+        observed.count_dry_run(policy, outcome);
+    }
+}
+
+/// How a connection ended, beside what its record says.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    /// Istio's response flags; `-`: nothing went wrong.
+    pub flag: &'static str,
+    pub denied: bool,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+}
+
+/// Tells of a connection that ended, or was not made.
+pub fn connection(record: &Record, labels: &TcpLabels, ended: Ended) {
+    let Some(observed) = INSTALLED.get() else {
+        return;
+    };
+    let port = record.destination.addr.map_or(0, |addr| addr.port());
+    let asked = record.destination.hbone_addr.as_deref();
+    let asked = asked.and_then(|addr| addr.rsplit_once(':')?.1.parse().ok());
+    let service = match labels.service.host.is_empty() {
+        true => String::new(),
+        false => format!("{}/{}", labels.service.namespace, labels.service.host),
+    };
+    let failed = record.error.is_some() && !ended.denied;
+    observed
+        .edge(&EdgeKey {
+            direction: record.direction,
+            source_namespace: labels.source.namespace.clone(),
+            source_workload: labels.source.workload.clone(),
+            source_identity: labels.source.principal.clone(),
+            destination_namespace: labels.destination.namespace.clone(),
+            destination_workload: labels.destination.workload.clone(),
+            service: service.as_str().into(),
+            port: asked.unwrap_or(port),
+            mutual_tls: labels.security == Security::MutualTls,
+        })
+        .add(&Traffic {
+            connections: 1,
+            denied: u64::from(ended.denied),
+            failed: u64::from(failed),
+            request_bytes: ended.request_bytes,
+            response_bytes: ended.response_bytes,
+            ..Traffic::default()
+        });
+    let Some(error) = &record.error else {
+        return;
+    };
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let kind = IncidentKind::of(ended.denied);
+    let mut incident = Incident::new(kind, record.direction, ended.flag, error.clone());
+    incident.source = End {
+        namespace: text(&record.source.namespace),
+        workload: text(&record.source.workload),
+        identity: text(&record.source.identity),
+        addr: record.source.addr,
+    };
+    incident.destination = End {
+        namespace: text(&record.destination.namespace),
+        workload: text(&record.destination.workload),
+        identity: text(&record.destination.identity),
+        addr: record.destination.addr,
+    };
+    incident.service = service;
+    observed.incident(incident);
+}
+
+/// Tells of a request that was denied, or that failed.
+pub fn request(line: &RequestLine<'_>, denied: bool) {
+    let Some(observed) = INSTALLED.get() else {
+        return;
+    };
+    let kind = IncidentKind::of(denied);
+    let mut incident = Incident::new(
+        kind,
+        Direction::Waypoint,
+        line.flag.as_str(),
+        line.cause.to_owned(),
+    );
+    let end = |peer: &crate::metrics::tcp::Peer, addr| End {
+        namespace: peer.namespace.to_string(),
+        workload: peer.workload.to_string(),
+        identity: peer.principal.to_string(),
+        addr,
+    };
+    incident.source = end(line.source, Some(line.client));
+    incident.destination = end(line.destination, line.endpoint);
+    if !line.service.host.is_empty() {
+        incident.service = format!("{}/{}", line.service.namespace, line.service.host);
+    }
+    let path = line.path.split('?').next().unwrap_or_default();
+    incident.request = Some(Box::new(RequestPart {
+        method: line.method.to_owned(),
+        path: path.to_owned(),
+        host: line.authority.to_owned(),
+        status: line.status,
+        route: line.route.to_owned(),
+        trace_id: line.trace.split('-').nth(1).unwrap_or_default().to_owned(),
+    }));
+    observed.incident(incident);
+}
+
 /// One per program. Share it in an `Arc`.
 #[derive(Debug, Default)]
 pub struct Observed {
@@ -203,6 +356,8 @@ pub struct Observed {
     overflow: Arc<Edge>,
     overflow_total: AtomicU64,
     counts: Family<KindLabel, Counter>,
+    dry_runs: Family<DryRunLabels, Counter>,
+    dry_run_policies: Mutex<HashSet<String>>,
     numbers: AtomicU64,
 }
 
@@ -213,6 +368,11 @@ impl Observed {
             counts: registry.register(
                 "karst_incidents",
                 "Connections and requests that were denied or failed",
+                Family::default(),
+            ),
+            dry_runs: registry.register(
+                "karst_policy_dry_run",
+                "What policies in dry run would have done, by policy",
                 Family::default(),
             ),
             ..Self::default()
@@ -228,6 +388,24 @@ impl Observed {
             IncidentKind::Failed => "failed",
         };
         self.counts.get_or_create_owned(&KindLabel { kind })
+    }
+
+    fn count_dry_run(&self, policy: &str, outcome: &'static str) {
+        let mut policies = self
+            .dry_run_policies
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let known = policies.contains(policy);
+        let policy = match known || policies.len() < DRY_RUN_POLICIES_MAX {
+            true => policy.to_owned(),
+            false => "others".to_owned(),
+        };
+        if !known {
+            policies.insert(policy.clone());
+        }
+        drop(policies);
+        let labels = DryRunLabels { policy, outcome };
+        self.dry_runs.get_or_create_owned(&labels).inc();
     }
 
     /// Keeps an incident, the oldest goes if there are too many.
@@ -323,7 +501,9 @@ impl Observed {
 
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 /// Cuts a text at the last letter that fits.
@@ -372,7 +552,9 @@ mod tests {
                 })
             })
             .collect();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
         let batch = observed.take(500);
         assert_eq!(batch.denied_total, 20_000);
         assert_eq!(batch.incidents.len(), 500);

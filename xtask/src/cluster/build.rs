@@ -127,6 +127,17 @@ const H2SPEC: Tools = Tools {
     is_static: true,
 };
 
+/// The OpenTelemetry collector, with the parts that tests use.
+const OTELCOL: Tools = Tools {
+    names: &["otelcol"],
+    source: Source::Ours {
+        module: "otelcol",
+        packages: &["."],
+        link: "",
+    },
+    is_static: true,
+};
+
 /// gRPC's interoperability client and server, under names of ours.
 const GRPC_INTEROP: [Tools; 2] = [
     Tools {
@@ -170,6 +181,12 @@ pub(super) fn cluster() -> Result<()> {
 pub(crate) fn helm() -> Result<PathBuf> {
     build(&HELM)?;
     Ok(program("helm"))
+}
+
+/// Builds the OpenTelemetry collector unless it is there.
+pub(crate) fn otelcol() -> Result<PathBuf> {
+    build(&OTELCOL)?;
+    Ok(program("otelcol"))
 }
 
 /// The folder of the Gateway API's resource definitions in Go's module cache.

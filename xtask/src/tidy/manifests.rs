@@ -13,7 +13,7 @@ use crate::shell;
 const EDGES: &[(&str, &[&str])] = &[
     ("karst-model", &[]),
     ("karst-k8s-api", &[]),
-    ("karst-telemetry", &[]),
+    ("karst-telemetry", &["karst-model"]),
     ("karst-netns", &[]),
     ("karst-ebpf-abi", &[]),
     ("xtask", &[]),

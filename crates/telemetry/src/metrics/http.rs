@@ -7,19 +7,24 @@ use std::{
     fmt::Write as _,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
-use prometheus_client::{
-    encoding::{EncodeLabelSet, LabelSetEncoder},
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
-};
+use karst_model::telemetry::Metric;
+use serde_json::Map;
 
 use super::{
     Registry,
-    tcp::{Peer, Reporter, SERIES_MAX, Security, ServiceLabels, encode_labels},
+    plan::{Attributes, MetricPlan, folded_text, label_text},
+    series::{Bounds, CounterOf, Party, Row, Series, Values, Wanted, write_counter},
+    tcp::{Peer, Reporter, Security, ServiceLabels},
+    text::{self, Lines},
 };
+
+/// Label sets of requests.
+const SERIES_MAX: usize = 5_000;
 
 /// Upper bounds of the buckets of Istio's histograms: milliseconds, or bytes.
 const BUCKETS: [f64; 19] = [
@@ -143,176 +148,360 @@ pub struct HttpLabels {
     pub security: Security,
 }
 
-/// A number as a label's value, without an allocation.
-struct Digits {
-    text: [u8; 10],
-    len: usize,
-}
+/// Names of the labels of requests, in Istio's order. The last is there for gRPC alone.
+pub const LABELS: [&str; 27] = [
+    "reporter",
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_service",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_service_name",
+    "destination_service_namespace",
+    "destination_cluster",
+    "request_protocol",
+    "response_code",
+    "response_flags",
+    "connection_security_policy",
+    "source_zone",
+    "destination_zone",
+    "grpc_response_status",
+];
 
-impl std::fmt::Write for Digits {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let end = self.len + text.len();
-        let room = self.text.get_mut(self.len..end).ok_or(std::fmt::Error)?;
-        room.copy_from_slice(text.as_bytes());
-        self.len = end;
-        Ok(())
-    }
-}
-
-impl Digits {
-    fn of(number: u32) -> Self {
-        let mut digits = Self {
-            text: [0; 10],
-            len: 0,
-        };
-        // Ten digits hold every u32.
-        let _fits = write!(digits, "{number}");
-        digits
-    }
-
-    fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.text[..self.len]).unwrap_or_default()
-    }
-}
-
-impl EncodeLabelSet for HttpLabels {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+impl HttpLabels {
+    /// Hands the pairs to `work`.
+    fn with_pairs<T>(&self, work: impl FnOnce(&[(&str, &str)]) -> T) -> T {
         let (source, destination, service) = (&self.source, &self.destination, &self.service);
-        let code = Digits::of(self.response_code.into());
-        let grpc = self.grpc_status.map(Digits::of);
-        let security = match self.security {
-            Security::Unknown => "unknown",
-            Security::MutualTls => "mutual_tls",
-        };
-        let labels: [(&str, &str); 27] = [
-            ("reporter", self.reporter.as_str()),
-            ("source_workload", &source.workload),
-            ("source_canonical_service", &source.canonical_service),
-            ("source_canonical_revision", &source.canonical_revision),
-            ("source_workload_namespace", &source.namespace),
-            ("source_principal", &source.principal),
-            ("source_app", &source.app),
-            ("source_version", &source.version),
-            ("source_cluster", &source.cluster),
-            ("destination_workload", &destination.workload),
-            ("destination_workload_namespace", &destination.namespace),
-            ("destination_principal", &destination.principal),
-            ("destination_app", &destination.app),
-            ("destination_version", &destination.version),
-            ("destination_service", &service.host),
-            (
-                "destination_canonical_service",
-                &destination.canonical_service,
-            ),
-            (
-                "destination_canonical_revision",
-                &destination.canonical_revision,
-            ),
-            ("destination_service_name", &service.name),
-            ("destination_service_namespace", &service.namespace),
-            ("destination_cluster", &destination.cluster),
-            ("request_protocol", self.protocol.as_str()),
-            ("response_code", code.as_str()),
-            ("response_flags", self.flag.as_str()),
-            ("connection_security_policy", security),
-            ("source_zone", &source.zone),
-            ("destination_zone", &destination.zone),
-            // Istio leaves it empty for what is no gRPC; an empty value is what no label is.
-            (
-                "grpc_response_status",
-                grpc.as_ref().map_or("", Digits::as_str),
-            ),
+        let code = self.response_code.to_string();
+        let grpc = self.grpc_status.map(|status| status.to_string());
+        let values: [&str; 27] = [
+            self.reporter.as_str(),
+            &source.workload,
+            &source.canonical_service,
+            &source.canonical_revision,
+            &source.namespace,
+            &source.principal,
+            &source.app,
+            &source.version,
+            &source.cluster,
+            &destination.workload,
+            &destination.namespace,
+            &destination.principal,
+            &destination.app,
+            &destination.version,
+            &service.host,
+            &destination.canonical_service,
+            &destination.canonical_revision,
+            &service.name,
+            &service.namespace,
+            &destination.cluster,
+            self.protocol.as_str(),
+            &code,
+            self.flag.as_str(),
+            self.security.as_str(),
+            &source.zone,
+            &destination.zone,
+            grpc.as_deref().unwrap_or_default(),
         ];
+        let pairs: [(&str, &str); 27] = std::array::from_fn(|index| (LABELS[index], values[index]));
+        // Istio leaves it empty for what is no gRPC; an empty value is what no label is.
         let known = if self.grpc_status.is_some() { 27 } else { 26 };
-        encode_labels(encoder, labels[..known].iter())
+        work(&pairs[..known])
+    }
+
+    /// The labels that stand for everybody whose own are folded away.
+    fn folded(&self) -> Self {
+        Self {
+            source: Arc::default(),
+            destination: Arc::default(),
+            service: Arc::default(),
+            ..self.clone()
+        }
     }
 }
 
-/// The families, registered once per program.
+/// A histogram of whole numbers: the buckets are exact, and so is the sum.
+#[derive(Debug, Default)]
+struct Histogram {
+    /// One per bound, and one beyond all.
+    buckets: [AtomicU64; BUCKETS.len() + 1],
+    sum: AtomicU64,
+}
+
+impl Histogram {
+    /// Counts `value` whole units, of which `per_unit` are one of the bounds.
+    fn observe(&self, value: u64, bounds: &[u64; BUCKETS.len()]) {
+        let bucket = bounds.partition_point(|bound| *bound < value);
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(value, Ordering::Relaxed);
+    }
+
+    fn absorb(&self, other: &Self) {
+        for (to, from) in self.buckets.iter().zip(&other.buckets) {
+            to.fetch_add(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.sum
+            .fetch_add(other.sum.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    fn load(&self) -> ([u64; BUCKETS.len() + 1], u64) {
+        let buckets = std::array::from_fn(|index| self.buckets[index].load(Ordering::Relaxed));
+        (buckets, self.sum.load(Ordering::Relaxed))
+    }
+}
+
+/// Bounds in bytes. None is a whole number below one.
+const BYTES: [u64; BUCKETS.len()] = scaled(1.0);
+/// Bounds in nanoseconds.
+const NANOSECONDS: [u64; BUCKETS.len()] = scaled(1e6);
+
+const fn scaled(by: f64) -> [u64; BUCKETS.len()] {
+    let mut bounds = [0; BUCKETS.len()];
+    let mut index = 0;
+    while index < bounds.len() {
+        bounds[index] = (BUCKETS[index] * by) as u64;
+        index += 1;
+    }
+    bounds
+}
+
+/// What is counted under one label set.
+#[derive(Debug, Default)]
+struct HttpValues {
+    requests: AtomicU64,
+    duration: Histogram,
+    request: Histogram,
+    response: Histogram,
+}
+
+impl Values for HttpValues {
+    const LINES: usize = 3 * (BUCKETS.len() + 3) + 1;
+
+    fn absorb(&self, other: &Self) {
+        self.requests
+            .fetch_add(other.requests.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.duration.absorb(&other.duration);
+        self.request.absorb(&other.request);
+        self.response.absorb(&other.response);
+    }
+
+    fn mark(&self) -> u64 {
+        // Whatever else is counted, one of these is: metrics that are off have no row.
+        let histograms = [&self.duration, &self.request, &self.response];
+        let counted = histograms.iter().flat_map(|one| &one.buckets);
+        counted.fold(self.requests.load(Ordering::Relaxed), |sum, one| {
+            sum.wrapping_add(one.load(Ordering::Relaxed))
+        })
+    }
+}
+
+/// The metrics that the Telemetry API can name, with their bits.
+const NAMED: [(Metric, u32); 4] = [
+    (Metric::RequestCount, 1),
+    (Metric::RequestDuration, 2),
+    (Metric::RequestSize, 4),
+    (Metric::ResponseSize, 8),
+];
+
+const REQUESTS: CounterOf<HttpValues> = CounterOf {
+    bit: 1,
+    name: "istio_requests",
+    help: "Requests",
+    value: |values| values.requests.load(Ordering::Relaxed),
+};
+
+struct HistogramOf {
+    bit: u32,
+    name: &'static str,
+    help: &'static str,
+    of: fn(&HttpValues) -> &Histogram,
+    /// Units that are one of the bounds.
+    per_unit: f64,
+}
+
+const HISTOGRAMS: [HistogramOf; 3] = [
+    HistogramOf {
+        bit: 2,
+        name: "istio_request_duration_milliseconds",
+        help: "Time from a request's head to its response's last byte",
+        of: |values| &values.duration,
+        per_unit: 1e6,
+    },
+    HistogramOf {
+        bit: 4,
+        name: "istio_request_bytes",
+        help: "Sizes of request bodies",
+        of: |values| &values.request,
+        per_unit: 1.0,
+    },
+    HistogramOf {
+        bit: 8,
+        name: "istio_response_bytes",
+        help: "Sizes of response bodies",
+        of: |values| &values.response,
+        per_unit: 1.0,
+    },
+];
+
+/// Writes the lines of a histogram. Label sets that different rows share are one.
+fn write_histogram(rows: &[Arc<Row<HttpValues>>], metric: &HistogramOf, out: &mut Lines) {
+    let mut of = rows.iter().filter(|row| row.has(metric.bit)).peekable();
+    if of.peek().is_none() {
+        return;
+    }
+    let name = metric.name;
+    let out = &mut out.0;
+    // Writing into a String cannot fail.
+    let _ = write!(
+        out,
+        "# HELP {name} {}.\n# TYPE {name} histogram\n",
+        metric.help
+    );
+    while let Some(row) = of.next() {
+        let (mut buckets, mut sum) = (metric.of)(&row.values).load();
+        while let Some(same) = of.next_if(|other| other.labels() == row.labels()) {
+            let (more, further) = (metric.of)(&same.values).load();
+            buckets.iter_mut().zip(more).for_each(|(to, by)| *to += by);
+            sum += further;
+        }
+        let (labels, mut count) = (row.labels(), 0);
+        let comma = if labels.is_empty() { "" } else { "," };
+        for (bucket, bound) in buckets.iter().zip(BUCKETS) {
+            count += bucket;
+            let _ = writeln!(
+                out,
+                "{name}_bucket{{{labels}{comma}le=\"{bound:?}\"}} {count}"
+            );
+        }
+        count += buckets[BUCKETS.len()];
+        let sum = sum as f64 / metric.per_unit;
+        let _ = writeln!(
+            out,
+            "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}\n\
+             {name}_sum{{{labels}}} {sum:?}\n{name}_count{{{labels}}} {count}"
+        );
+    }
+}
+
+/// The metrics of a program.
 #[derive(Clone)]
 pub struct HttpMetrics {
-    requests: Family<HttpLabels, Counter>,
-    durations: Family<HttpLabels, Histogram, fn() -> Histogram>,
-    request_bytes: Family<HttpLabels, Histogram, fn() -> Histogram>,
-    response_bytes: Family<HttpLabels, Histogram, fn() -> Histogram>,
-    overflowed: Counter,
-    /// Label sets in use: at most [`SERIES_MAX`].
-    series: Arc<AtomicUsize>,
+    series: Arc<Series<HttpValues>>,
 }
 
 /// The counters of one label set.
 #[derive(Clone)]
 pub struct Handles {
-    requests: Counter,
-    duration: Histogram,
-    request_bytes: Histogram,
-    response_bytes: Histogram,
+    /// In the order of [`NAMED`]; `None`: the metric is off.
+    rows: [Option<Arc<Row<HttpValues>>>; 4],
 }
 
 impl Handles {
-    /// Counts one request; the duration in milliseconds, the bodies in bytes.
-    pub fn count(&self, duration_ms: f64, request_bytes: u64, response_bytes: u64) {
-        self.requests.inc();
-        self.duration.observe(duration_ms);
-        self.request_bytes.observe(request_bytes as f64);
-        self.response_bytes.observe(response_bytes as f64);
+    /// Counts one request and the bodies in bytes.
+    pub fn count(&self, duration: Duration, request_bytes: u64, response_bytes: u64) {
+        let [count, time, request, response] = &self.rows;
+        if let Some(row) = count {
+            row.values.requests.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(row) = time {
+            let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+            row.values.duration.observe(nanoseconds, &NANOSECONDS);
+        }
+        if let Some(row) = request {
+            row.values.request.observe(request_bytes, &BYTES);
+        }
+        if let Some(row) = response {
+            row.values.response.observe(response_bytes, &BYTES);
+        }
     }
-}
-
-fn histogram() -> Histogram {
-    Histogram::new(BUCKETS)
 }
 
 impl HttpMetrics {
     /// Registers the families.
     pub fn register(registry: &Registry) -> Self {
-        let histograms = |name, help| {
-            let family = Family::new_with_constructor(histogram as fn() -> Histogram);
-            registry.register(name, help, family)
-        };
-        Self {
-            requests: registry.register("istio_requests", "Requests", Family::default()),
-            durations: histograms(
-                "istio_request_duration_milliseconds",
-                "Time from a request's head to its response's last byte",
-            ),
-            request_bytes: histograms("istio_request_bytes", "Sizes of request bodies"),
-            response_bytes: histograms("istio_response_bytes", "Sizes of response bodies"),
-            overflowed: registry.register(
-                "karst_request_series_overflow",
-                "Requests counted without workload labels because the label set bound was reached",
-                Counter::default(),
-            ),
-            series: Arc::default(),
-        }
+        Self::bounded(
+            registry,
+            Bounds {
+                // A label set is more than sixty lines.
+                sets: SERIES_MAX,
+                bytes: 16 << 20,
+                ..Bounds::default()
+            },
+        )
+    }
+
+    /// The same with other bounds.
+    pub fn bounded(registry: &Registry, bounds: Bounds) -> Self {
+        let series = Arc::new(Series::new(bounds));
+        let of_page = series.clone();
+        registry.register_text(move |out| {
+            let rows = of_page.rows();
+            write_counter(&rows, &REQUESTS, out);
+            HISTOGRAMS
+                .iter()
+                .for_each(|metric| write_histogram(&rows, metric, out));
+            let counts = of_page.counts();
+            text::fullness("karst_request_series", "Requests", &counts, out);
+        });
+        Self { series }
     }
 
     /// The counters of requests with these labels.
     pub fn handles(&self, labels: &HttpLabels) -> Handles {
-        let labels = &self.bounded(labels);
-        Handles {
-            requests: self.requests.get_or_create_owned(labels),
-            duration: self.durations.get_or_create_owned(labels),
-            request_bytes: self.request_bytes.get_or_create_owned(labels),
-            response_bytes: self.response_bytes.get_or_create_owned(labels),
-        }
+        self.handles_for(labels, &MetricPlan::default(), &Map::new)
     }
 
-    fn bounded(&self, labels: &HttpLabels) -> HttpLabels {
-        if self.requests.get(labels).is_some() {
-            return labels.clone();
+    /// The same as the Telemetry API has it for these requests.
+    pub fn handles_for(
+        &self,
+        labels: &HttpLabels,
+        plan: &MetricPlan,
+        attributes: Attributes<'_>,
+    ) -> Handles {
+        let mut rows: [Option<Arc<Row<HttpValues>>>; 4] = Default::default();
+        for (bits, changes) in plan.groups(&NAMED) {
+            let changes = changes.as_deref();
+            let text = labels.with_pairs(|pairs| label_text(pairs, changes, attributes));
+            let folded = || {
+                labels
+                    .folded()
+                    .with_pairs(|pairs| folded_text(pairs, changes))
+            };
+            let wanted = Wanted {
+                labels: &text,
+                folded: &folded,
+                metrics: bits,
+                parties: [labels.source.party(), labels.destination.party()],
+            };
+            let row = self.series.row(&wanted, Instant::now());
+            for ((_, bit), slot) in NAMED.iter().zip(&mut rows) {
+                if bits & bit != 0 {
+                    *slot = Some(row.clone());
+                }
+            }
         }
-        if self.series.fetch_add(1, Ordering::Relaxed) < SERIES_MAX {
-            return labels.clone();
-        }
-        self.series.fetch_sub(1, Ordering::Relaxed);
-        self.overflowed.inc();
-        HttpLabels {
-            source: Arc::default(),
-            destination: Arc::default(),
-            service: Arc::default(),
-            ..labels.clone()
-        }
+        Handles { rows }
+    }
+
+    /// Only these workloads are there: series of others leave, and their counts stay in the sums.
+    pub fn retire(&self, is_live: &dyn Fn(&Party) -> bool) {
+        self.series.retire(is_live, Instant::now());
+    }
+
+    /// Lets series go that nobody counts in any more. Call it now and then.
+    pub fn sweep(&self) {
+        self.series.sweep(Instant::now());
     }
 }
 
@@ -341,7 +530,9 @@ mod tests {
     fn a_request_is_counted_under_istios_names() {
         let registry = Registry::new();
         let metrics = HttpMetrics::register(&registry);
-        metrics.handles(&labels(None)).count(3.0, 0, 17);
+        metrics
+            .handles(&labels(None))
+            .count(Duration::from_millis(3), 0, 17);
         let text = registry.encode();
         let requests = text
             .lines()
@@ -364,7 +555,35 @@ mod tests {
     fn only_grpc_has_a_grpc_status() {
         let registry = Registry::new();
         let metrics = HttpMetrics::register(&registry);
-        metrics.handles(&labels(Some(14))).count(1.0, 0, 0);
+        metrics
+            .handles(&labels(Some(14)))
+            .count(Duration::from_millis(1), 0, 0);
         assert!(registry.encode().contains("grpc_response_status=\"14\""));
+    }
+
+    #[test]
+    fn a_histogram_is_exact() {
+        let registry = Registry::new();
+        let metrics = HttpMetrics::register(&registry);
+        let handles = metrics.handles(&labels(None));
+        handles.count(Duration::from_micros(500), 0, 1);
+        handles.count(Duration::from_nanos(500_001), 5, 6);
+        handles.count(Duration::from_secs(7200), 0, 4_000_000);
+        let text = registry.encode();
+        let value = |name: &str, le: &str| {
+            let mut lines = text.lines().filter(|line| line.starts_with(name));
+            let line = lines.find(|line| line.contains(le)).unwrap();
+            line.rsplit_once(' ').unwrap().1.to_owned()
+        };
+        let time = "istio_request_duration_milliseconds_bucket{";
+        assert_eq!(value(time, "le=\"0.5\""), "1");
+        assert_eq!(value(time, "le=\"1.0\""), "2");
+        assert_eq!(value(time, "le=\"3600000.0\""), "2");
+        assert_eq!(value(time, "le=\"+Inf\""), "3");
+        let sum = value("istio_request_duration_milliseconds_sum{", "");
+        assert_eq!(sum, "7200001.000001");
+        assert_eq!(value("istio_response_bytes_bucket{", "le=\"5.0\""), "1");
+        assert_eq!(value("istio_response_bytes_sum{", ""), "4000007.0");
+        assert_eq!(value("istio_requests_total{", ""), "3");
     }
 }

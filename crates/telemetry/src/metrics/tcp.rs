@@ -4,23 +4,27 @@
 //! A connection asks for its [`Handles`] once and counts through them. Bytes are counted from the point of view of the
 //! client at either reporter: `received` is what the client sent, `sent` is what it was answered.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
+use karst_model::telemetry::Metric;
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{family::Family, gauge::Gauge},
 };
+use serde_json::Map;
 
-use super::Registry;
-
-/// How many label sets one metric may have. Beyond it, connections are counted under [`overflow`] labels.
-pub const SERIES_MAX: usize = 20_000;
-
-/// The value of a label that is not known.
-const UNKNOWN: &str = "unknown";
+use super::{
+    Registry,
+    plan::{Attributes, Changes, MetricPlan, folded_text, label_text},
+    series::{Bounds, CounterOf, Party, Row, Series, Values, Wanted, write_counter},
+    text::{self, UNKNOWN},
+};
 
 /// Which end counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -142,86 +146,189 @@ pub struct TcpLabels {
     pub security: Security,
 }
 
-impl EncodeLabelSet for TcpLabels {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+impl Security {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => UNKNOWN,
+            Self::MutualTls => "mutual_tls",
+        }
+    }
+}
+
+impl Peer {
+    /// How label sets of this workload are found when it is gone.
+    pub(super) fn party(&self) -> Option<Party> {
+        let known = !self.workload.is_empty();
+        known.then(|| (self.namespace.clone(), self.workload.clone()))
+    }
+}
+
+/// Names of the labels of connections, in Istio's order.
+pub const LABELS: [&str; 27] = [
+    "reporter",
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "destination_service",
+    "destination_service_namespace",
+    "destination_service_name",
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "request_protocol",
+    "response_flags",
+    "connection_security_policy",
+    "source_region",
+    "source_zone",
+    "destination_region",
+    "destination_zone",
+];
+
+impl TcpLabels {
+    fn pairs(&self) -> [(&'static str, &str); 27] {
         let (source, destination, service) = (&self.source, &self.destination, &self.service);
-        let security = match self.security {
-            Security::Unknown => UNKNOWN,
-            Security::MutualTls => "mutual_tls",
-        };
-        let labels: [(&str, &str); 27] = [
-            ("reporter", self.reporter.as_str()),
-            ("source_workload", &source.workload),
-            ("source_canonical_service", &source.canonical_service),
-            ("source_canonical_revision", &source.canonical_revision),
-            ("source_workload_namespace", &source.namespace),
-            ("source_principal", &source.principal),
-            ("source_app", &source.app),
-            ("source_version", &source.version),
-            ("source_cluster", &source.cluster),
-            ("destination_service", &service.host),
-            ("destination_service_namespace", &service.namespace),
-            ("destination_service_name", &service.name),
-            ("destination_workload", &destination.workload),
-            (
-                "destination_canonical_service",
-                &destination.canonical_service,
-            ),
-            (
-                "destination_canonical_revision",
-                &destination.canonical_revision,
-            ),
-            ("destination_workload_namespace", &destination.namespace),
-            ("destination_principal", &destination.principal),
-            ("destination_app", &destination.app),
-            ("destination_version", &destination.version),
-            ("destination_cluster", &destination.cluster),
-            ("request_protocol", "tcp"),
-            ("response_flags", self.response_flags.as_str()),
-            ("connection_security_policy", security),
-            ("source_region", &source.region),
-            ("source_zone", &source.zone),
-            ("destination_region", &destination.region),
-            ("destination_zone", &destination.zone),
+        let values: [&str; 27] = [
+            self.reporter.as_str(),
+            &source.workload,
+            &source.canonical_service,
+            &source.canonical_revision,
+            &source.namespace,
+            &source.principal,
+            &source.app,
+            &source.version,
+            &source.cluster,
+            &service.host,
+            &service.namespace,
+            &service.name,
+            &destination.workload,
+            &destination.canonical_service,
+            &destination.canonical_revision,
+            &destination.namespace,
+            &destination.principal,
+            &destination.app,
+            &destination.version,
+            &destination.cluster,
+            "tcp",
+            self.response_flags.as_str(),
+            self.security.as_str(),
+            &source.region,
+            &source.zone,
+            &destination.region,
+            &destination.zone,
         ];
-        encode_labels(encoder, labels.iter())
+        std::array::from_fn(|index| (LABELS[index], values[index]))
+    }
+
+    /// The labels that stand for everybody whose own are folded away.
+    fn folded(&self) -> Self {
+        Self {
+            reporter: self.reporter,
+            source: Peer::default(),
+            destination: Peer::default(),
+            service: ServiceLabels::default(),
+            response_flags: self.response_flags,
+            security: self.security,
+        }
     }
 }
 
-pub(super) fn encode_labels<'a>(
-    encoder: &mut LabelSetEncoder<'_>,
-    labels: impl Iterator<Item = &'a (&'a str, &'a str)>,
-) -> Result<(), std::fmt::Error> {
-    use prometheus_client::encoding::EncodeLabel as _;
-    for &(name, value) in labels {
-        let value = if value.is_empty() { UNKNOWN } else { value };
-        (name, value).encode(encoder.encode_label())?;
-    }
-    Ok(())
+/// What is counted under one label set.
+#[derive(Debug, Default)]
+struct TcpValues {
+    received: AtomicU64,
+    sent: AtomicU64,
+    opened: AtomicU64,
+    closed: AtomicU64,
+    failed: AtomicU64,
 }
 
-/// The labels that stand for everything past [`SERIES_MAX`].
-fn overflow(labels: &TcpLabels) -> TcpLabels {
-    TcpLabels {
-        source: Peer::default(),
-        destination: Peer::default(),
-        service: ServiceLabels::default(),
-        ..*labels
+impl TcpValues {
+    fn all(&self) -> [&AtomicU64; 5] {
+        [
+            &self.received,
+            &self.sent,
+            &self.opened,
+            &self.closed,
+            &self.failed,
+        ]
     }
 }
 
-/// The families, registered once per program.
+impl Values for TcpValues {
+    const LINES: usize = 4;
+
+    fn absorb(&self, other: &Self) {
+        for (to, from) in self.all().into_iter().zip(other.all()) {
+            to.fetch_add(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    fn mark(&self) -> u64 {
+        let add = |sum: u64, one: &AtomicU64| sum.wrapping_add(one.load(Ordering::Relaxed));
+        self.all().into_iter().fold(0, add)
+    }
+}
+
+const FAILED: u32 = 16;
+
+/// The metrics that the Telemetry API can name, with their bits.
+const NAMED: [(Metric, u32); 4] = [
+    (Metric::TcpOpenedConnections, 1),
+    (Metric::TcpClosedConnections, 2),
+    (Metric::TcpReceivedBytes, 4),
+    (Metric::TcpSentBytes, 8),
+];
+
+/// In the order of the page.
+const METRICS: [CounterOf<TcpValues>; 5] = [
+    CounterOf {
+        bit: 1,
+        name: "istio_tcp_connections_opened",
+        help: "TCP connections opened",
+        value: |values| values.opened.load(Ordering::Relaxed),
+    },
+    CounterOf {
+        bit: 2,
+        name: "istio_tcp_connections_closed",
+        help: "TCP connections closed",
+        value: |values| values.closed.load(Ordering::Relaxed),
+    },
+    CounterOf {
+        bit: 4,
+        name: "istio_tcp_received_bytes",
+        help: "Bytes from clients to servers",
+        value: |values| values.received.load(Ordering::Relaxed),
+    },
+    CounterOf {
+        bit: 8,
+        name: "istio_tcp_sent_bytes",
+        help: "Bytes from servers to clients",
+        value: |values| values.sent.load(Ordering::Relaxed),
+    },
+    CounterOf {
+        bit: FAILED,
+        name: "istio_tcp_connections_failed",
+        help: "TCP connections that failed",
+        value: |values| values.failed.load(Ordering::Relaxed),
+    },
+];
+
+/// The metrics of a program.
 #[derive(Clone)]
 pub struct TcpMetrics {
-    opened: Family<TcpLabels, Counter>,
-    closed: Family<TcpLabels, Counter>,
-    received: Family<TcpLabels, Counter>,
-    sent: Family<TcpLabels, Counter>,
-    failed: Family<TcpLabels, Counter>,
+    series: Arc<Series<TcpValues>>,
     sockets: Family<SocketLabels, Gauge>,
-    overflowed: Counter,
-    /// Label sets in use: at most [`SERIES_MAX`] in `opened` and `failed` together.
-    series: Arc<AtomicUsize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -229,60 +336,120 @@ struct SocketLabels(Reporter);
 
 impl EncodeLabelSet for SocketLabels {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
-        encode_labels(encoder, [("reporter", self.0.as_str())].iter())
+        use prometheus_client::encoding::EncodeLabel as _;
+        ("reporter", self.0.as_str()).encode(encoder.encode_label())
     }
 }
 
-/// The counters of one connection, held while it lives: each count is one atomic add.
+/// A counter of one connection: each count is one atomic add; nothing where the metric is off.
+#[derive(Clone)]
+pub struct Count {
+    row: Option<Arc<Row<TcpValues>>>,
+    of: fn(&TcpValues) -> &AtomicU64,
+}
+
+impl Count {
+    /// Counts one.
+    pub fn inc(&self) {
+        self.inc_by(1);
+    }
+
+    /// Counts so many.
+    pub fn inc_by(&self, by: u64) {
+        if let Some(row) = &self.row {
+            (self.of)(&row.values).fetch_add(by, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The counters of one connection, held while it lives.
 #[derive(Clone)]
 pub struct Handles {
     /// `istio_tcp_received_bytes_total`: bytes from client to server.
-    pub received: Counter,
+    pub received: Count,
     /// `istio_tcp_sent_bytes_total`: bytes from server to client.
-    pub sent: Counter,
+    pub sent: Count,
     /// `istio_tcp_connections_opened_total`.
-    pub opened: Counter,
+    pub opened: Count,
     /// `istio_tcp_connections_closed_total`.
-    pub closed: Counter,
+    pub closed: Count,
 }
 
 impl TcpMetrics {
     /// Registers the families.
     pub fn register(registry: &Registry) -> Self {
-        let family =
-            |name, help| registry.register(name, help, Family::<TcpLabels, Counter>::default());
+        Self::bounded(registry, Bounds::default())
+    }
+
+    /// The same with other bounds.
+    pub fn bounded(registry: &Registry, bounds: Bounds) -> Self {
+        let series = Arc::new(Series::new(bounds));
+        let of_page = series.clone();
+        registry.register_text(move |out| {
+            let rows = of_page.rows();
+            METRICS
+                .iter()
+                .for_each(|metric| write_counter(&rows, metric, out));
+            let counts = of_page.counts();
+            text::fullness("karst_metric_series", "Connections", &counts, out);
+        });
         Self {
-            opened: family("istio_tcp_connections_opened", "TCP connections opened"),
-            closed: family("istio_tcp_connections_closed", "TCP connections closed"),
-            received: family("istio_tcp_received_bytes", "Bytes from clients to servers"),
-            sent: family("istio_tcp_sent_bytes", "Bytes from servers to clients"),
-            failed: family("istio_tcp_connections_failed", "TCP connections that failed"),
-            sockets: registry.register("istio_tcp_sockets_open", "Open sockets of proxied connections", Family::default()),
-            overflowed: registry.register(
-                "karst_metric_series_overflow",
-                "Connections counted without workload labels because the label set bound was reached",
-                Counter::default(),
+            series,
+            sockets: registry.register(
+                "istio_tcp_sockets_open",
+                "Open sockets of proxied connections",
+                Family::default(),
             ),
-            series: Arc::default(),
         }
     }
 
     /// The counters of a connection with these labels.
     pub fn handles(&self, labels: &TcpLabels) -> Handles {
-        let labels = &self.bounded(&self.opened, labels);
+        self.handles_for(labels, &MetricPlan::default(), &Map::new)
+    }
+
+    /// The same as the Telemetry API has it for this connection.
+    pub fn handles_for(
+        &self,
+        labels: &TcpLabels,
+        plan: &MetricPlan,
+        attributes: Attributes<'_>,
+    ) -> Handles {
+        let mut rows: [Option<Arc<Row<TcpValues>>>; 4] = Default::default();
+        for (bits, changes) in plan.groups(&NAMED) {
+            let row = self.row(labels, bits, changes.as_deref(), attributes);
+            for ((_, bit), slot) in NAMED.iter().zip(&mut rows) {
+                if bits & bit != 0 {
+                    *slot = Some(row.clone());
+                }
+            }
+        }
+        let [opened, closed, received, sent] = rows;
         Handles {
-            received: self.received.get_or_create_owned(labels),
-            sent: self.sent.get_or_create_owned(labels),
-            opened: self.opened.get_or_create_owned(labels),
-            closed: self.closed.get_or_create_owned(labels),
+            opened: Count {
+                row: opened,
+                of: |values| &values.opened,
+            },
+            closed: Count {
+                row: closed,
+                of: |values| &values.closed,
+            },
+            received: Count {
+                row: received,
+                of: |values| &values.received,
+            },
+            sent: Count {
+                row: sent,
+                of: |values| &values.sent,
+            },
         }
     }
 
     /// Counts a connection that failed; one that ended well is not counted.
     pub fn failed(&self, labels: &TcpLabels) {
         if labels.response_flags != ResponseFlags::None {
-            let labels = self.bounded(&self.failed, labels);
-            self.failed.get_or_create(&labels).inc();
+            let row = self.row(labels, FAILED, None, &Map::new);
+            row.values.failed.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -291,26 +458,32 @@ impl TcpMetrics {
         self.sockets.get_or_create_owned(&SocketLabels(reporter))
     }
 
-    /// Forgets the series of a workload that is gone, so that they do not stay for ever.
-    pub fn forget(&self, labels: &TcpLabels) {
-        let bounded = [&self.opened, &self.failed].map(|family| family.remove(labels));
-        let freed = bounded.into_iter().filter(|&removed| removed).count();
-        self.series.fetch_sub(freed, Ordering::Relaxed);
-        for family in [&self.closed, &self.received, &self.sent] {
-            family.remove(labels);
-        }
+    /// Only these workloads are there: series of others leave, and their counts stay in the sums.
+    pub fn retire(&self, is_live: &dyn Fn(&Party) -> bool) {
+        self.series.retire(is_live, Instant::now());
     }
 
-    fn bounded(&self, family: &Family<TcpLabels, Counter>, labels: &TcpLabels) -> TcpLabels {
-        if family.get(labels).is_some() {
-            return labels.clone();
-        }
-        if self.series.fetch_add(1, Ordering::Relaxed) < SERIES_MAX {
-            return labels.clone();
-        }
-        self.series.fetch_sub(1, Ordering::Relaxed);
-        self.overflowed.inc();
-        overflow(labels)
+    /// Lets series go that nobody counts in any more. Call it now and then.
+    pub fn sweep(&self) {
+        self.series.sweep(Instant::now());
+    }
+
+    fn row(
+        &self,
+        labels: &TcpLabels,
+        metrics: u32,
+        changes: Option<&Changes>,
+        attributes: Attributes<'_>,
+    ) -> Arc<Row<TcpValues>> {
+        let text = label_text(&labels.pairs(), changes, attributes);
+        let folded = || folded_text(&labels.folded().pairs(), changes);
+        let wanted = Wanted {
+            labels: &text,
+            folded: &folded,
+            metrics,
+            parties: [labels.source.party(), labels.destination.party()],
+        };
+        self.series.row(&wanted, Instant::now())
     }
 }
 
@@ -374,18 +547,53 @@ mod tests {
     #[test]
     fn past_the_bound_series_fold_into_one_and_are_counted() {
         let registry = Registry::new();
-        let metrics = TcpMetrics::register(&registry);
-        for index in 0..SERIES_MAX + 5 {
+        let bounds = Bounds {
+            sets: 20,
+            ..Bounds::default()
+        };
+        let metrics = TcpMetrics::bounded(&registry, bounds);
+        for index in 0..25 {
             metrics.handles(&labels(&format!("w{index}"))).opened.inc();
         }
-        assert_eq!(metrics.overflowed.get(), 5);
-        let lines = registry.encode();
-        let opened = lines
+        let text = registry.encode();
+        let opened = text
             .lines()
             .filter(|line| line.starts_with("istio_tcp_connections_opened_total"));
-        assert_eq!(opened.count(), SERIES_MAX + 1);
-        metrics.forget(&labels("w0"));
-        metrics.handles(&labels("new"));
-        assert_eq!(metrics.overflowed.get(), 5, "a forgotten series makes room");
+        assert_eq!(opened.count(), 21);
+        assert!(
+            text.contains("karst_metric_series_overflow_total 5\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_metric_that_is_off_counts_nothing() {
+        let registry = Registry::new();
+        let metrics = TcpMetrics::register(&registry);
+        let off = Changes {
+            disabled: true,
+            ..Changes::default()
+        };
+        let mut fewer = Changes::default();
+        fewer.remove(&"source_workload".into());
+        let plan = MetricPlan::new(vec![
+            (Metric::TcpOpenedConnections, off),
+            (Metric::TcpSentBytes, fewer),
+        ]);
+        for workload in ["a", "b"] {
+            let handles = metrics.handles_for(&labels(workload), &plan, &Map::new);
+            handles.opened.inc();
+            handles.sent.inc_by(5);
+            handles.received.inc_by(7);
+        }
+        let text = registry.encode();
+        assert!(!text.contains("istio_tcp_connections_opened"), "{text}");
+        let sent: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("istio_tcp_sent_bytes_total"))
+            .collect();
+        assert_eq!(sent.len(), 1, "{text}");
+        assert!(sent[0].ends_with("} 10") && !sent[0].contains("source_workload="));
+        assert_eq!(text.matches("istio_tcp_received_bytes_total{").count(), 2);
     }
 }

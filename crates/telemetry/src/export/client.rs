@@ -1,0 +1,301 @@
+//! One message of OTLP to one collector, over gRPC or HTTP/protobuf.
+
+use std::{
+    error::Error as StdError,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use karst_model::telemetry::{Collector, OtlpProtocol};
+use opentelemetry_proto::tonic::collector::{
+    logs::v1::{
+        ExportLogsServiceRequest, ExportLogsServiceResponse, logs_service_client::LogsServiceClient,
+    },
+    metrics::v1::{
+        ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+        metrics_service_client::MetricsServiceClient,
+    },
+    trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_client::TraceServiceClient,
+    },
+};
+use prost::Message as _;
+use tokio::{net::TcpStream, time::timeout};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+use super::outbox::Signal;
+
+/// Longest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// For a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Where the collector is now: discovery knows. None: nobody is there.
+pub type Connect = Arc<dyn Fn(&Collector) -> Vec<SocketAddr> + Send + Sync>;
+
+/// A batch as it is sent.
+pub(super) enum Batch {
+    Spans(ExportTraceServiceRequest),
+    Logs(ExportLogsServiceRequest),
+    Metrics(ExportMetricsServiceRequest),
+}
+
+impl Batch {
+    pub(super) fn signal(&self) -> Signal {
+        match self {
+            Self::Spans(_) => Signal::Spans,
+            Self::Logs(_) => Signal::Logs,
+            Self::Metrics(_) => Signal::Metrics,
+        }
+    }
+}
+
+/// Why a batch was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    #[error("collector {0} has no ready endpoint")]
+    Nowhere(String),
+    #[error("the collector cannot be reached")]
+    Unreachable(#[source] Box<dyn StdError + Send + Sync>),
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    #[error("the collector answered {0}")]
+    Refused(String),
+    #[error("the collector is busy: {0}")]
+    Busy(String),
+}
+
+impl SendError {
+    /// Whether the same may be sent again.
+    pub(super) fn may_retry(&self) -> bool {
+        !matches!(self, Self::Refused(_))
+    }
+}
+
+/// How many of a batch the collector has refused.
+pub(super) type Rejected = i64;
+
+/// A client of one collector; its connection is made when it is needed, and again after it broke.
+pub(super) struct Client {
+    collector: Collector,
+    connect: Connect,
+    channel: Channel,
+    turn: Arc<AtomicUsize>,
+}
+
+impl Client {
+    pub(super) fn new(collector: &Collector, connect: &Connect) -> Self {
+        let turn = Arc::new(AtomicUsize::new(0));
+        let connector = Connector {
+            collector: collector.clone(),
+            connect: connect.clone(),
+            turn: turn.clone(),
+        };
+        let endpoint = Endpoint::from_static("http://collector")
+            .user_agent("karst")
+            .unwrap_or_else(|_static| Endpoint::from_static("http://collector"));
+        Self {
+            collector: collector.clone(),
+            connect: connect.clone(),
+            channel: endpoint.connect_with_connector_lazy(connector),
+            turn,
+        }
+    }
+
+    /// Sends one batch.
+    pub(super) async fn send(&self, batch: &Batch) -> Result<Rejected, SendError> {
+        let limit = Duration::from_millis(self.collector.timeout_ms.max(1).into());
+        let sent = async {
+            match &self.collector.protocol {
+                OtlpProtocol::Grpc => self.grpc(batch).await,
+                OtlpProtocol::Http { path } => self.http(batch, path).await,
+            }
+        };
+        timeout(limit, sent)
+            .await
+            .unwrap_or(Err(SendError::TimedOut(limit)))
+    }
+
+    async fn grpc(&self, batch: &Batch) -> Result<Rejected, SendError> {
+        let channel = self.channel.clone();
+        let rejected = match batch {
+            Batch::Spans(request) => {
+                let mut client = TraceServiceClient::new(channel);
+                let answer = client.export(request.clone()).await.map(|a| a.into_inner());
+                answer.map(|a| a.partial_success.map_or(0, |p| p.rejected_spans))
+            }
+            Batch::Logs(request) => {
+                let mut client = LogsServiceClient::new(channel);
+                let answer = client.export(request.clone()).await.map(|a| a.into_inner());
+                answer.map(|a| a.partial_success.map_or(0, |p| p.rejected_log_records))
+            }
+            Batch::Metrics(request) => {
+                let mut client = MetricsServiceClient::new(channel);
+                let answer = client.export(request.clone()).await.map(|a| a.into_inner());
+                answer.map(|a| a.partial_success.map_or(0, |p| p.rejected_data_points))
+            }
+        };
+        rejected.map_err(of_status)
+    }
+
+    async fn http(&self, batch: &Batch, traces: &str) -> Result<Rejected, SendError> {
+        let body = match batch {
+            Batch::Spans(request) => request.encode_to_vec(),
+            Batch::Logs(request) => request.encode_to_vec(),
+            Batch::Metrics(request) => request.encode_to_vec(),
+        };
+        let unreachable = |error: Box<dyn StdError + Send + Sync>| SendError::Unreachable(error);
+        let stream = dial(&self.collector, &self.connect, &self.turn).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| unreachable(error.into()))?;
+        let request = Request::post(path_of(traces, batch.signal()))
+            .header(header::HOST, &*self.collector.service.hostname)
+            .header(header::CONTENT_TYPE, "application/x-protobuf")
+            .header(header::USER_AGENT, "karst")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| unreachable(error.into()))?;
+        let exchange = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+            let answer = body.collect().await?.to_bytes();
+            Ok::<_, Box<dyn StdError + Send + Sync>>((status, answer))
+        };
+        let (status, answer) = tokio::select! {
+            done = exchange => done.map_err(unreachable)?,
+            ended = connection => {
+                let error: Box<dyn StdError + Send + Sync> = match ended {
+                    Err(error) => error.into(),
+                    Ok(()) => "it closed the connection".into(),
+                };
+                return Err(unreachable(error));
+            }
+        };
+        match status.as_u16() {
+            200..=299 => Ok(rejected_of(batch.signal(), &answer)),
+            429 | 502 | 503 | 504 => Err(SendError::Busy(status.to_string())),
+            _ => Err(SendError::Refused(status.to_string())),
+        }
+    }
+}
+
+/// Logs and metrics have paths beside that of traces.
+fn path_of(traces: &str, signal: Signal) -> String {
+    let base = traces.strip_suffix("traces").unwrap_or("/v1/");
+    match signal {
+        Signal::Spans => traces.to_owned(),
+        Signal::Logs => format!("{base}logs"),
+        Signal::Metrics => format!("{base}metrics"),
+    }
+}
+
+/// An answer that cannot be read has rejected nothing.
+fn rejected_of(signal: Signal, answer: &[u8]) -> Rejected {
+    let rejected = match signal {
+        Signal::Spans => ExportTraceServiceResponse::decode(answer)
+            .ok()
+            .and_then(|a| a.partial_success)
+            .map(|p| p.rejected_spans),
+        Signal::Logs => ExportLogsServiceResponse::decode(answer)
+            .ok()
+            .and_then(|a| a.partial_success)
+            .map(|p| p.rejected_log_records),
+        Signal::Metrics => ExportMetricsServiceResponse::decode(answer)
+            .ok()
+            .and_then(|a| a.partial_success)
+            .map(|p| p.rejected_data_points),
+    };
+    rejected.unwrap_or(0)
+}
+
+/// What OTLP's specification says of each code.
+fn of_status(status: Status) -> SendError {
+    match status.code() {
+        Code::Unavailable => SendError::Unreachable(status.into()),
+        Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::DataLoss => SendError::Busy(status.code().to_string()),
+        _ => SendError::Refused(format!("{}: {}", status.code(), status.message())),
+    }
+}
+
+/// A connection to one of the collector's endpoints, each in its turn.
+async fn dial(
+    collector: &Collector,
+    connect: &Connect,
+    turn: &AtomicUsize,
+) -> Result<TcpStream, SendError> {
+    let addresses = connect(collector);
+    let at = turn.fetch_add(1, Ordering::Relaxed);
+    let Some(address) = addresses.get(at % addresses.len().max(1)) else {
+        return Err(SendError::Nowhere(collector.service.to_string()));
+    };
+    match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(SendError::Unreachable(error.into())),
+        Err(_elapsed) => Err(SendError::TimedOut(CONNECT_TIMEOUT)),
+    }
+}
+
+/// What makes the connections of gRPC.
+struct Connector {
+    collector: Collector,
+    connect: Connect,
+    turn: Arc<AtomicUsize>,
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, io::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), io::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _uri: Uri) -> Self::Future {
+        let (collector, connect) = (self.collector.clone(), self.connect.clone());
+        let turn = self.turn.clone();
+        Box::pin(async move {
+            let stream = dial(&collector, &connect, &turn).await;
+            stream.map(TokioIo::new).map_err(io::Error::other)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_and_metrics_go_beside_traces() {
+        assert_eq!(path_of("/v1/traces", Signal::Logs), "/v1/logs");
+        assert_eq!(
+            path_of("/otlp/v1/traces", Signal::Metrics),
+            "/otlp/v1/metrics"
+        );
+        assert_eq!(path_of("/custom", Signal::Spans), "/custom");
+        assert_eq!(path_of("/custom", Signal::Logs), "/v1/logs");
+    }
+}

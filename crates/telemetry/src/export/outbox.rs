@@ -1,0 +1,215 @@
+//! What waits for one collector.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use karst_model::telemetry::Collector;
+use opentelemetry_proto::tonic::{logs::v1::LogRecord, trace::v1::Span};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, LabelSetEncoder},
+    metrics::{counter::Counter, family::Family},
+};
+use tokio::sync::Notify;
+
+use crate::metrics::Registry;
+
+/// Spans, and access logs, that may wait for one collector.
+pub const QUEUE_MAX: usize = 8192;
+
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Signal {
+    Spans,
+    Logs,
+    Metrics,
+}
+
+impl Signal {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Spans => "spans",
+            Self::Logs => "logs",
+            Self::Metrics => "metrics",
+        }
+    }
+}
+
+/// Why something did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Loss {
+    /// The queue was full.
+    QueueFull,
+    /// The collector refused it.
+    Refused,
+    /// Every try failed.
+    GaveUp,
+}
+
+impl Loss {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::Refused => "refused",
+            Self::GaveUp => "gave_up",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Labels {
+    provider: Arc<str>,
+    signal: Signal,
+    loss: Option<Loss>,
+}
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        use prometheus_client::encoding::EncodeLabel as _;
+        ("provider", &*self.provider).encode(encoder.encode_label())?;
+        ("signal", self.signal.as_str()).encode(encoder.encode_label())?;
+        match self.loss {
+            Some(loss) => ("reason", loss.as_str()).encode(encoder.encode_label()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What became of what was recorded.
+#[derive(Clone)]
+pub struct ExportMetrics {
+    sent: Family<Labels, Counter>,
+    lost: Family<Labels, Counter>,
+    failed: Family<Labels, Counter>,
+}
+
+impl ExportMetrics {
+    /// Registers the counters.
+    pub fn register(registry: &Registry) -> Self {
+        let family = |name, help| registry.register(name, help, Family::default());
+        Self {
+            sent: family(
+                "karst_telemetry_sent",
+                "Spans, logs and data points that a collector has taken",
+            ),
+            lost: family(
+                "karst_telemetry_dropped",
+                "Spans, logs and data points that no collector got, by reason",
+            ),
+            failed: family(
+                "karst_telemetry_failed_sends",
+                "Tries to send a batch to a collector that failed",
+            ),
+        }
+    }
+}
+
+/// Two queues and their collector. Pushing never waits.
+pub struct Outbox {
+    pub name: Arc<str>,
+    pub collector: Collector,
+    spans: Mutex<VecDeque<Span>>,
+    logs: Mutex<VecDeque<LogRecord>>,
+    pub(super) some: Notify,
+    /// Nobody pushes any more.
+    closed: AtomicBool,
+    metrics: ExportMetrics,
+}
+
+impl Outbox {
+    pub fn new(name: Arc<str>, collector: Collector, metrics: ExportMetrics) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            collector,
+            spans: Mutex::default(),
+            logs: Mutex::default(),
+            some: Notify::new(),
+            closed: AtomicBool::new(false),
+            metrics,
+        })
+    }
+
+    /// Queues a span, or drops it where the queue is full.
+    pub fn push_span(&self, span: Span) {
+        self.push(&self.spans, span, Signal::Spans);
+    }
+
+    /// Queues a log record, or drops it where the queue is full.
+    pub fn push_log(&self, record: LogRecord) {
+        self.push(&self.logs, record, Signal::Logs);
+    }
+
+    fn push<T>(&self, queue: &Mutex<VecDeque<T>>, one: T, signal: Signal) {
+        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() >= QUEUE_MAX {
+            drop(queue);
+            return self.lost(signal, Loss::QueueFull, 1);
+        }
+        queue.push_back(one);
+        let enough = queue.len() == super::run::BATCH;
+        drop(queue);
+        if enough {
+            self.some.notify_one();
+        }
+    }
+
+    /// Spans that wait, at most one batch.
+    pub(super) fn take_spans(&self) -> Vec<Span> {
+        take(&self.spans)
+    }
+
+    /// Log records that wait, at most one batch.
+    pub(super) fn take_logs(&self) -> Vec<LogRecord> {
+        take(&self.logs)
+    }
+
+    /// Ends its sending once it is empty.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.some.notify_one();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    fn labels(&self, signal: Signal, loss: Option<Loss>) -> Labels {
+        Labels {
+            provider: self.name.clone(),
+            signal,
+            loss,
+        }
+    }
+
+    pub(super) fn lost(&self, signal: Signal, loss: Loss, count: usize) {
+        let labels = self.labels(signal, Some(loss));
+        self.metrics
+            .lost
+            .get_or_create(&labels)
+            .inc_by(count as u64);
+    }
+
+    pub(super) fn sent(&self, signal: Signal, count: usize) {
+        let labels = self.labels(signal, None);
+        self.metrics
+            .sent
+            .get_or_create(&labels)
+            .inc_by(count as u64);
+    }
+
+    pub(super) fn failed(&self, signal: Signal) {
+        let labels = self.labels(signal, None);
+        self.metrics.failed.get_or_create(&labels).inc();
+    }
+}
+
+fn take<T>(queue: &Mutex<VecDeque<T>>) -> Vec<T> {
+    let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = queue.len().min(super::run::BATCH);
+    queue.drain(..count).collect()
+}
