@@ -5,6 +5,7 @@
 
 mod apply;
 mod attach;
+mod backing;
 mod authenticating;
 mod flush;
 mod governing;
@@ -13,6 +14,7 @@ mod machines;
 mod routing;
 mod telemetry;
 mod traffic;
+mod virtual_services;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -78,8 +80,10 @@ pub struct Index {
     routes: routing::Routes,
     governing: governing::Governing,
     limiting: limiting::Limiting,
+    backing: backing::Backing,
     authenticating: authenticating::Authenticating,
     traffic: traffic::Traffic,
+    virtuals: virtual_services::Virtuals,
     recording: telemetry::Recording,
     /// Request policies, by what they are attached to.
     sealers: Sealers,
@@ -138,7 +142,10 @@ struct Dirty {
     namespaces: HashSet<Arc<str>>,
     gateways: HashSet<Name>,
     routes: HashSet<RouteKey>,
+    virtuals: HashSet<Name>,
     limits: HashSet<Name>,
+    /// HealthChecks and BackendTLSPolicies.
+    backing: HashSet<(Kind, Name)>,
     /// RequestAuthentications.
     authentications: HashSet<Name>,
     /// Services whose ServiceTraffic may differ.
@@ -209,8 +216,10 @@ impl Index {
             routes: routing::Routes::default(),
             governing: governing::Governing::default(),
             limiting: limiting::Limiting::default(),
+            backing: backing::Backing::default(),
             authenticating: authenticating::Authenticating::default(),
             traffic: traffic::Traffic::default(),
+            virtuals: virtual_services::Virtuals::default(),
             recording: telemetry::Recording::default(),
             sealers: Sealers::default(),
             pods_by_uid: HashMap::new(),

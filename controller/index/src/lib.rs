@@ -11,6 +11,7 @@
 //! the facts and of what agents reported, never of the order in which they came.
 
 mod authorizers;
+mod backend_policies;
 mod capture;
 mod conditions;
 mod config;
@@ -34,6 +35,7 @@ mod services;
 mod shared;
 mod telemetries;
 mod vips;
+mod virtual_services;
 mod waypoints;
 mod workloads;
 
@@ -46,3 +48,4 @@ pub use gateways::{Address, GatewayStatus, ListenerStatus};
 pub use index::{Index, Stats};
 pub use request_authentications::{FetchedKeys, KeySource};
 pub use routes::{ParentStatus, ROUTE_CONTROLLER, RouteStatus, check_route};
+pub use virtual_services::check_virtual_service;

@@ -32,7 +32,7 @@ use karst_k8s_api::{
 };
 use karst_model::{
     name::GatewayKey,
-    route::{Route, RouteKey, RouteKind, RouteRules},
+    route::{Attachment, Route, RouteKey, RouteKind, RouteRules},
 };
 
 use self::backends::RefFault;
@@ -84,6 +84,8 @@ pub(crate) struct World<'a> {
     pub(crate) permits: &'a dyn Fn(&Referrer<'_>, &Reference<'_>) -> bool,
     /// Whether a Gateway is a waypoint.
     pub(crate) is_waypoint: &'a dyn Fn(&Name) -> bool,
+    /// The VirtualServices that an attachment comes before.
+    pub(crate) replaced: &'a dyn Fn(&Attachment) -> Vec<Name>,
 }
 
 /// What comes of a route.
@@ -194,7 +196,7 @@ pub(crate) fn lower(key: &RouteKey, facts: &RouteFacts, world: &World<'_>) -> Lo
             parents::Verdict::Fits(fit) => {
                 let mut conditions = rules.conditions();
                 if holds {
-                    conditions.push(fit.programmed());
+                    conditions.push(fit.programmed(world));
                     lowered.waypoints.extend(fit.waypoints());
                     attachments.extend(fit.attachments);
                 }
@@ -254,6 +256,7 @@ pub fn check_route(object: &Object) -> Vec<String> {
         },
         permits: &|_, _| true,
         is_waypoint: &|_| false,
+        replaced: &|_| Vec::new(),
     };
     let is_ours = |parent: &ParentReference| parents::is_service_like(parent);
     if !facts.parents().iter().any(is_ours) {

@@ -13,6 +13,7 @@ pub mod affinity;
 pub mod balance;
 pub mod breaker;
 mod compare;
+pub mod deadline;
 pub mod ewma;
 pub mod filter;
 pub mod hash;

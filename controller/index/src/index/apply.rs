@@ -17,6 +17,7 @@ use karst_model::{locality::Locality, name::PolicyKey, route::RouteKind};
 use super::machines::MachineFacts;
 use super::{Claim, Index};
 use crate::{
+    backend_policies::{BackendTlsFacts, CheckFacts},
     destination_rules::RuleFacts,
     facts::{Created, EntryFacts, Name, pod::PodFacts, service::ServiceFacts, slice::SliceFacts},
     peer_authentication::PeerFacts,
@@ -28,6 +29,7 @@ use crate::{
     selector::{Labels, matches, remove_from},
     service_entries, services,
     vips::Claimant,
+    virtual_services::VirtualFacts,
 };
 
 impl Index {
@@ -71,14 +73,22 @@ impl Index {
             Object::PeerAuthentication(policy) => self.peer(&name, Some(PeerFacts::new(*policy))),
             // Nothing of these enters the model: identities come from pods, and lab and controller run the rest.
             Object::ServiceAccount(_) | Object::Deployment(_) => {}
-            Object::ConfigMap(map) => self.config_map(&name, Some(*map)),
+            Object::ConfigMap(map) => {
+                self.roots(&name, Some(&map));
+                self.config_map(&name, Some(*map));
+            }
             Object::Telemetry(telemetry) => self.telemetry(&name, Some(&telemetry)),
             Object::RequestAuthentication(one) => {
                 let root = &self.config.root_namespace;
                 let facts = AuthenticationFacts::new(&name.namespace, &one.spec, root);
                 self.request_authentication(&name, Some(facts));
             }
-            Object::VirtualService(_) => {}
+            Object::VirtualService(service) => {
+                let service = *service;
+                let domain = &self.config.cluster_domain;
+                let facts = VirtualFacts::new(&service.metadata, service.spec, domain);
+                self.virtual_service(&name, Some(facts));
+            }
             Object::DestinationRule(rule) => {
                 let domain = &self.config.cluster_domain;
                 let facts = RuleFacts::new(&rule.metadata, &rule.spec, domain);
@@ -111,7 +121,16 @@ impl Index {
                 let facts = LimitFacts::new(&name.namespace, &limit.spec);
                 self.rate_limit(&name, Some(facts));
             }
-            Object::BackendTlsPolicy(_) | Object::HealthCheck(_) => {}
+            Object::HealthCheck(check) => {
+                let facts = CheckFacts::new(&name.namespace, &check.spec);
+                self.health_check(&name, Some(facts));
+            }
+            Object::BackendTlsPolicy(policy) => {
+                let created = policy.metadata.creation_timestamp.as_ref();
+                let created = created.map_or(0, |time| time.0.as_second());
+                let facts = BackendTlsFacts::new(&name.namespace, &policy.spec, created);
+                self.backend_tls(&name, Some(facts));
+            }
         }
     }
 
@@ -128,10 +147,13 @@ impl Index {
             Kind::AuthorizationPolicy => self.policy(&name, None),
             Kind::PeerAuthentication => self.peer(&name, None),
             Kind::ServiceAccount | Kind::Deployment => {}
-            Kind::ConfigMap => self.config_map(&name, None),
+            Kind::ConfigMap => {
+                self.roots(&name, None);
+                self.config_map(&name, None);
+            }
             Kind::Telemetry => self.telemetry(&name, None),
             Kind::RequestAuthentication => self.request_authentication(&name, None),
-            Kind::VirtualService => {}
+            Kind::VirtualService => self.virtual_service(&name, None),
             Kind::DestinationRule => self.destination_rule(&name, None),
             Kind::WorkloadEntry => self.machine(&name, None),
             Kind::GatewayClass => self.gateway_class(&name.name, None),
@@ -142,7 +164,8 @@ impl Index {
             Kind::TcpRoute => self.route(RouteKind::TcpRoute, &name, None),
             Kind::ReferenceGrant => self.grant(&name, None),
             Kind::RateLimit => self.rate_limit(&name, None),
-            Kind::BackendTlsPolicy | Kind::HealthCheck => {}
+            Kind::HealthCheck => self.health_check(&name, None),
+            Kind::BackendTlsPolicy => self.backend_tls(&name, None),
         }
     }
 

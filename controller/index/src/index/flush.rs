@@ -87,11 +87,12 @@ impl Index {
             &dirty.gateways,
             &mut delta,
         );
-        self.flush_routes(
+        let shared = self.flush_routes(
             dirty.routes,
             &[&dirty.services, &dirty.entries, &dirty.gateways],
             &mut delta,
         );
+        self.flush_virtuals(dirty.virtuals, &hosts, shared, &mut delta);
         self.flush_authentications(
             dirty.authentications,
             &[&dirty.services, &dirty.entries],
@@ -100,6 +101,11 @@ impl Index {
         );
         self.flush_limits(
             dirty.limits,
+            &[&dirty.services, &dirty.entries, &dirty.gateways],
+            &mut delta,
+        );
+        self.flush_backing(
+            dirty.backing,
             &[&dirty.services, &dirty.entries, &dirty.gateways],
             &mut delta,
         );
@@ -477,7 +483,6 @@ impl Index {
             application_tunnel: self.application_tunnel(name, pod),
             locality: self.nodes.get(&pod.node).cloned().unwrap_or_default(),
             network: self.network.clone(),
-            labels: Arc::default(),
             hbone: standing.hbone,
         };
         let row = workloads::for_node(&self.config, name, pod, standing);

@@ -87,22 +87,33 @@ impl Index {
         self.dirty.routes.extend(routes);
     }
 
-    /// Lowers what is marked, and what refers to objects that are.
+    /// Lowers what is marked, and what refers to objects that are. Returns the services where other routes are attached
+    /// now.
     pub(super) fn flush_routes(
         &mut self,
         mut routes: HashSet<RouteKey>,
         changed: &[&HashSet<Name>],
         delta: &mut Delta,
-    ) {
+    ) -> HashSet<ServiceKey> {
         let changed = changed.iter().flat_map(|names| names.iter());
         for name in changed {
             let of = self.routes.by_reference.get(name);
             routes.extend(of.into_iter().flatten().cloned());
         }
-        routes.iter().for_each(|key| self.flush_route(key, delta));
+        let mut attached = HashSet::new();
+        for key in &routes {
+            attached.extend(self.flush_route(key, delta));
+        }
+        attached
     }
 
-    fn flush_route(&mut self, key: &RouteKey, delta: &mut Delta) {
+    /// What a route's parents are told, again.
+    pub(super) fn flush_route_status(&mut self, key: &RouteKey, delta: &mut Delta) {
+        let _nothing_changes = self.flush_route(key, delta);
+    }
+
+    /// Returns the services that it is attached to since now, or no more.
+    fn flush_route(&mut self, key: &RouteKey, delta: &mut Delta) -> HashSet<ServiceKey> {
         let facts = self.routes.facts.get(key);
         let generation = facts.and_then(|facts| facts.generation);
         let lowered = match facts {
@@ -113,6 +124,10 @@ impl Index {
                 parents: Vec::new(),
             },
         };
+        let attachments = lowered.route.as_ref().map(|route| &*route.attachments);
+        let attached = self
+            .virtuals
+            .attach(key, attachments.unwrap_or_default());
         self.tell(key, &lowered, delta);
         let status = RouteStatus {
             route: routes::object_key(key),
@@ -124,13 +139,14 @@ impl Index {
         let before = self.routes.said.get(key);
         let nothing = before.is_none() && status.parents.is_empty();
         if before == Some(&status) || nothing {
-            return;
+            return attached;
         }
         match status.parents.is_empty() {
             true => drop(self.routes.said.remove(key)),
             false => drop(self.routes.said.insert(key.clone(), status.clone())),
         }
         delta.route_statuses.push(status);
+        attached
     }
 
     fn lower(&self, key: &RouteKey, facts: &RouteFacts) -> Lowered {
@@ -141,6 +157,7 @@ impl Index {
                 let gateway = self.waypoints.gateway(name);
                 gateway.is_some_and(|gateway| self.waypoints.is_waypoint(gateway))
             },
+            replaced: &|attachment| self.replaced_by_routes(attachment),
         };
         routes::lower(key, facts, &world)
     }

@@ -83,6 +83,7 @@ impl Index {
         self.refer_labels(&keys(before.as_ref()), &keys_after);
         for host in hosts {
             self.mark_covered(&host);
+            self.mark_senders(&host);
         }
         self.dirty.rules.insert(name.clone());
     }
@@ -302,10 +303,13 @@ impl Index {
         let sans = known
             .map(|known| known.subject_alt_names.clone())
             .unwrap_or_default();
-        let traffic = match rules.is_empty() {
+        let mut traffic = match rules.is_empty() {
             true => None,
             false => Some(destination_rules::merge(&rules).lower(service, &sans)),
         };
+        if let Some(claim) = self.claim_of(service) {
+            self.put_backend_policies(service, (&claim.name, claim.is_entry), &mut traffic);
+        }
         let chosen = rules.into_iter().map(|(name, _)| name.clone()).collect();
         (traffic, chosen)
     }

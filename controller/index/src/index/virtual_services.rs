@@ -143,16 +143,14 @@ impl Virtuals {
         changed
     }
 
-    /// The route of the Gateway API that these clients' requests to a port follow.
-    fn route_before(&self, service: &ServiceKey, port: u16, clients: &Clients) -> Option<RouteKey> {
-        let routes = self.attached.get(service)?.iter();
+    /// The route of the Gateway API that takes requests of these clients to a port.
+    fn route_for(&self, service: &ServiceKey, port: u16, clients: &[&Clients]) -> Option<RouteKey> {
+        let mut routes = self.attached.get(service)?.iter();
         let takes = |one: &Attachment| {
-            let port = one.port.is_none_or(|only| only == port);
-            // What the service's own namespace says with a route is not undone by a VirtualService of it.
-            port && (one.clients == *clients || one.clients == Clients::All)
+            one.port.is_none_or(|only| only == port) && clients.contains(&&one.clients)
         };
-        let mut taking = routes.filter(|(_, attachments)| attachments.iter().any(takes));
-        taking.next().map(|(route, _)| route.clone())
+        let taking = routes.find(|(_, attachments)| attachments.iter().any(takes));
+        taking.map(|(route, _)| route.clone())
     }
 }
 
@@ -163,7 +161,7 @@ impl Index {
         let keys_after = keys(after.as_ref()).unwrap_or_default();
         let virtuals = &mut self.virtuals;
         let before = virtuals.facts.remove(name);
-        let mut touched = HashSet::from([name.clone()]);
+        let mut touched: HashSet<Name> = std::iter::once(name.clone()).collect();
         if let Some(before) = &before {
             virtuals.leave(name, before, &domain);
             touched.extend(virtuals.rivals(&before.hosts));
@@ -182,8 +180,10 @@ impl Index {
 
     /// Those who send to a service, for instance because its subsets changed.
     pub(super) fn mark_senders(&mut self, hostname: &str) {
-        let names = self.virtuals.by_destination.get(hostname);
-        self.dirty.virtuals.extend(names.into_iter().flatten().cloned());
+        let known = self.virtuals.by_destination.iter();
+        let senders = known.filter(|(host, _)| crate::destination_rules::covers(hostname, host));
+        let names: Vec<Name> = senders.flat_map(|(_, names)| names.iter().cloned()).collect();
+        self.dirty.virtuals.extend(names);
     }
 
     /// Lowers what is marked, what is for hosts that changed or sends to them, and what shares services with routes that
@@ -341,13 +341,14 @@ impl Index {
             return Some(Displaced::By(first.name().clone()));
         }
         let of_clients = name.namespace != service.namespace && *name.namespace != **root;
-        let before = self.virtuals.route_before(service, port, clients)?;
-        // A VirtualService of the clients' own namespace comes before routes of the service's.
-        let producers = self.virtuals.attached.get(service);
-        let own = producers.and_then(|routes| routes.get(&before)).is_some_and(|all| {
-            all.iter().any(|one| one.clients == *clients)
-        });
-        (own || !of_clients).then_some(Displaced::ByRoute(before, port))
+        // A VirtualService of the clients' own namespace comes before routes of the service's; one of the service's
+        // does not undo what a route of its namespace says.
+        let routes: &[&Clients] = match of_clients {
+            true => &[clients],
+            false => &[clients, &Clients::All],
+        };
+        let route = self.virtuals.route_for(service, port, routes)?;
+        Some(Displaced::ByRoute(route, port))
     }
 
     /// Puts the parts into the tables of their waypoints, and out of those that they have left.

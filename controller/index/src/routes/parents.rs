@@ -1,5 +1,7 @@
 //! Which parents of a route are ours, and what each makes of it.
 
+use std::collections::BTreeSet;
+
 use karst_k8s_api::gateway::route::ParentReference;
 use karst_model::{
     name::{GatewayKey, ServiceKey},
@@ -32,7 +34,7 @@ pub(super) struct Fit {
 
 impl Fit {
     /// Whether the route has an effect: only a waypoint routes.
-    pub(super) fn programmed(&self) -> Condition {
+    pub(super) fn programmed(&self, world: &World<'_>) -> Condition {
         let unbound = self.services.iter().find(|one| one.waypoint.is_none());
         let mut names: Vec<String> = self.waypoints().map(|one| one.to_string()).collect();
         names.dedup();
@@ -40,7 +42,7 @@ impl Fit {
             None => Condition::yes(
                 ConditionType::Programmed,
                 "Programmed",
-                format!("by waypoint {}", names.join(", ")),
+                format!("by waypoint {}{}", names.join(", "), self.instead(world)),
             ),
             Some(service) => Condition::no(
                 ConditionType::Programmed,
@@ -50,6 +52,22 @@ impl Fit {
                     service.key.hostname
                 ),
             ),
+        }
+    }
+
+    /// The VirtualServices that it comes before.
+    fn instead(&self, world: &World<'_>) -> String {
+        let all = self.attachments.iter();
+        let names: BTreeSet<String> = all
+            .flat_map(|attachment| (world.replaced)(attachment))
+            .map(|name| name.to_string())
+            .collect();
+        match names.is_empty() {
+            true => String::new(),
+            false => {
+                let names: Vec<String> = names.into_iter().collect();
+                format!(", in the place of VirtualService {}", names.join(", "))
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use karst_k8s_api::istio::{
-    Duration as Text,
+    duration::Duration as Text,
     virtual_service::{Percent, StringMatch},
 };
 use karst_model::route::ValueMatch;

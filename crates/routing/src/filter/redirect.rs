@@ -43,6 +43,20 @@ impl Redirect {
         })
     }
 
+    /// Whether a `Location` is where the request asked already, so that its client would come back for ever.
+    pub fn leads_back(location: &HeaderValue, request: &Request) -> bool {
+        let itself = Self {
+            scheme: None,
+            host: None,
+            port: None,
+            keep_port: false,
+            path: None,
+            status: StatusCode::FOUND,
+        };
+        let itself = itself.answer(request, MatchedPath::Whole);
+        itself.is_ok_and(|(_, itself)| itself == *location)
+    }
+
     /// Status and `Location` of the answer.
     pub fn answer(
         &self,
@@ -59,10 +73,6 @@ impl Redirect {
             Some(change) => change.of(request.path(), matched),
             None => request.path().into(),
         };
-        let same = (scheme, port, &*path) == (request.scheme(), request.port(), request.path());
-        if same && host.eq_ignore_ascii_case(request.host()) {
-            return Err(Unwritable(path.into_owned(), "redirect, as it leads to itself"));
-        }
         let mut location = match host {
             // HTTP/1.0 without a host: relative to whatever the client asked.
             "" => String::new(),
