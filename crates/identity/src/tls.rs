@@ -1,10 +1,12 @@
-//! The crypto provider, and TLS of the control plane: agents to the controller, with bearer tokens inside.
+//! The crypto provider, TLS of the control plane (agents to the controller, with bearer tokens inside), and TLS to servers
+//! that are no members of the mesh.
 //!
 //! Mesh tunnels take their configurations from [`crate::Credential`]; nothing else sets rustls up.
 
 mod accept;
 mod connect;
 mod control_plane;
+mod origination;
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,6 +20,7 @@ pub use self::{
         ControlPlaneTrust, ServingCertificate, TlsError, control_plane_client_config,
         control_plane_server_config, webhook_server_config,
     },
+    origination::{CrlError, HandshakeError, Inside, OriginatedIo, Origination, OriginationError},
 };
 
 pub(crate) const ALPN_H2: &[u8] = b"h2";

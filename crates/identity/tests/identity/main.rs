@@ -9,4 +9,5 @@ mod control_plane;
 mod credential;
 mod handshake;
 mod mint;
+mod origination;
 mod store;

@@ -13,8 +13,9 @@ use karst_identity::{
 };
 use karst_model::identity::SpiffeId;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
@@ -69,7 +70,7 @@ fn ca_params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
@@ -99,6 +100,38 @@ impl Ca {
             leaf.params().signed_by(&key, &self.issuer).unwrap().pem(),
             key,
         )
+    }
+
+    /// The certificate of a server outside of the mesh, with its serial number.
+    pub(crate) fn issue_server(&self, names: &[&str], uri: &str, serial: u64) -> (String, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = Leaf::of(uri).params();
+        params.serial_number = Some(SerialNumber::from(serial));
+        let names = names
+            .iter()
+            .map(|name| SanType::DnsName((*name).try_into().unwrap()));
+        params.subject_alt_names.extend(names);
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key)
+    }
+
+    /// A list of revoked serial numbers, PEM.
+    pub(crate) fn revocations(&self, serials: &[u64]) -> String {
+        let now = SystemTime::now();
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = CertificateRevocationListParams {
+            this_update: (now - HOUR).into(),
+            next_update: (now + HOUR).into(),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
     /// What a CA answers to a request; `roots` is the last element.
