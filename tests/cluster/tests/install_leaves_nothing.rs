@@ -122,7 +122,11 @@ fn snapshot(cluster: &Cluster) -> Snapshot {
             ("pins", "ls -AR /sys/fs/bpf"),
             ("run directory", "ls -A /run/karst 2>/dev/null || true"),
             ("mounts", "grep karst /proc/1/mountinfo || true"),
-            ("nft", "nft list ruleset | grep -i karst || true"),
+            // kube-proxy takes the chains of a service that is gone away when it likes.
+            (
+                "nft",
+                "nft list tables | grep -v kube-proxy | while read table; do nft list $table; done | grep -i karst || true",
+            ),
             (
                 "qdiscs",
                 "for d in $(ip -o link | cut -d: -f2 | cut -d@ -f1); do tc filter show dev $d ingress; tc filter show dev $d egress; done | grep karst || true",
