@@ -493,7 +493,7 @@ pub(super) fn has_status(kind: Kind) -> bool {
 fn has_events(kind: Kind) -> bool {
     matches!(
         kind,
-        Kind::Namespace | Kind::Pod | Kind::Service | Kind::ConfigMap
+        Kind::Namespace | Kind::Pod | Kind::Service | Kind::ConfigMap | Kind::BackendTlsPolicy
     )
 }
 
