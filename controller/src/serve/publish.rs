@@ -7,11 +7,12 @@ use karst_model::{
     enrollment::NodeWorkload,
     name::{GatewayKey, ServiceKey},
     policy::{Authorization, PolicyScope},
+    rate_limit::RateLimit,
     route::Route,
     service::Service,
-    traffic::ServiceTraffic,
     telemetry::Telemetry,
     token::RequestAuthentication,
+    traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy,
     workload::Workload,
 };
@@ -187,9 +188,18 @@ fn waypoint_publications(delta: &Delta) -> (Vec<Publication>, Vec<Publication>) 
         name: key.to_string().into(),
         content: None,
     });
+    let limits = delta.rate_limits.updated.iter();
+    let limits = limits.map(|((gateway, _), limit)| limit_publication(gateway, limit));
+    let limits_gone = delta.rate_limits.removed.iter();
+    let limits_gone = limits_gone.map(|(gateway, key)| Publication {
+        table: TableKey::RateLimits(gateway.clone()),
+        name: key.to_string().into(),
+        content: None,
+    });
     (
         policies
             .chain(authentications)
+            .chain(limits)
             .chain(traffic)
             .chain(routes)
             .collect(),
@@ -197,6 +207,7 @@ fn waypoint_publications(delta: &Delta) -> (Vec<Publication>, Vec<Publication>) 
             .chain(traffic_gone)
             .chain(policies_gone)
             .chain(authentications_gone)
+            .chain(limits_gone)
             .collect(),
     )
 }
@@ -216,6 +227,21 @@ fn authentication_publication(
     Publication {
         table: TableKey::RequestAuthentications(gateway.clone()),
         name: authentication.key.to_string().into(),
+        content: Some(content),
+    }
+}
+
+fn limit_publication(gateway: &GatewayKey, limit: &RateLimit) -> Publication {
+    let content = Content {
+        type_url: type_url::RATE_LIMIT,
+        value: convert::rate_limit_to(limit).encode_to_vec(),
+        aliases: Vec::new(),
+        groups: Vec::new(),
+        covers_all: false,
+    };
+    Publication {
+        table: TableKey::RateLimits(gateway.clone()),
+        name: limit.key.to_string().into(),
         content: Some(content),
     }
 }

@@ -40,6 +40,8 @@ pub enum TableKey {
     /// What holds for the services that this waypoint sends to.
     Traffic(GatewayKey),
     RequestAuthentications(GatewayKey),
+    /// What this waypoint counts.
+    RateLimits(GatewayKey),
     /// What is recorded, for everybody.
     Telemetry,
 }
@@ -166,6 +168,11 @@ impl Tables {
             TableKey::Authorization => Some(&self.authorization),
             own => self.own.get(own),
         }
+    }
+
+    /// Every table of one agent or one waypoint.
+    pub fn own(&self) -> impl Iterator<Item = (&TableKey, &Table)> {
+        self.own.iter()
     }
 
     fn publish(&mut self, publication: Publication) {

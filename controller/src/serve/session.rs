@@ -55,6 +55,7 @@ enum Place {
     NodeWorkload,
     Route,
     ServiceTraffic,
+    RateLimit,
     Telemetry,
     /// Answered with nothing, so that its asker does not wait.
     Unknown(String),
@@ -178,9 +179,9 @@ impl Session {
             let limits = Limits {
                 bytes: self.chunk_bytes,
                 told: match place {
-                    Place::Authorization
-                    | Place::WaypointPolicy
-                    | Place::RequestAuthentication => told,
+                    Place::Authorization | Place::WaypointPolicy | Place::RequestAuthentication => {
+                        told
+                    }
                     _ => Revision::MAX,
                 },
                 end: tables.revision(),
@@ -223,6 +224,7 @@ impl Session {
                 Place::RequestAuthentication,
                 Place::Address,
                 Place::ServiceTraffic,
+                Place::RateLimit,
                 Place::Route,
             ],
         };
@@ -267,6 +269,7 @@ impl Place {
             type_url::REQUEST_AUTHENTICATION => Self::RequestAuthentication,
             type_url::ROUTE => Self::Route,
             type_url::SERVICE_TRAFFIC => Self::ServiceTraffic,
+            type_url::RATE_LIMIT => Self::RateLimit,
             type_url::TELEMETRY => Self::Telemetry,
             other => Self::Unknown(other.to_owned()),
         }
@@ -281,6 +284,7 @@ impl Place {
             Self::RequestAuthentication => type_url::REQUEST_AUTHENTICATION,
             Self::Route => type_url::ROUTE,
             Self::ServiceTraffic => type_url::SERVICE_TRAFFIC,
+            Self::RateLimit => type_url::RATE_LIMIT,
             Self::Telemetry => type_url::TELEMETRY,
             Self::Unknown(other) => other,
         }
@@ -299,6 +303,9 @@ impl Place {
             (Self::ServiceTraffic, Peer::Waypoint { gateway, .. }) => {
                 Some(TableKey::Traffic(gateway.clone()))
             }
+            (Self::RateLimit, Peer::Waypoint { gateway, .. }) => {
+                Some(TableKey::RateLimits(gateway.clone()))
+            }
             (Self::WaypointPolicy, Peer::Waypoint { gateway, .. }) => {
                 Some(TableKey::WaypointPolicies(gateway.clone()))
             }
@@ -309,6 +316,7 @@ impl Place {
                 Self::NodeWorkload
                 | Self::Route
                 | Self::ServiceTraffic
+                | Self::RateLimit
                 | Self::WaypointPolicy
                 | Self::RequestAuthentication
                 | Self::Unknown(_),
