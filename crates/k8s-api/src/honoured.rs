@@ -1,22 +1,32 @@
 //! What Karst does with each label, annotation and field of Istio's API: honoured, refused, or not yet.
 //!
 //! One table for everybody: admission and files report what is set and not honoured ([`unhonoured`]), status repeats
-//! it, and `docs/reference/istio-api.md` is printed from it. A test walks the schemas and fails on a field without a
+//! it, and `docs/reference/istio-compat.md` is printed from it. A test walks the schemas and fails on a field without a
 //! row, so no field can be accepted and ignored.
 
+mod destination_rule;
 mod fields;
 mod gateway;
 mod keys;
 mod mesh;
 mod page;
+mod proofs;
+mod refused;
+mod virtual_service;
+
+use std::borrow::Cow;
 
 use serde_json::Value;
 
+pub use destination_rule::DESTINATION_RULE;
 pub use fields::FIELDS;
 pub use gateway::GATEWAY_FIELDS;
-pub use keys::{KEYS, REFUSED_KINDS};
+pub use keys::{IDLE_KEYS, KEYS};
 pub use mesh::{MESH_CONFIG, MeshRow};
 pub use page::{gateway_page, page};
+pub use proofs::{PROOFS, Proof, proof};
+pub use refused::REFUSED_KINDS;
+pub use virtual_service::VIRTUAL_SERVICE;
 
 use crate::Kind;
 
@@ -37,7 +47,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug)]
 pub struct FieldRow {
     pub kind: Kind,
-    /// `spec.rules[].from[].source.principals`: `[]` for list items, `{}` for map values.
+    /// `spec.rules[].from[].source.principals`: `[]` for list items, `{}` for map values, `.*` for all below.
     pub path: &'static str,
     pub verdict: Verdict,
     /// What happens, for the author.
@@ -88,15 +98,38 @@ pub enum Step {
     Index(usize),
 }
 
-/// The row that speaks for a field: its own, else the nearest above it that does not only say "honoured".
+/// The rows of a kind, in the order of Istio's reference.
+pub fn fields(kind: Kind) -> impl Iterator<Item = &'static FieldRow> + Clone {
+    let all = FIELDS.iter().chain(DESTINATION_RULE).chain(VIRTUAL_SERVICE);
+    all.filter(move |row| row.kind == kind)
+}
+
+/// Every label and annotation that has a row.
+pub fn keys() -> impl Iterator<Item = &'static KeyRow> + Clone {
+    KEYS.iter().chain(IDLE_KEYS)
+}
+
+/// The path whose row speaks for a path, where fields of the same meaning stand in several places.
+fn canonical(kind: Kind, path: &str) -> Cow<'_, str> {
+    match kind {
+        Kind::DestinationRule => destination_rule::canonical(path),
+        _ => Cow::Borrowed(path),
+    }
+}
+
+/// The row that speaks for a field: its own, else one above it that does not only say "honoured", or that ends
+/// with `.*` and so stands for everything below it.
 pub fn row(kind: Kind, path: &str) -> Option<&'static FieldRow> {
-    let mut rows = FIELDS.iter().filter(|row| row.kind == kind);
+    let path = &*canonical(kind, path);
+    let mut rows = fields(kind);
     let own = rows.clone().find(|row| row.path == path);
-    let covers = |row: &&FieldRow| {
-        row.verdict != Verdict::Honoured
-            && path
-                .strip_prefix(row.path)
-                .is_some_and(|rest| rest.starts_with(['.', '[', '{']))
+    let below = |above: &str| {
+        let rest = path.strip_prefix(above);
+        rest.is_some_and(|rest| rest.starts_with(['.', '[', '{']))
+    };
+    let covers = |row: &&FieldRow| match row.path.strip_suffix(".*") {
+        Some(above) => below(above),
+        None => row.verdict != Verdict::Honoured && below(row.path),
     };
     own.or_else(|| rows.find(covers))
 }
@@ -119,7 +152,7 @@ pub fn unhonoured(kind: Kind, object: &Value) -> Vec<Unhonoured> {
 
 /// What a key of a label or annotation means; nothing for keys of others.
 pub fn key_row(place: Place, key: &str) -> Option<&'static KeyRow> {
-    KEYS.iter().find(|row| row.place == place && row.key == key)
+    keys().find(|row| row.place == place && row.key == key)
 }
 
 /// Whether a field says anything: empty lists, maps and texts, and null, are as good as left out.
@@ -222,9 +255,9 @@ mod tests {
 
     #[test]
     fn keys_are_listed_once() {
-        for (position, row) in KEYS.iter().enumerate() {
-            let again = KEYS[..position]
-                .iter()
+        for (position, row) in keys().enumerate() {
+            let again = keys()
+                .take(position)
                 .any(|other| other.place == row.place && other.key == row.key);
             assert!(!again, "{} has two rows", row.key);
         }

@@ -2,7 +2,7 @@
 //!
 //! Never more than a warning: a Namespace or Pod that is refused for a label would hurt more than the label.
 
-use karst_k8s_api::honoured::{self, KEYS, KeyRow, Place as Where, Verdict};
+use karst_k8s_api::honoured::{self, KeyRow, Place as Where, Verdict};
 
 use super::place::Place;
 
@@ -65,8 +65,7 @@ fn unknown(place: Where, key: &str) -> Option<String> {
     if honoured::key_row(other.0, key).is_some() {
         return Some(format!("{}: nothing reads it here", other.1));
     }
-    let meant = KEYS
-        .iter()
+    let meant = honoured::keys()
         .filter(|row| row.place == place)
         .map(|row| {
             (

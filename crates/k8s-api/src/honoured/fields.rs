@@ -5,8 +5,8 @@ use super::{
     Verdict::{self, Honoured, NoEffect, NotYet, Refused},
 };
 use crate::Kind::{
-    self, AuthorizationPolicy, DestinationRule, PeerAuthentication, RequestAuthentication,
-    ServiceEntry, Telemetry, VirtualService, WorkloadEntry,
+    self, AuthorizationPolicy, PeerAuthentication, RequestAuthentication, ServiceEntry, Telemetry,
+    WorkloadEntry,
 };
 
 /// Shown for what a policy is attached to.
@@ -17,9 +17,6 @@ const HTTP: &str = "by a waypoint, in a policy with targetRefs; in one for workl
 const TOKEN: &str = "no token is verified yet, so that no request has one: it never matches, and its negation always does";
 /// Shown for trust domains.
 const DOMAINS: &str = "by a waypoint, in a policy with targetRefs, with `*` at the end at most and not beside principals; in one for workloads an ALLOW rule with it allows nothing and a DENY rule denies without it: use principals such as `example.org/*`";
-/// Shown for routes.
-const ROUTES: &str =
-    "is not honoured yet: use the routes of the Gateway API; traffic goes as without it";
 /// Shown for policies of waypoints.
 const WAYPOINT: &str =
     "tokens are not verified yet: the object is refused, so that nobody takes it for enforced";
@@ -320,13 +317,13 @@ pub const FIELDS: &[FieldRow] = &[
         ServiceEntry,
         "spec.hosts",
         Honoured,
-        "one service per host; `*.` at the start only",
+        "one service per host; `*.` at the start only, and with an address of its own only for DYNAMIC_DNS",
     ),
     row(
         ServiceEntry,
         "spec.addresses",
         Honoured,
-        "IPs and CIDRs; without any, addresses of 240.240.0.0/16 and 2001:2::/48",
+        "IPs and CIDRs; without any, addresses of 240.240.0.0/16 and 2001:2::/48, which status.addresses shows",
     ),
     row(ServiceEntry, "spec.ports", Honoured, "TCP"),
     row(ServiceEntry, "spec.ports[].number", Honoured, ""),
@@ -334,7 +331,7 @@ pub const FIELDS: &[FieldRow] = &[
         ServiceEntry,
         "spec.ports[].protocol",
         Honoured,
-        "told to peers; nothing depends on it without a waypoint",
+        "what a waypoint takes the port for; nothing depends on it without one",
     ),
     row(
         ServiceEntry,
@@ -353,7 +350,7 @@ pub const FIELDS: &[FieldRow] = &[
         ServiceEntry,
         "spec.resolution",
         Honoured,
-        "NONE and STATIC; DNS kinds as far as the agent resolves names",
+        "DNS kinds at a waypoint, which resolves the names (TTL from 5s to 300s); without one such connections fail. NONE needs addresses. DYNAMIC_DNS: HTTP by the host of each request",
     ),
     row(
         ServiceEntry,
@@ -410,7 +407,7 @@ pub const FIELDS: &[FieldRow] = &[
         ServiceEntry,
         "spec.subjectAltNames",
         Honoured,
-        "identities that are accepted from endpoints",
+        "identities that are accepted from endpoints, and names that their certificates must have where a DestinationRule originates TLS and names none",
     ),
     // --- WorkloadEntry
     row(
@@ -447,102 +444,62 @@ pub const FIELDS: &[FieldRow] = &[
         Honoured,
         "the identity that is expected there",
     ),
-    // --- DestinationRule
-    row(DestinationRule, "spec", NotYet, ROUTES),
-    row(DestinationRule, "spec.host", NotYet, ROUTES),
-    row(DestinationRule, "spec.trafficPolicy", NotYet, ROUTES),
-    row(
-        DestinationRule,
-        "spec.trafficPolicy.loadBalancer",
-        NotYet,
-        ROUTES,
-    ),
-    row(
-        DestinationRule,
-        "spec.trafficPolicy.connectionPool",
-        NotYet,
-        ROUTES,
-    ),
-    row(
-        DestinationRule,
-        "spec.trafficPolicy.outlierDetection",
-        NotYet,
-        ROUTES,
-    ),
-    row(
-        DestinationRule,
-        "spec.trafficPolicy.tls",
-        NotYet,
-        "traffic inside the mesh is encrypted whatever it says; TLS towards the outside is left to the application",
-    ),
-    row(
-        DestinationRule,
-        "spec.trafficPolicy.portLevelSettings",
-        NotYet,
-        ROUTES,
-    ),
-    row(DestinationRule, "spec.trafficPolicy.tunnel", NotYet, ROUTES),
-    row(
-        DestinationRule,
-        "spec.trafficPolicy.proxyProtocol",
-        NotYet,
-        ROUTES,
-    ),
-    row(
-        DestinationRule,
-        "spec.trafficPolicy.retryBudget",
-        NotYet,
-        ROUTES,
-    ),
-    row(DestinationRule, "spec.subsets", NotYet, ROUTES),
-    row(DestinationRule, "spec.exportTo", NotYet, ROUTES),
-    row(DestinationRule, "spec.workloadSelector", NotYet, ROUTES),
-    // --- VirtualService
-    row(VirtualService, "spec", NotYet, ROUTES),
-    row(VirtualService, "spec.hosts", NotYet, ROUTES),
-    row(VirtualService, "spec.gateways", NotYet, ROUTES),
-    row(VirtualService, "spec.http", NotYet, ROUTES),
-    row(VirtualService, "spec.tls", NotYet, ROUTES),
-    row(VirtualService, "spec.tcp", NotYet, ROUTES),
-    row(VirtualService, "spec.exportTo", NotYet, ROUTES),
     // --- Telemetry
     row(
         Telemetry,
         "spec",
-        NotYet,
-        "metrics and access logs of L4 are always on, for every workload",
+        Honoured,
+        "by agents for connections, by waypoints for requests; the nearest scope wins, of two the older",
     ),
-    row(Telemetry, "spec.selector", NotYet, "see spec"),
     row(
         Telemetry,
-        "spec.targetRef",
-        NotYet,
-        "needs a waypoint, and this version has none",
+        "spec.selector",
+        Honoured,
+        "connections of these workloads, at their nodes; in the root namespace, of all namespaces",
     ),
+    row(Telemetry, "spec.targetRef", Honoured, "as targetRefs"),
     row(
         Telemetry,
         "spec.targetRefs",
-        NotYet,
-        "needs a waypoint, and this version has none",
+        Honoured,
+        "Service, ServiceEntry and Gateway of the namespace, GatewayClass from the root namespace: requests that waypoints serve",
     ),
     row(
         Telemetry,
         "spec.tracing",
-        NoEffect,
-        "spans belong to requests: L4 makes none, here as in Istio",
+        Honoured,
+        "by waypoints; agents make no spans, here as in Istio. useRequestIdForTraceSampling is reported; enableIstioTags has no effect",
     ),
     row(
         Telemetry,
         "spec.metrics",
-        NotYet,
-        "metrics of L4 are always on",
+        Honoured,
+        "at L4 too; expressions are CEL. Metrics of gRPC messages and custom metrics are reported",
     ),
     row(
         Telemetry,
         "spec.accessLogging",
-        NotYet,
-        "access logs of L4 are always on",
+        Honoured,
+        "at L4 too; filters are CEL",
     ),
+    row(Telemetry, "spec.selector.*", Honoured, ""),
+    row(Telemetry, "spec.targetRef.*", Honoured, ""),
+    row(Telemetry, "spec.targetRefs.*", Honoured, ""),
+    row(
+        Telemetry,
+        "spec.tracing[].useRequestIdForTraceSampling",
+        NotYet,
+        "the trace's own id decides",
+    ),
+    row(
+        Telemetry,
+        "spec.tracing[].enableIstioTags",
+        NoEffect,
+        "Istio's tags are always there",
+    ),
+    row(Telemetry, "spec.tracing.*", Honoured, ""),
+    row(Telemetry, "spec.metrics.*", Honoured, ""),
+    row(Telemetry, "spec.accessLogging.*", Honoured, ""),
 ];
 
 const fn row(kind: Kind, path: &'static str, verdict: Verdict, note: &'static str) -> FieldRow {

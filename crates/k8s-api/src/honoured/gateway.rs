@@ -4,7 +4,9 @@ use super::{
     FieldRow,
     Verdict::{self, Honoured, NoEffect, NotYet},
 };
-use crate::Kind::{self, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute};
+use crate::Kind::{
+    self, BackendTlsPolicy, GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute,
+};
 
 /// Shown for parents.
 const PARENTS: &str = "Service with a cluster IP and ServiceEntry (group `networking.istio.io`), with port and sectionName; in its own namespace a route is for all clients (producer), elsewhere for clients of the route's namespace (consumer). Gateways are other controllers'; a waypoint's takes no routes";
@@ -104,6 +106,37 @@ pub const GATEWAY_FIELDS: &[FieldRow] = &[
     row(TcpRoute, "spec.parentRefs", Honoured, PARENTS),
     row(TcpRoute, "spec.rules", Honoured, "one"),
     row(TcpRoute, "spec.rules[].backendRefs", Honoured, BACKENDS),
+    row(
+        BackendTlsPolicy,
+        "spec.targetRefs",
+        Honoured,
+        "Service and ServiceEntry, with sectionName; Events say what does not hold, its status is not written",
+    ),
+    row(
+        BackendTlsPolicy,
+        "spec.validation.hostname",
+        Honoured,
+        "sent as server name, and verified",
+    ),
+    row(
+        BackendTlsPolicy,
+        "spec.validation.subjectAltNames",
+        Honoured,
+        "one of them is verified instead of the hostname",
+    ),
+    row(
+        BackendTlsPolicy,
+        "spec.validation.wellKnownCACertificates",
+        Honoured,
+        "`System`: the file of roots in the waypoint's image or the one that SSL_CERT_FILE names",
+    ),
+    row(
+        BackendTlsPolicy,
+        "spec.validation.caCertificateRefs",
+        NotYet,
+        "on a cluster connections fail, since the controller reads no ConfigMaps of namespaces; honoured where the configuration is a directory",
+    ),
+    row(BackendTlsPolicy, "spec.options", NoEffect, "none is known"),
     row(ReferenceGrant, "spec.from", Honoured, "routes"),
     row(
         ReferenceGrant,

@@ -113,7 +113,11 @@ pub const MESH_CONFIG: &[MeshRow] = &[
         NotYet,
         "services are visible to everyone unless they say otherwise",
     ),
-    ("defaultVirtualServiceExportTo", NotYet, "needs a waypoint"),
+    (
+        "defaultVirtualServiceExportTo",
+        NotYet,
+        "exportTo of each VirtualService counts alone",
+    ),
     ("defaultDestinationRuleExportTo", NotYet, "needs a waypoint"),
     (
         "rootNamespace",

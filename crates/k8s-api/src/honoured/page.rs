@@ -2,14 +2,17 @@
 
 use std::fmt::Write as _;
 
-use super::{FIELDS, GATEWAY_FIELDS, KEYS, MESH_CONFIG, Place, REFUSED_KINDS, Verdict};
+use super::{
+    FieldRow, GATEWAY_FIELDS, MESH_CONFIG, Place, REFUSED_KINDS, Verdict, fields, keys, proof,
+};
 use crate::Kind;
 
-const HEAD: &str = "# Istio's API in Karst
+const HEAD: &str = "# Istio's API in Karst: what is compatible
 
-For users of Istio: what this version does with each label, annotation, resource definition and field. Printed from
-`crates/k8s-api/src/honoured` by `cargo run -p karst-k8s-api --example print_reference`; a test fails on a field without
-a row.
+For users of Istio: what this version does with each label, annotation, resource definition and field, and the test that
+shows it. Printed from
+`crates/k8s-api/src/honoured` by `cargo run -p karst-k8s-api --example print_reference`; tests fail on a field of
+Istio's definitions without a row, on an honoured one without a test, and on a test that does not exist.
 
 | word | meaning |
 |---|---|
@@ -30,7 +33,7 @@ pub fn page() -> String {
             text,
             "\n## {title}\n\n| key | on | values | Karst | note |\n|---|---|---|---|---|"
         );
-        for row in KEYS.iter().filter(|row| row.place == place) {
+        for row in keys().filter(|row| row.place == place) {
             let values: Vec<String> = row
                 .values
                 .iter()
@@ -113,19 +116,28 @@ fn kind_section(text: &mut String, kind: Kind) {
     }
     let _ = writeln!(
         text,
-        "\n## {kind}\n\n`{}`, versions {}. Fields below a row without rows of their own follow it.\n\n| field | Karst | note |\n|---|---|---|",
+        "\n## {kind}\n\n`{}`, versions {}. Fields below a row without rows of their own follow it.\n\n| field | Karst | note | test |\n|---|---|---|---|",
         kind.group(),
         kind.versions().join(", ")
     );
-    for row in FIELDS.iter().filter(|row| row.kind == kind) {
+    for row in fields(kind) {
         let _ = writeln!(
             text,
-            "| `{}` | {} | {} |",
+            "| `{}` | {} | {} | {} |",
             row.path,
             word(row.verdict),
-            row.note
+            row.note,
+            test(row)
         );
     }
+}
+
+/// The test of an honoured field.
+fn test(row: &FieldRow) -> String {
+    let proof = proof(row.kind, row.path).filter(|_| row.verdict == Verdict::Honoured);
+    proof
+        .map(|proof| format!("`{}`", proof.test))
+        .unwrap_or_default()
 }
 
 fn word(verdict: Verdict) -> &'static str {
