@@ -51,10 +51,13 @@ impl Mesh {
             namespace: config.namespace.as_str().into(),
             name: config.gateway_name.as_str().into(),
         };
+        let baggage = Baggage::of(&place).encode();
+        let services = Services::new(state.clone(), &config, place);
+        services.totals().register(registry);
         Arc::new(Self {
             identity: config.identity(),
-            baggage: Baggage::of(&place).encode(),
-            services: Services::new(state.clone(), &config, place),
+            baggage,
+            services,
             metrics: Metrics::register(registry),
             hub: Arc::new(Hub::new(registry)),
             shown: gateway.to_string().into(),

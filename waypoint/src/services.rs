@@ -33,7 +33,7 @@ use tokio::sync::watch;
 pub(crate) use self::{
     cluster::{Ask, Cluster, Member},
     endpoint::{Endpoint, EndpointKey, Endpoints, InFlight, Way},
-    live::{Taken, now},
+    live::{Taken, Totals, now},
     port::{NoMember, Port},
 };
 use self::port::Sources;
@@ -297,6 +297,15 @@ impl Services {
                 }
             }
         }
+    }
+
+    /// Counters of all sets of endpoints together.
+    pub(crate) fn totals(&self) -> Totals {
+        let endpoints = self.endpoints.lock();
+        endpoints
+            .unwrap_or_else(PoisonError::into_inner)
+            .totals
+            .clone()
     }
 
     /// Changes when somebody waits for a connection of a set that may have no more of them.

@@ -21,6 +21,7 @@ use karst_telemetry::{
     metrics::tcp::{Peer, Reporter, ResponseFlags, ServiceLabels, TcpLabels},
 };
 use rand::Rng as _;
+use tokio::time::sleep;
 
 use crate::{
     authorize,
@@ -405,11 +406,16 @@ impl<'a> Tracked<'a> {
         self.record.opened();
         let flow = Flow::default();
         let mut joined = std::pin::pin!(client.join(opened.stream, &flow));
-        let (ended, revoked) = tokio::select! {
+        let (ended, closed) = tokio::select! {
             ended = &mut joined => (ended, None),
             error = revoked => {
                 flow.cut();
-                (joined.await, Some(error))
+                let why = format!("closed because policy changed: {error}");
+                (joined.await, Some(why))
+            }
+            why = time_up(opened.cluster.as_ref(), &flow) => {
+                flow.cut();
+                (joined.await, Some(why.to_owned()))
             }
         };
         let RelayEnd {
@@ -424,11 +430,35 @@ impl<'a> Tracked<'a> {
         self.record.bytes_recv = sent;
         self.record.bytes_sent = received;
         self.record.duration = self.since.elapsed();
-        self.record.error = match revoked {
-            Some(error) => Some(format!("closed because policy changed: {error}")),
-            None => describe(&end),
-        };
+        self.record.error = closed.or_else(|| describe(&end));
         self.record.completed();
+    }
+}
+
+/// Completes when a connection is as old as its service lets it be, or was idle for as long.
+async fn time_up(cluster: Option<&Arc<Cluster>>, flow: &Flow) -> &'static str {
+    let limits = cluster.map(|cluster| &cluster.policy.connections);
+    let age = async {
+        match limits.and_then(|limits| limits.max_age) {
+            Some(age) => sleep(age).await,
+            None => std::future::pending().await,
+        }
+    };
+    let idle = async {
+        let Some(idle) = limits.and_then(|limits| limits.tcp_idle_timeout) else {
+            return std::future::pending().await;
+        };
+        loop {
+            let before = (flow.sent(), flow.received());
+            sleep(idle).await;
+            if before == (flow.sent(), flow.received()) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = age => "closed: it is as old as its service lets a connection be",
+        () = idle => "closed: nothing was sent for as long as its service waits",
     }
 }
 

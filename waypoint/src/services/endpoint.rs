@@ -22,7 +22,7 @@ use karst_routing::ewma::Ewma;
 use karst_telemetry::metrics::tcp::Peer;
 use tokio::sync::watch;
 
-use super::live::{Live, SetKey};
+use super::live::{Live, SetKey, Totals};
 use crate::labels;
 
 /// What tells two endpoints apart.
@@ -107,6 +107,7 @@ pub(crate) struct Endpoints {
     lives: HashMap<SetKey, Weak<Live>>,
     /// Tells all threads that somebody waits for a connection.
     wanted: watch::Sender<()>,
+    pub(super) totals: Totals,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -119,6 +120,7 @@ impl Endpoints {
             known: HashMap::new(),
             lives: HashMap::new(),
             wanted: watch::Sender::new(()),
+            totals: Totals::default(),
         }
     }
 
@@ -132,7 +134,7 @@ impl Endpoints {
         if let Some(live) = self.lives.get(&key).and_then(Weak::upgrade) {
             return live;
         }
-        let live = Live::new(key.clone(), self.wanted.clone());
+        let live = Live::new(key.clone(), self.wanted.clone(), self.totals.clone());
         self.lives.insert(key, Arc::downgrade(&live));
         live
     }

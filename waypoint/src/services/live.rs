@@ -20,6 +20,8 @@ use karst_routing::{
     outlier::{Ejector, Outcome, Streak, Verdict},
     warm_up,
 };
+use karst_telemetry::metrics::Registry;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::sync::{Notify, watch};
 
 use super::EndpointKey;
@@ -39,6 +41,34 @@ impl std::fmt::Display for SetKey {
             Some(subset) => write!(f, ", subset {subset}"),
             None => Ok(()),
         }
+    }
+}
+
+/// All sets together, for metrics.
+#[derive(Clone, Default)]
+pub(crate) struct Totals {
+    overflows: Counter,
+    ejections: Counter,
+    ejected: Gauge,
+}
+
+impl Totals {
+    pub(crate) fn register(&self, registry: &Registry) {
+        registry.register(
+            "karst_waypoint_overflows",
+            "Requests and connections refused at a limit of their service's traffic policy",
+            self.overflows.clone(),
+        );
+        registry.register(
+            "karst_waypoint_ejections",
+            "Endpoints ejected because they failed",
+            self.ejections.clone(),
+        );
+        registry.register(
+            "karst_waypoint_endpoints_ejected",
+            "Endpoints that are ejected now",
+            self.ejected.clone(),
+        );
     }
 }
 
@@ -64,6 +94,7 @@ pub(crate) struct Live {
     pub(crate) freed: Notify,
     /// Tells all threads that somebody waits for a connection.
     wanted: watch::Sender<()>,
+    totals: Totals,
     /// Counts changes of anybody's health.
     version: AtomicU64,
     members: Mutex<Members>,
@@ -133,7 +164,7 @@ impl Health {
 }
 
 impl Live {
-    pub(super) fn new(key: SetKey, wanted: watch::Sender<()>) -> Arc<Self> {
+    pub(super) fn new(key: SetKey, wanted: watch::Sender<()>, totals: Totals) -> Arc<Self> {
         Arc::new(Self {
             key,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -146,6 +177,7 @@ impl Live {
             round: AtomicU64::new(0),
             freed: Notify::new(),
             wanted,
+            totals,
             version: AtomicU64::new(0),
             members: Mutex::new(Members {
                 known: HashMap::new(),
@@ -183,7 +215,13 @@ impl Live {
             })
             .collect();
         let stays: hashbrown::HashSet<_> = keys.iter().flatten().collect();
-        members.known.retain(|key, _| stays.contains(key));
+        members.known.retain(|key, health| {
+            let stays = stays.contains(key);
+            if !stays && health.is_ejected() {
+                self.totals.ejected.dec();
+            }
+            stays
+        });
         members.ejector.retain(|key| stays.contains(key));
         settled
     }
@@ -224,6 +262,8 @@ impl Live {
                 health.ejected.store(true, Ordering::Relaxed);
                 health.ejections.fetch_add(1, Ordering::Relaxed);
                 self.ejections.fetch_add(1, Ordering::Relaxed);
+                self.totals.ejections.inc();
+                self.totals.ejected.inc();
                 self.changed();
                 tracing::warn!(
                     set = %self.key,
@@ -250,6 +290,7 @@ impl Live {
         for health in back.iter().filter_map(|key| members.known.get(key)) {
             if health.ejected.swap(false, Ordering::Relaxed) {
                 health.streak.store(0, Ordering::Relaxed);
+                self.totals.ejected.dec();
                 self.changed();
                 tracing::info!(set = %self.key, endpoint = %health.key.addr, "an endpoint that was ejected is back");
             }
@@ -269,6 +310,7 @@ impl Live {
 
     pub(crate) fn overflowed(&self) {
         self.overflows.fetch_add(1, Ordering::Relaxed);
+        self.totals.overflows.inc();
     }
 
     /// Asks all threads to let go of connections of this set that they do not use.
@@ -314,5 +356,15 @@ impl Drop for Taken {
     fn drop(&mut self) {
         (self.which)(&self.live).give();
         self.live.freed.notify_waiters();
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let members = self.lock();
+        for health in members.known.values().filter(|health| health.is_ejected()) {
+            health.ejected.store(false, Ordering::Relaxed);
+            self.totals.ejected.dec();
+        }
     }
 }

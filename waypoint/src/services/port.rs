@@ -17,9 +17,8 @@ use karst_routing::{
     balance::{self, Mode, NoEndpoint},
     table::Table,
 };
-use rand::Rng;
 
-use super::{Endpoints, cluster::{Ask, Cluster, Member}};
+use super::{Endpoints, cluster::Cluster};
 
 /// One port, compiled.
 pub(crate) struct Port {
@@ -68,7 +67,9 @@ impl Port {
         };
         let mut cluster = |subset: Option<&karst_model::traffic::Subset>| {
             let name = subset.map(|subset| &*subset.name);
-            let policy = sources.traffic.and_then(|traffic| traffic.policy(number, name));
+            let policy = sources
+                .traffic
+                .and_then(|traffic| traffic.policy(number, name));
             let policy: Arc<TrafficPolicy> = policy.cloned().map(Arc::new).unwrap_or_default();
             Cluster::compile(&request, sources.endpoints, (&policy, subset), known).map(Arc::new)
         };
@@ -95,16 +96,6 @@ impl Port {
                 .ok_or_else(|| NoMember::NoSubset(name.clone()))?,
         };
         compiled.as_ref().map_err(|error| error.clone().into())
-    }
-
-    /// An endpoint for one request, of the whole port or of a subset.
-    pub(crate) fn choose(
-        &self,
-        subset: Option<&Arc<str>>,
-        ask: &Ask<'_>,
-        rng: &mut impl Rng,
-    ) -> Result<Member, NoMember> {
-        Ok(self.cluster(subset)?.choose(ask, rng)?)
     }
 
     /// The sets of endpoints of the port, for people who look.

@@ -122,8 +122,11 @@ impl Http1 {
     /// Goes on by itself: the response has made it something else than HTTP.
     pub(crate) fn detach(self) {
         if !self.ended {
+            let (driver, home) = (self.driver, self.home);
             supervise::spawn_local_connection("upgraded upstream connection", async move {
-                if let Err(error) = self.driver.await {
+                // It takes its place until it ends.
+                let _home = home;
+                if let Err(error) = driver.await {
                     tracing::debug!(%error, "an upgraded upstream connection ended");
                 }
             });
