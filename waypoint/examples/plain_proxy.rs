@@ -13,9 +13,13 @@ use karst_discovery::{State, Update};
 use karst_identity::{CertificateSigner, SignError, SignedCertificate, Store, StoreConfig};
 use karst_model::{
     identity::SpiffeId,
-    name::ServiceKey,
+    name::{PolicyKey, ServiceKey},
     protocol::AppProtocol,
     service::{Service, ServicePort},
+    telemetry::{
+        AccessLog, Collector, MeshTelemetry, Metrics, MetricsOverride, OtlpProtocol, Provider,
+        ProviderKind, Scope, ScopedTelemetry, Telemetry,
+    },
     workload::{GatewayAddr, GatewayDestination, Workload},
 };
 use karst_runtime::{
@@ -38,6 +42,19 @@ struct Args {
     /// `ADDRESS=http1|http2:BACKEND`, as often as wanted.
     #[arg(long, required = true)]
     listen: Vec<Listen>,
+    /// What is recorded: as without configuration, nothing, or everything, to the OTLP collector at `--collector`.
+    #[arg(long, value_enum, default_value = "usual")]
+    record: Record,
+    #[arg(long, default_value = "127.0.0.1:4317")]
+    collector: SocketAddr,
+}
+
+/// How much is recorded of each request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Record {
+    Usual,
+    Nothing,
+    Everything,
 }
 
 /// One way in, and the one endpoint behind it.
@@ -103,6 +120,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let registry = Registry::new();
     let mesh = Mesh::new(config, state.clone(), store, &registry, shutdown.clone());
     spawn_connection("services", mesh.clone().follow_changes());
+    state.apply(recording(&args));
+    if args.record == Record::Everything {
+        tell(&state, "otel", args.collector);
+    }
+    spawn_connection("recording", mesh.recorder().follow(shutdown.clone()));
+    spawn_connection("export", mesh.export(&registry));
     let (workers, _threads) = Workers::start(mesh.config.workers(), &mesh)?;
     let (_drain, watch) = drain::channel();
     for (number, listen) in args.listen.iter().enumerate() {
@@ -120,6 +143,67 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     shutdown.cancelled().await;
     mesh.stopped.cancel();
     Ok(())
+}
+
+/// What the Telemetry API would say.
+fn recording(args: &Args) -> Vec<Update> {
+    let mut off = ScopedTelemetry {
+        key: PolicyKey {
+            namespace: "istio-system".into(),
+            name: "off".into(),
+        },
+        created: 0,
+        scope: Scope::Mesh,
+        tracing: Vec::new(),
+        metrics: vec![Metrics::default()],
+        access_logs: vec![AccessLog {
+            disabled: Some(true),
+            ..AccessLog::default()
+        }],
+    };
+    off.metrics[0].overrides.push(MetricsOverride {
+        disabled: Some(true),
+        ..MetricsOverride::default()
+    });
+    let collector = Collector {
+        service: service_key("otel"),
+        port: 80,
+        protocol: OtlpProtocol::Grpc,
+        timeout_ms: 5000,
+    };
+    let otel: Vec<Arc<str>> = vec!["otel".into()];
+    let all = MeshTelemetry {
+        providers: vec![Provider {
+            name: "otel".into(),
+            kind: ProviderKind::Opentelemetry(collector),
+        }],
+        default_tracing: otel.clone(),
+        default_metrics: otel.clone(),
+        default_access_logging: otel,
+        sampling: Some(10_000),
+    };
+    let one = match args.record {
+        Record::Usual => return Vec::new(),
+        Record::Nothing => Telemetry::Scoped(off),
+        Record::Everything => Telemetry::Mesh(all),
+    };
+    vec![Update::Telemetry(Arc::new(one))]
+}
+
+fn service_key(name: &str) -> ServiceKey {
+    Service::new("plain", &format!("{name}.plain.svc.cluster.local")).key
+}
+
+/// Tells the state of an endpoint of service `name`.
+fn tell(state: &State, name: &str, at: SocketAddr) {
+    let mut workload = Workload {
+        namespace: "plain".into(),
+        addresses: vec![at.ip()],
+        ..Workload::new(&format!("plain/{name}"))
+    };
+    let ports = [(80, at.port())].into();
+    workload.services.insert(service_key(name), ports);
+    state.apply([Update::Workload(Arc::new(workload))]);
 }
 
 /// Tells the state of a service with one endpoint.

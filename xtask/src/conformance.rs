@@ -4,11 +4,13 @@
 //!   mesh    the Gateway API's mesh tests, on the real cluster of `cargo xtask cluster`
 //!   http2   h2spec                              ─┐ against the waypoint's HTTP path on loopback
 //!   grpc    gRPC's standard interoperability    ─┘ (the example `plain_proxy` of its package)
+//!   otel    OpenTelemetry's collector takes what a waypoint sends
 //! ```
 
 mod grpc;
 mod http2;
 mod mesh;
+mod otel;
 mod proxy;
 mod report;
 
@@ -30,6 +32,8 @@ enum Suite {
     Http2,
     /// gRPC's standard interoperability cases.
     Grpc,
+    /// OpenTelemetry's collector gets every span, log and count.
+    Otel,
 }
 
 /// Runs one suite.
@@ -38,5 +42,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Suite::Mesh(args) => mesh::run(args),
         Suite::Http2 => http2::run(),
         Suite::Grpc => grpc::run(),
+        Suite::Otel => otel::run(),
     }
 }

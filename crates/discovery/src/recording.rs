@@ -96,3 +96,106 @@ impl Recorder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use karst_telemetry::metrics::{
+        Registry,
+        tcp::{Peer, Reporter, ResponseFlags, Security, ServiceLabels, TcpLabels},
+    };
+
+    use super::*;
+    use crate::update::{Kind, Update};
+
+    fn labels(name: &str) -> TcpLabels {
+        let peer = |name: &str| Peer {
+            workload: name.into(),
+            canonical_service: name.into(),
+            canonical_revision: "latest".into(),
+            namespace: "shop".into(),
+            principal: format!("spiffe://cluster.local/ns/shop/sa/{name}").into(),
+            app: name.into(),
+            version: "latest".into(),
+            cluster: "Kubernetes".into(),
+            ..Peer::default()
+        };
+        TcpLabels {
+            reporter: Reporter::Source,
+            source: peer(name),
+            destination: peer("orders"),
+            service: ServiceLabels {
+                host: "orders.shop.svc.cluster.local".into(),
+                namespace: "shop".into(),
+                name: "orders".into(),
+            },
+            response_flags: ResponseFlags::None,
+            security: Security::MutualTls,
+        }
+    }
+
+    fn total(page: &str, metric: &str) -> u64 {
+        let lines = page.lines().filter(|line| line.starts_with(metric));
+        lines
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+            .sum()
+    }
+
+    /// 10,000 workloads that live shortly, as discovery tells of them: the page stays small, and no count is lost.
+    #[test]
+    fn workloads_that_come_and_go_leave_a_small_page_and_exact_totals() {
+        let registry = Registry::new();
+        let recorder = Recorder {
+            state: Arc::new(State::new()),
+            hub: Arc::new(Hub::new(&registry)),
+            tcp: TcpMetrics::register(&registry),
+            http: None,
+        };
+        let (mut opened, mut bytes, mut largest) = (0, 0, (0, 0));
+        let uid = |number: usize| format!("Kubernetes//Pod/shop/job-{number}");
+        for number in 0..10_000usize {
+            let name = format!("job-{number}");
+            let workload = Workload {
+                name: name.as_str().into(),
+                namespace: "shop".into(),
+                workload_name: name.as_str().into(),
+                ..Workload::new(&uid(number))
+            };
+            let orders = Workload {
+                name: "orders".into(),
+                namespace: "shop".into(),
+                ..Workload::new("Kubernetes//Pod/shop/orders")
+            };
+            recorder.state.apply([
+                Update::Workload(Arc::new(workload)),
+                Update::Workload(Arc::new(orders)),
+            ]);
+            let handles = recorder.tcp.handles(&labels(&name));
+            for connection in 0..=number % 3 {
+                handles.opened.inc();
+                handles.received.inc_by((number * 7 + connection) as u64);
+                handles.closed.inc();
+                opened += 1;
+                bytes += (number * 7 + connection) as u64;
+            }
+            drop(handles);
+            if number >= 50 {
+                let gone = uid(number - 50).as_str().into();
+                recorder.state.apply([Update::Removed(Kind::Address, gone)]);
+            }
+            if number % 100 == 99 {
+                recorder.sweep(true);
+                let page = registry.encode();
+                largest = (
+                    largest.0.max(page.lines().filter(|l| !l.starts_with('#')).count()),
+                    largest.1.max(page.len()),
+                );
+                assert_eq!(total(&page, "istio_tcp_connections_opened_total"), opened);
+                assert_eq!(total(&page, "istio_tcp_connections_closed_total"), opened);
+                assert_eq!(total(&page, "istio_tcp_received_bytes_total"), bytes);
+            }
+        }
+        let (series, size) = largest;
+        assert!(series < 5000 && size < 2_000_000, "{series} series, {size} bytes");
+        assert!(series > 100, "those that live have series of their own");
+    }
+}

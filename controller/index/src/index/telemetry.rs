@@ -67,6 +67,11 @@ impl Index {
             namespace: name.namespace.clone(),
             name: name.name.clone(),
         };
+        let keys = |facts: Option<&TelemetryFacts>| -> Vec<Arc<str>> {
+            let keys = facts.into_iter().flat_map(TelemetryFacts::label_keys);
+            keys.cloned().collect()
+        };
+        let before = keys(self.recording.objects.get(name));
         match after {
             Some(object) => {
                 let facts = TelemetryFacts::new(key, object, &self.config.root_namespace);
@@ -74,6 +79,8 @@ impl Index {
             }
             None => drop(self.recording.objects.remove(name)),
         }
+        let after = keys(self.recording.objects.get(name));
+        self.refer_labels(&before, &after);
         self.recording.dirty = true;
     }
 

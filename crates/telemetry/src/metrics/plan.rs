@@ -34,6 +34,14 @@ enum Change {
 }
 
 impl Changes {
+    /// The metric is not counted.
+    pub fn off() -> Self {
+        Self {
+            disabled: true,
+            labels: Vec::new(),
+        }
+    }
+
     /// Drops a label; a later change of the same label wins.
     pub fn remove(&mut self, name: &Arc<str>) {
         self.change(name, Change::Remove);

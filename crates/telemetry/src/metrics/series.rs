@@ -194,8 +194,10 @@ impl<V: Values> Series<V> {
     /// Every row, each label set once for each metric that has it, in order.
     pub fn rows(&self) -> Vec<Arc<Row<V>>> {
         let inner = self.lock();
-        let mut rows: Vec<Arc<Row<V>>> =
-            inner.rows.values().map(|entry| entry.row.clone()).collect();
+        // One that waits for what is folded has nothing to say before.
+        let says = |entry: &&Entry<V>| entry.heir.is_some() || entry.row.values.mark() > 0;
+        let entries = inner.rows.values().filter(says);
+        let mut rows: Vec<Arc<Row<V>>> = entries.map(|entry| entry.row.clone()).collect();
         drop(inner);
         rows.sort_by(|a, b| (&a.labels, a.metrics).cmp(&(&b.labels, b.metrics)));
         rows

@@ -570,10 +570,7 @@ mod tests {
     fn a_metric_that_is_off_counts_nothing() {
         let registry = Registry::new();
         let metrics = TcpMetrics::register(&registry);
-        let off = Changes {
-            disabled: true,
-            ..Changes::default()
-        };
+        let off = Changes::off();
         let mut fewer = Changes::default();
         fewer.remove(&"source_workload".into());
         let plan = MetricPlan::new(vec![

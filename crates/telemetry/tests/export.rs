@@ -1,0 +1,246 @@
+//! Collectors that do what they should not: whatever they do, pushing never waits, queues stay bounded, and every loss is
+//! counted by its reason.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use karst_model::telemetry::{
+    Collector, MeshTelemetry, OtlpProtocol, Provider, ProviderKind, Telemetry,
+};
+use karst_telemetry::{
+    export::{self, Connect, Identity, QUEUE_MAX},
+    hub::{Hub, Recording},
+    metrics::Registry,
+};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    trace::v1::Span,
+};
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status};
+
+/// What the collector does with a batch.
+#[derive(Clone, Copy)]
+enum Does {
+    Take,
+    Refuse,
+    /// Is busy twice, then takes.
+    BusyTwice,
+    RejectThree,
+    Never,
+}
+
+#[derive(Clone)]
+struct Scripted {
+    does: Does,
+    asked: Arc<AtomicUsize>,
+    taken: Arc<AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl TraceService for Scripted {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        let spans = &request.get_ref().resource_spans[0].scope_spans[0].spans;
+        let mut answer = ExportTraceServiceResponse::default();
+        match self.does {
+            Does::Refuse => return Err(Status::invalid_argument("no")),
+            Does::BusyTwice if asked < 2 => return Err(Status::resource_exhausted("later")),
+            Does::Never => std::future::pending::<()>().await,
+            Does::RejectThree => {
+                answer.partial_success = Some(ExportTracePartialSuccess {
+                    rejected_spans: 3,
+                    error_message: "bad".to_owned(),
+                });
+            }
+            Does::Take | Does::BusyTwice => {}
+        }
+        self.taken.fetch_add(spans.len(), Ordering::Relaxed);
+        Ok(Response::new(answer))
+    }
+}
+
+/// A hub that sends to `addr`.
+struct Rig {
+    registry: Registry,
+    recording: Arc<Recording>,
+    _hub: Arc<Hub>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Rig {
+    fn new(addr: Option<SocketAddr>) -> Self {
+        let registry = Registry::new();
+        let hub = Arc::new(Hub::new(&registry));
+        let collector = Collector {
+            service: "obs/otel".parse().unwrap(),
+            port: 4317,
+            protocol: OtlpProtocol::Grpc,
+            timeout_ms: 300,
+        };
+        hub.configure(vec![Arc::new(Telemetry::Mesh(MeshTelemetry {
+            providers: vec![Provider {
+                name: "otel".into(),
+                kind: ProviderKind::Opentelemetry(collector),
+            }],
+            default_tracing: vec!["otel".into()],
+            ..MeshTelemetry::default()
+        }))]);
+        let connect: Connect = Arc::new(move |_collector| addr.into_iter().collect());
+        let run = export::run(
+            hub.exporters(),
+            connect,
+            Identity::default(),
+            registry.clone(),
+            std::future::pending(),
+        );
+        #[expect(clippy::disallowed_methods, reason = "a test has no supervisor")]
+        let task = tokio::spawn(run);
+        let recording = hub.for_requests(&"shop/w".parse().unwrap(), "istio-waypoint", None);
+        Self {
+            registry,
+            recording,
+            _hub: hub,
+            task,
+        }
+    }
+
+    fn push(&self, count: usize) {
+        for _ in 0..count {
+            self.recording.spans[0].push_span(Span::default());
+        }
+    }
+
+    fn metric(&self, name: &str, part: &str) -> u64 {
+        let text = self.registry.encode();
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with(name) && line.contains(part));
+        lines
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+            .sum()
+    }
+
+    async fn reaches(&self, name: &str, part: &str, value: u64) {
+        let wait = async {
+            while self.metric(name, part) < value {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        assert!(waited.is_ok(), "{}", self.registry.encode());
+        assert_eq!(self.metric(name, part), value);
+    }
+}
+
+async fn collector(does: Does) -> (SocketAddr, Scripted) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let scripted = Scripted {
+        does,
+        asked: Arc::default(),
+        taken: Arc::default(),
+    };
+    let service = TraceServiceServer::new(scripted.clone());
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    #[expect(clippy::disallowed_methods, reason = "a test has no supervisor")]
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(incoming),
+    );
+    (addr, scripted)
+}
+
+const SENT: &str = "karst_telemetry_sent_total";
+const DROPPED: &str = "karst_telemetry_dropped_total";
+
+#[tokio::test]
+async fn what_is_taken_is_counted_as_sent() {
+    let (addr, scripted) = collector(Does::Take).await;
+    let rig = Rig::new(Some(addr));
+    rig.push(1300);
+    rig.reaches(SENT, "spans", 1300).await;
+    assert_eq!(scripted.taken.load(Ordering::Relaxed), 1300);
+    assert_eq!(rig.metric(DROPPED, ""), 0);
+}
+
+#[tokio::test]
+async fn a_busy_collector_is_asked_again() {
+    let (addr, scripted) = collector(Does::BusyTwice).await;
+    let rig = Rig::new(Some(addr));
+    rig.push(10);
+    rig.reaches(SENT, "spans", 10).await;
+    assert_eq!(scripted.taken.load(Ordering::Relaxed), 10);
+    assert_eq!(rig.metric("karst_telemetry_failed_sends_total", ""), 2);
+}
+
+#[tokio::test]
+async fn what_is_refused_is_not_sent_again() {
+    let (addr, scripted) = collector(Does::Refuse).await;
+    let rig = Rig::new(Some(addr));
+    rig.push(10);
+    rig.reaches(DROPPED, "reason=\"refused\"", 10).await;
+    assert_eq!(scripted.asked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn of_a_partial_success_the_rest_is_sent() {
+    let (addr, _scripted) = collector(Does::RejectThree).await;
+    let rig = Rig::new(Some(addr));
+    rig.push(10);
+    rig.reaches(DROPPED, "reason=\"refused\"", 3).await;
+    rig.reaches(SENT, "spans", 7).await;
+}
+
+/// Nobody there, somebody who never answers, and a service without endpoints: the queue is bounded, the rest is counted.
+#[tokio::test]
+async fn a_collector_that_is_away_costs_a_bounded_queue() {
+    let (silent, _scripted) = collector(Does::Never).await;
+    let gone = {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    for addr in [Some(silent), Some(gone), None] {
+        let rig = Rig::new(addr);
+        let started = std::time::Instant::now();
+        rig.push(50_000);
+        assert!(started.elapsed() < Duration::from_secs(2), "pushing never waits");
+        let dropped = rig.metric(DROPPED, "reason=\"queue_full\"");
+        assert!(dropped >= 50_000 - 2 * QUEUE_MAX as u64, "{dropped}");
+        rig.reaches_at_least("karst_telemetry_failed_sends_total", 1).await;
+        assert_eq!(rig.metric(SENT, ""), 0);
+    }
+}
+
+impl Rig {
+    async fn reaches_at_least(&self, name: &str, value: u64) {
+        let wait = async {
+            while self.metric(name, "") < value {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+        assert!(waited.is_ok(), "{}", self.registry.encode());
+    }
+}
