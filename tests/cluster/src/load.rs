@@ -1,14 +1,19 @@
 //! `karst-echo load` in a pod: new connections at a steady rate, long ones beside them, each exchange checked.
 
-use std::process::Child;
+use std::{
+    process::Child,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use serde_json::Value;
 
 use crate::{Cluster, eventually};
 
-/// Load that runs until its time is over.
+/// Load that runs until it is told to end, or its time is over.
 pub struct Load {
     child: Child,
+    pod: String,
+    stop_file: String,
 }
 
 /// How much load, and for how long.
@@ -18,7 +23,7 @@ pub struct Amount {
     pub rate: u32,
     /// Connections that stay open for the whole time.
     pub long: u32,
-    /// How long new connections are opened.
+    /// How long new connections are opened at most.
     pub seconds: u32,
 }
 
@@ -53,9 +58,28 @@ impl Load {
             "--duration",
             &seconds,
         ];
+        Self::spawn(cluster, pod, &words)
+    }
+
+    /// A command of karst-echo that knows `--stop-file`.
+    pub fn spawn(cluster: &Cluster, pod: &str, words: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let stop_file = format!("/stop-{}-{count}", std::process::id());
+        let words = [words, &["--stop-file", &stop_file]].concat();
         Self {
             child: cluster.spawn(pod, &words),
+            pod: pod.to_owned(),
+            stop_file,
         }
+    }
+
+    /// Ends it, which must still run: what came after its end would not have been measured.
+    pub fn stop(mut self, cluster: &Cluster) -> Value {
+        assert!(!self.is_over(), "the load ended before what it is for");
+        let told = cluster.exec(&self.pod, &["touch", &self.stop_file]);
+        assert!(told.status.success(), "{told:?}");
+        self.report()
     }
 
     /// Whether it has ended, so that what happens from now on would not be measured.

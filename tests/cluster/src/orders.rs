@@ -1,10 +1,8 @@
 //! A service in two versions behind a waypoint, with clients on both nodes: what tests of requests have in common.
 
-use std::process::Child;
-
 use serde_json::Value;
 
-use crate::{Cluster, Namespace, cluster::run, wait::eventually};
+use crate::{Cluster, Load, Namespace, cluster::run, wait::eventually};
 
 /// Service `orders` (HTTP, gRPC and WebSocket on port 80) with a pod of each version, a service for each version, a
 /// headless one for both, and pod `client`.
@@ -94,10 +92,9 @@ impl Orders {
     }
 
     /// Starts `karst-echo requests` in the client.
-    pub fn requests(&self, words: &[&str]) -> Child {
-        let all: Vec<_> = ["karst-echo", "requests"].iter().chain(words).collect();
-        let all: Vec<&str> = all.into_iter().copied().collect();
-        Cluster::get().spawn(&self.pod("client"), &all)
+    pub fn requests(&self, words: &[&str]) -> Load {
+        let all = [&["karst-echo", "requests"], words].concat();
+        Load::spawn(Cluster::get(), &self.pod("client"), &all)
     }
 
     /// A route to both versions by weight; whoever sends `x-user: tester` gets v2.
@@ -180,13 +177,6 @@ spec:
         let said = logs.output().map(|said| said.stdout).unwrap_or_default();
         String::from_utf8_lossy(&said).into_owned()
     }
-}
-
-/// The report of `karst-echo requests` at its end.
-pub fn report(child: Child) -> Value {
-    let said = child.wait_with_output().expect("the requests end");
-    let text = String::from_utf8_lossy(&said.stdout);
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("no report: {error}: {text}"))
 }
 
 /// The status of the first answer in what `karst-echo client` says.

@@ -52,9 +52,9 @@ fn enrolment_says_what_happened_whichever_controller_an_agent_follows() {
     let amount = Amount {
         rate: 50,
         long: 0,
-        seconds: 20,
+        seconds: 600,
     };
-    let mut load = Load::start(cluster, &client, &target, amount);
+    let load = Load::start(cluster, &client, &target, amount);
     for _ in 0..2 {
         let said = karst(cluster, "enroll", &shop);
         assert!(said.contains("2 pod(s) in the mesh"), "{said}");
@@ -64,24 +64,22 @@ fn enrolment_says_what_happened_whichever_controller_an_agent_follows() {
         assert!(said.contains("2 pod(s) out of the mesh"), "{said}");
     }
     karst(cluster, "enroll", &shop);
-    assert!(!load.is_over(), "the load must outlast the last round");
-    let report = load.report();
+    let report = load.stop(cluster);
     assert_eq!(report["failures"], 0, "{report}");
 
     // Opened after the enrolment, and held while it is asked about.
     let held = Amount {
         rate: 0,
         long: 3,
-        seconds: 8,
+        seconds: 600,
     };
-    let mut held = Load::start(cluster, &client, &target, held);
+    let held = Load::start(cluster, &client, &target, held);
     let said = karst_test_cluster::until("the flows are shown", || {
         let said = karst(cluster, "enroll", &shop);
         said.contains("live connection").then_some(said)
     });
-    assert!(!held.is_over());
     assert!(said.contains("(100 %)"), "{said}");
-    assert_eq!(held.report()["failures"], 0);
+    assert_eq!(held.stop(cluster)["failures"], 0);
 }
 
 fn karst(cluster: &Cluster, verb: &str, namespace: &Namespace) -> String {

@@ -1,7 +1,6 @@
 //! A namespace enters and leaves the mesh while its pods are clients and servers: no connection fails, no pod restarts.
 
-use karst_test_cluster::{Cluster, Namespace, cluster::run};
-use serde_json::Value;
+use karst_test_cluster::{Cluster, Load, Namespace, cluster::run};
 
 /// How often the namespace goes in and out.
 const ROUNDS: u32 = 10;
@@ -51,19 +50,16 @@ fn nobody_fails_while_a_namespace_enters_and_leaves_the_mesh() {
         "--long",
         "10",
         "--duration",
-        "90",
+        "600",
     ];
-    let mut load = cluster.spawn(&format!("{}/client", namespace.name()), &load);
+    let load = Load::spawn(cluster, &format!("{}/client", namespace.name()), &load);
     for _ in 0..ROUNDS {
         namespace.label();
         namespace.wait_enrolled();
         namespace.unlabel();
         namespace.wait_released();
     }
-    let early = load.try_wait().expect("a child").is_some();
-    assert!(!early, "the load must outlast the last round: more seconds");
-    let report = load.wait_with_output().expect("the load ends");
-    let report: Value = serde_json::from_slice(&report.stdout).expect("a report");
+    let report = load.stop(cluster);
     println!("{ROUNDS} rounds: {report}");
     assert_eq!(report["failures"], 0, "{report}");
     assert!(report["long_exchanges"].as_u64() > Some(100), "{report}");

@@ -5,12 +5,7 @@ use std::{
     process::Stdio,
 };
 
-use karst_test_cluster::{
-    Cluster,
-    cluster::run,
-    eventually,
-    orders::{Orders, report},
-};
+use karst_test_cluster::{Cluster, cluster::run, eventually, orders::Orders};
 use serde_json::Value;
 
 /// Weights, and the requests at each: with fewer, chance alone would go beyond a point now and then.
@@ -35,9 +30,9 @@ fn soak_a_canary_moves_under_load_with_no_error_and_shares_within_a_point() {
         "--pause-ms",
         "20",
         "--duration",
-        "150",
+        "900",
     ];
-    let mut load = orders.requests(&load);
+    let load = orders.requests(&load);
     let split = |weights: &[&str]| {
         let mut split = cluster.karst();
         run(split
@@ -48,7 +43,7 @@ fn soak_a_canary_moves_under_load_with_no_error_and_shares_within_a_point() {
         split(&[&format!("orders-v1={v1}"), &format!("orders-v2={v2}")]);
         eventually(&format!("{v1}/{v2} holds"), || {
             let look = ["http://orders/", "--connections", "2", "--count", "200"];
-            let share = share_of_v2(&report(orders.requests(&look)));
+            let share = share_of_v2(&orders.requests(&look).report());
             (share - f64::from(v2)).abs() < 15.0
         });
         let counted = ["http://orders/", "--connections", "8", "--count", requests];
@@ -60,7 +55,7 @@ fn soak_a_canary_moves_under_load_with_no_error_and_shares_within_a_point() {
                 "{watched}"
             );
         }
-        let report = report(counted);
+        let report = counted.report();
         let share = share_of_v2(&report);
         println!("canary {v1}/{v2}: v2 got {share:.2} %: {report}");
         assert_eq!(report["failures"], 0, "{report}");
@@ -78,13 +73,9 @@ fn soak_a_canary_moves_under_load_with_no_error_and_shares_within_a_point() {
         (0..10).all(|_| orders.call("http://orders/", &[]).contains("Hostname=v1"))
     });
     let tester = ["http://orders/", "--count", "500", "-H", "x-user:tester"];
-    let tested = report(orders.requests(&tester));
+    let tested = orders.requests(&tester).report();
     assert_eq!(tested["answered_by"]["v2"], 500, "{tested}");
-    assert!(
-        load.try_wait().expect("a child").is_none(),
-        "the load must outlast the changes"
-    );
-    let whole = report(load);
+    let whole = load.stop(cluster);
     println!("through all changes: {whole}");
     assert_eq!(whole["failures"], 0, "{whole}");
     assert_eq!(whole["statuses"]["200"], whole["requests"], "{whole}");

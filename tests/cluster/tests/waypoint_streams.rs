@@ -1,9 +1,6 @@
 //! Two hundred WebSockets and fifty gRPC streams through a waypoint outlive five hundred changes of its configuration.
 
-use karst_test_cluster::{
-    Cluster,
-    orders::{Orders, report},
-};
+use karst_test_cluster::{Cluster, orders::Orders};
 use serde_json::{Value, json};
 
 /// Changes in all, and of one call of kubectl.
@@ -15,11 +12,11 @@ fn streams_outlive_five_hundred_changes() {
     let cluster = Cluster::get();
     let orders = Orders::open("streams");
     orders.route(50, 50);
-    let pause = ["--pause-ms", "500", "--duration", "60"];
+    let pause = ["--pause-ms", "500", "--duration", "600"];
     let sockets = ["ws://orders/", "--connections", "200"];
     let streams = ["stream://orders/", "--connections", "5", "--at-once", "10"];
-    let mut sockets = orders.requests(&[&sockets[..], &pause].concat());
-    let mut streams = orders.requests(&[&streams[..], &pause].concat());
+    let sockets = orders.requests(&[&sockets[..], &pause].concat());
+    let streams = orders.requests(&[&streams[..], &pause].concat());
 
     for batch in 0..CHANGES / BATCH {
         let items: Vec<_> = (0..BATCH).map(|number| changed(batch, number)).collect();
@@ -33,12 +30,8 @@ fn streams_outlive_five_hundred_changes() {
             .call("http://orders/by-7", &["-H", &last])
             .contains("Hostname=v2")
     });
-    for load in [&mut sockets, &mut streams] {
-        let ended = load.try_wait().expect("a child");
-        assert!(ended.is_none(), "the streams must outlast the changes");
-    }
     for (load, count) in [(sockets, 200), (streams, 5)] {
-        let report = report(load);
+        let report = load.stop(cluster);
         println!("through {CHANGES} changes: {report}");
         assert_eq!(report["failures"], 0, "{report}");
         assert_eq!(report["connections"], count, "{report}");

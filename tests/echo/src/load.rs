@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use crate::say;
+use crate::{say, stop::Stop};
 
 /// How much and for how long.
 #[derive(Args, Clone, Debug)]
@@ -31,6 +32,9 @@ pub(crate) struct LoadArgs {
     /// Seconds
     #[arg(long, default_value_t = 10)]
     duration: u64,
+    /// Ends before its time as soon as this file is there
+    #[arg(long)]
+    stop_file: Option<PathBuf>,
     /// Connections that stay open for the whole time and exchange a message every 100 ms
     #[arg(long, default_value_t = 0)]
     long: u32,
@@ -68,14 +72,14 @@ type Shared = Arc<Mutex<Tally>>;
 /// Prints one JSON object at the end. Failures are in the report, not in the exit code.
 pub(crate) async fn run(args: LoadArgs) -> anyhow::Result<()> {
     let tally = Shared::default();
-    let until = Instant::now() + Duration::from_secs(args.duration);
+    let stop = Stop::new(args.duration, args.stop_file.clone());
     let long: Vec<_> = (0..args.long)
-        .map(|_| spawn_long(&args, &tally, until))
+        .map(|_| spawn_long(&args, &tally, &stop))
         .collect();
     let slots = Arc::new(Semaphore::new(args.at_once));
     let mut tick = tokio::time::interval(Duration::from_secs(1) / args.rate.max(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    while args.rate > 0 && Instant::now() < until {
+    while args.rate > 0 && !stop.is_over() {
         tick.tick().await;
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             failed(&tally, "backlog");
@@ -154,16 +158,16 @@ async fn short(args: &LoadArgs, tally: &Shared) {
     }
 }
 
-fn spawn_long(args: &LoadArgs, tally: &Shared, until: Instant) -> JoinHandle<()> {
-    let (args, tally) = (args.clone(), Arc::clone(tally));
+fn spawn_long(args: &LoadArgs, tally: &Shared, stop: &Stop) -> JoinHandle<()> {
+    let (args, tally, stop) = (args.clone(), Arc::clone(tally), stop.clone());
     spawn_connection("load-long", async move {
-        if let Err(kind) = long(&args, &tally, until).await {
+        if let Err(kind) = long(&args, &tally, &stop).await {
             failed(&tally, &format!("long {kind}"));
         }
     })
 }
 
-async fn long(args: &LoadArgs, tally: &Shared, until: Instant) -> Result<(), String> {
+async fn long(args: &LoadArgs, tally: &Shared, stop: &Stop) -> Result<(), String> {
     let limit = Duration::from_millis(args.timeout_ms);
     let connected = tokio::time::timeout(limit, TcpStream::connect(&args.target)).await;
     let mut stream = connected
@@ -171,7 +175,7 @@ async fn long(args: &LoadArgs, tally: &Shared, until: Instant) -> Result<(), Str
         .map_err(|error| kind("connect", &error))?;
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     for n in 0.. {
-        if Instant::now() >= until {
+        if stop.is_over() {
             break;
         }
         tick.tick().await;

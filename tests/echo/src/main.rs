@@ -22,6 +22,7 @@ mod load;
 mod orders;
 mod requests;
 mod server;
+mod stop;
 mod tcp;
 mod tls;
 

@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -32,6 +33,7 @@ use crate::{
     client::dial,
     say,
     server::{Body, EchoMessage, GRPC_METHOD, GRPC_STREAM_METHOD, full, grpc_frame, grpc_message},
+    stop::Stop,
 };
 
 /// Before a connection that could not be opened is tried again.
@@ -59,6 +61,9 @@ pub(crate) struct RequestsArgs {
     /// Ends after this many seconds
     #[arg(long, default_value_t = 10)]
     duration: u64,
+    /// Ends before its time as soon as this file is there
+    #[arg(long)]
+    stop_file: Option<PathBuf>,
     /// Milliseconds between two requests or messages of one slot
     #[arg(long, default_value_t = 0)]
     pause_ms: u64,
@@ -87,7 +92,7 @@ struct Report {
 struct Run {
     args: RequestsArgs,
     headers: HeaderMap,
-    until: Instant,
+    stop: Stop,
     report: Mutex<Report>,
     /// Requests that may still be begun.
     left: Mutex<u64>,
@@ -97,7 +102,7 @@ struct Run {
 pub(crate) async fn run(args: RequestsArgs) -> anyhow::Result<()> {
     let run = Arc::new(Run {
         headers: headers(&args.headers)?,
-        until: Instant::now() + Duration::from_secs(args.duration),
+        stop: Stop::new(args.duration, args.stop_file.clone()),
         report: Mutex::default(),
         left: Mutex::new(args.count.unwrap_or(u64::MAX)),
         args,
@@ -402,7 +407,7 @@ impl Run {
     }
 
     fn is_over(&self) -> bool {
-        Instant::now() >= self.until || *self.left() == 0
+        self.stop.is_over() || *self.left() == 0
     }
 
     /// Whether one more request may be begun.
