@@ -157,3 +157,102 @@ pub(crate) fn record(logged: &dyn Logged) -> LogRecord {
         ..LogRecord::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{
+        metrics::{
+            http::{RequestFlag, RequestProtocol},
+            tcp::{Peer, ServiceLabels},
+        },
+        request_log::RequestLine,
+    };
+
+    const TOKEN: &str = "Bearer eyJhbGciOi";
+
+    fn with_line<T>(path: &str, agent: &str, work: impl FnOnce(&RequestLine<'_>) -> T) -> T {
+        let headers: [(Arc<str>, String); 3] = [
+            ("x-user".into(), "ann".to_owned()),
+            ("authorization".into(), TOKEN.to_owned()),
+            ("cookie".into(), TOKEN.to_owned()),
+        ];
+        work(&RequestLine {
+            client: "10.0.0.1:4000".parse().unwrap(),
+            source: &Peer::default(),
+            destination: &Peer::default(),
+            service: &ServiceLabels {
+                host: "cart.shop.svc.cluster.local".into(),
+                ..ServiceLabels::default()
+            },
+            endpoint: Some("10.0.0.2:8080".parse().unwrap()),
+            method: "GET",
+            path,
+            authority: "cart",
+            protocol: RequestProtocol::Http,
+            version: "HTTP/1.1",
+            status: 503,
+            grpc_status: None,
+            flag: RequestFlag::UpstreamFailure,
+            route: "HTTPRoute/shop/cart/0",
+            tries: 2,
+            request_bytes: 3,
+            response_bytes: 4,
+            duration: Duration::from_millis(12),
+            user_agent: agent,
+            request_id: "",
+            trace: "",
+            cause: "connection refused",
+            denied: false,
+            waypoint: "shop/w",
+            tunnel: true,
+            headers: &headers,
+            context: None,
+        })
+    }
+
+    #[test]
+    fn istios_default_line_is_istios() {
+        let line = with_line("/a?b=1", "curl", |logged| line(logged, &LogFormat::Istio));
+        let (time, rest) = line.split_once("] ").unwrap();
+        assert!(time.starts_with("[20") && time.ends_with('Z'), "{line}");
+        assert_eq!(
+            rest,
+            "\"GET /a?b=1 HTTP/1.1\" 503 UF connection_refused - \"-\" 3 4 12 - \"-\" \"curl\" \"-\" \"cart\" \
+             \"10.0.0.2:8080\" cart.shop.svc.cluster.local - - 10.0.0.1:4000 - HTTPRoute/shop/cart/0"
+        );
+    }
+
+    #[test]
+    fn commands_are_put_in_and_nothing_is_forged() {
+        let hostile = "/x\" 200 -\n[2026] \"GET /forged\u{1b}[2J";
+        let format: Arc<str> = "%REQ(X-NONE?X-USER)% 100%% %REQ(:PATH)% %NOTHING% %BYTES_SENT".into();
+        let text = with_line(hostile, "", |logged| line(logged, &LogFormat::Text(format)));
+        assert_eq!(
+            text,
+            "ann 100% /x\\\" 200 -\\n[2026] \\\"GET /forged\\u{1b}[2J - %BYTES_SENT"
+        );
+        let fields = vec![("path".into(), "%REQ(:PATH)%".into())];
+        let json = with_line(hostile, "", |logged| line(logged, &LogFormat::Json(fields)));
+        assert_eq!(json.lines().count(), 1);
+        let value: Json = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["path"], hostile);
+    }
+
+    #[test]
+    fn secrets_are_in_no_form_of_a_log() {
+        let format: Arc<str> = "%REQ(AUTHORIZATION)% %REQ(X-A?Cookie)%".into();
+        with_line("/", "", |logged| {
+            let text = line(logged, &LogFormat::Text(format));
+            assert_eq!(text, "[redacted] [redacted]");
+            let everywhere = format!("{:?} {}", record(logged), line(logged, &LogFormat::Istio));
+            assert!(!everywhere.contains(TOKEN), "{everywhere}");
+        });
+        let own = crate::logging::captured(crate::logging::Format::Json, "info", |_| {
+            with_line("/", "", |logged| logged.own());
+        });
+        assert!(own.contains("request complete") && !own.contains(TOKEN), "{own}");
+    }
+}
