@@ -16,6 +16,7 @@ mod destinations;
 mod filters;
 mod http;
 mod matches;
+mod reach;
 mod retries;
 mod values;
 
@@ -30,9 +31,10 @@ use karst_k8s_api::{
 use karst_model::{
     name::{GatewayKey, ServiceKey},
     protocol::AppProtocol,
-    route::{Attachment, Clients, Route, RouteKey, RouteKind, RouteRules},
+    route::{Clients, Route, RouteKey, RouteKind, RouteRules},
 };
 
+use self::reach::Reach;
 use crate::{
     conditions::{Condition, ConditionType},
     destination_rules::{covers, whole_host},
@@ -83,7 +85,9 @@ impl VirtualFacts {
     /// How well one of its hosts fits a service: the length of the host, whole names before wildcards.
     pub(crate) fn fit(&self, hostname: &str) -> Option<(bool, usize)> {
         let fitting = self.hosts.iter().filter(|host| covers(host, hostname));
-        fitting.map(|host| (!host.starts_with('*'), host.len())).max()
+        fitting
+            .map(|host| (!host.starts_with('*'), host.len()))
+            .max()
     }
 
     fn is_seen_by(&self, namespace: &str) -> bool {
@@ -95,8 +99,13 @@ impl VirtualFacts {
 
     /// The VirtualServices that go on for it.
     pub(crate) fn delegates(&self, own: &Name) -> HashSet<Name> {
-        let all = self.spec.http.iter().filter_map(|route| route.delegate.as_ref());
-        all.map(|delegate| delegates::name_of(delegate, own)).collect()
+        let all = self
+            .spec
+            .http
+            .iter()
+            .filter_map(|route| route.delegate.as_ref());
+        all.map(|delegate| delegates::name_of(delegate, own))
+            .collect()
     }
 
     /// Every host that a rule sends to, as a whole name.
@@ -122,7 +131,11 @@ impl VirtualFacts {
         let tls = tls.flat_map(|one| one.source_labels.keys());
         let tcp = self.spec.tcp.iter().flat_map(|route| &route.r#match);
         let tcp = tcp.flat_map(|one| one.source_labels.keys());
-        let keys: BTreeSet<Arc<str>> = http.chain(tls).chain(tcp).map(|key| key.as_str().into()).collect();
+        let keys: BTreeSet<Arc<str>> = http
+            .chain(tls)
+            .chain(tcp)
+            .map(|key| key.as_str().into())
+            .collect();
         keys.into_iter().collect()
     }
 
@@ -147,7 +160,13 @@ impl Export {
         let names = export_to.iter().filter(|one| *one != "~");
         Self::Some(
             names
-                .map(|one| if one == "." { own.into() } else { one.as_str().into() })
+                .map(|one| {
+                    if one == "." {
+                        own.into()
+                    } else {
+                        one.as_str().into()
+                    }
+                })
                 .collect(),
         )
     }
@@ -312,7 +331,9 @@ pub(crate) fn lower(name: &Name, facts: &VirtualFacts, world: &World<'_>) -> Low
         (RouteKind::VirtualServiceTls, tls, parts.tls),
         (RouteKind::VirtualServiceTcp, tcp, parts.tcp),
     ];
-    let routes = of.into_iter().filter(|(_, attachments, _)| !attachments.is_empty());
+    let routes = of
+        .into_iter()
+        .filter(|(_, attachments, _)| !attachments.is_empty());
     lowered.routes = routes
         .map(|(kind, attachments, rules)| Route {
             key: RouteKey {
@@ -344,7 +365,12 @@ pub fn check_virtual_service(object: &Object) -> Vec<String> {
         return Vec::new();
     };
     let name = Name {
-        namespace: object.metadata.namespace.as_deref().unwrap_or_default().into(),
+        namespace: object
+            .metadata
+            .namespace
+            .as_deref()
+            .unwrap_or_default()
+            .into(),
         name: object.metadata.name.as_deref().unwrap_or_default().into(),
     };
     let facts = VirtualFacts::new(&object.metadata, object.spec.clone(), "cluster.local");
@@ -381,7 +407,11 @@ fn said(findings: Findings) -> Vec<Condition> {
         false => Condition::no(
             ConditionType::Accepted,
             "Invalid",
-            faults.into_iter().chain(idle).collect::<Vec<_>>().join("; "),
+            faults
+                .into_iter()
+                .chain(idle)
+                .collect::<Vec<_>>()
+                .join("; "),
         ),
     };
     let resolved = match unresolved.is_empty() {
@@ -415,190 +445,4 @@ fn of_delegate(name: &Name, findings: Findings, world: &World<'_>) -> Vec<Condit
         ),
     });
     conditions
-}
-
-/// What a VirtualService governs, and what it does not.
-#[derive(Default)]
-struct Reach {
-    http: Vec<Attachment>,
-    tls: Vec<Attachment>,
-    tcp: Vec<Attachment>,
-    waypoints: HashSet<GatewayKey>,
-    /// Hosts that no service has.
-    nobody: Vec<Arc<str>>,
-    unbound: Vec<Arc<str>>,
-    hidden: Vec<Arc<str>>,
-    /// Services without a port that one of the parts is for.
-    portless: Vec<Arc<str>>,
-    displaced: Vec<(Arc<str>, Displaced)>,
-    /// Services that only clients of its own namespace follow it for.
-    own_clients: Vec<Arc<str>>,
-}
-
-impl Reach {
-    fn attach(
-        &mut self,
-        name: &Name,
-        facts: &VirtualFacts,
-        service: &Known,
-        parts: &Parts,
-        world: &World<'_>,
-    ) {
-        let host = &service.key.hostname;
-        let Some(waypoint) = service.waypoint.as_ref().filter(|_| service.has_address) else {
-            self.unbound.push(host.clone());
-            return;
-        };
-        let clients = facts.clients(name, &service.key, world.root);
-        if clients.is_empty() {
-            self.hidden.push(host.clone());
-        }
-        if clients == [Clients::Namespace(name.namespace.clone())]
-            && name.namespace != service.key.namespace
-        {
-            self.own_clients.push(host.clone());
-        }
-        let mut fits = false;
-        for (port, protocol) in &service.ports {
-            let Some(part) = part_for(*protocol, parts) else {
-                continue;
-            };
-            fits = true;
-            for clients in &clients {
-                match (world.displaced)(&service.key, *port, clients) {
-                    Some(displaced) => {
-                        let displaced = (host.clone(), displaced);
-                        if !self.displaced.contains(&displaced) {
-                            self.displaced.push(displaced);
-                        }
-                    }
-                    None => {
-                        self.waypoints.insert(waypoint.clone());
-                        let attachment = Attachment {
-                            service: service.key.clone(),
-                            port: Some(*port),
-                            clients: clients.clone(),
-                        };
-                        let list = self.of(part);
-                        // Two hosts may stand for one service.
-                        if !list.contains(&attachment) {
-                            list.push(attachment);
-                        }
-                    }
-                }
-            }
-        }
-        if !fits {
-            self.portless.push(host.clone());
-        }
-    }
-
-    fn of(&mut self, part: Part) -> &mut Vec<Attachment> {
-        match part {
-            Part::Http => &mut self.http,
-            Part::Tls => &mut self.tls,
-            Part::Tcp => &mut self.tcp,
-        }
-    }
-
-    /// Where it holds, where not, and why.
-    fn conditions(&self) -> Vec<Condition> {
-        let list = |hosts: &[Arc<str>]| hosts.join(", ");
-        let mut lacks = Vec::new();
-        let mut reason = "NoMatchingHost";
-        if !self.nobody.is_empty() {
-            lacks.push(format!("no service has the host {}", list(&self.nobody)));
-        }
-        if !self.hidden.is_empty() {
-            reason = "NotExported";
-            lacks.push(format!("exportTo leaves nobody who calls {}", list(&self.hidden)));
-        }
-        if !self.portless.is_empty() {
-            reason = "NoMatchingPort";
-            lacks.push(format!(
-                "{} has no port of a protocol that there are rules for",
-                list(&self.portless)
-            ));
-        }
-        if !self.unbound.is_empty() {
-            reason = "NoWaypoint";
-            lacks.push(format!(
-                "{} is bound to no waypoint, so that its traffic goes as without it: label it, or its namespace, with istio.io/use-waypoint",
-                list(&self.unbound)
-            ));
-        }
-        let mut conditions = Vec::new();
-        if let Some(conflict) = self.conflict() {
-            reason = "Displaced";
-            conditions.push(conflict);
-        }
-        let mut names: Vec<String> = self.waypoints.iter().map(ToString::to_string).collect();
-        names.sort();
-        if !self.own_clients.is_empty() {
-            lacks.push(format!(
-                "for {} only clients of its own namespace follow it: those of others follow what the service's namespace has",
-                list(&self.own_clients)
-            ));
-        }
-        conditions.push(match names.is_empty() {
-            true => Condition::no(ConditionType::Programmed, reason, lacks.join("; ")),
-            false => {
-                let by = format!("by waypoint {}", names.join(", "));
-                let message: Vec<String> = std::iter::once(by).chain(lacks).collect();
-                Condition::yes(ConditionType::Programmed, "Programmed", message.join("; "))
-            }
-        });
-        conditions
-    }
-
-    /// Who governs instead.
-    fn conflict(&self) -> Option<Condition> {
-        let all: Vec<String> = self
-            .displaced
-            .iter()
-            .map(|(host, displaced)| match displaced {
-                Displaced::By(other) => format!(
-                    "VirtualService {other} governs {host}, since of several for one host only one is followed: that of the clients' namespace, of the service's, of the root namespace; the more exact host; the oldest"
-                ),
-                Displaced::ByRoute(route, port) => format!(
-                    "port {port} of {host} follows {route}: routes of the Gateway API come before a VirtualService"
-                ),
-            })
-            .collect();
-        let reason = match self.displaced.first()? {
-            (_, Displaced::By(_)) => "OtherVirtualService",
-            (_, Displaced::ByRoute(..)) => "GatewayApiRoute",
-        };
-        Some(Condition::yes(ConditionType::Conflicted, reason, all.join("; ")))
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Http,
-    Tls,
-    Tcp,
-}
-
-/// The part whose rules a port follows.
-fn part_for(protocol: AppProtocol, parts: &Parts) -> Option<Part> {
-    let there = |rules: &RouteRules| match rules {
-        RouteRules::Http(rules) => !rules.is_empty(),
-        RouteRules::Tls(rules) => !rules.is_empty(),
-        RouteRules::Tcp(rules) => !rules.is_empty(),
-    };
-    let parts = [
-        (Part::Http, there(&parts.http)),
-        (Part::Tls, there(&parts.tls)),
-        (Part::Tcp, there(&parts.tcp)),
-    ];
-    let wanted: &[Part] = match protocol {
-        AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => &[Part::Http],
-        AppProtocol::Tls => &[Part::Tls],
-        AppProtocol::Tcp => &[Part::Tcp],
-        // Whatever is written: the first that there is.
-        AppProtocol::Unknown => &[Part::Http, Part::Tls, Part::Tcp],
-    };
-    let mut there = wanted.iter().copied();
-    there.find(|part| parts.contains(&(*part, true)))
 }

@@ -2,7 +2,7 @@
 
 use karst_ca::authorize::Account;
 use karst_files::{Complaint, Severity};
-use karst_index::check_route;
+use karst_index::{check_route, check_virtual_service};
 use karst_k8s_api::{
     Kind, Object,
     honoured::{REFUSED_KINDS, RefusedKind},
@@ -160,15 +160,13 @@ fn unknown_waypoint(surroundings: &Surroundings, kind: Kind, object: &Value) -> 
 
 /// Faults of a route that its status will name. Never a refusal: the kind belongs to other controllers too.
 fn route(kind: Kind, object: &Value) -> Vec<Complaint> {
-    let is_route = matches!(
-        kind,
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute
-    );
-    if !is_route {
-        return Vec::new();
-    }
+    let check = match kind {
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => check_route,
+        Kind::VirtualService => check_virtual_service,
+        _ => return Vec::new(),
+    };
     let read = Object::deserialize(kind, object.clone());
-    let faults = read.map(|route| check_route(&route)).unwrap_or_default();
+    let faults = read.map(|route| check(&route)).unwrap_or_default();
     let complaint = |message| Complaint {
         severity: Severity::Warning,
         field: String::new(),

@@ -16,7 +16,11 @@ const GRPC_DIGITS_MAX: usize = 8;
 
 /// How long the caller waits, as far as it says. What cannot be read says nothing.
 pub fn of(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+    };
     let expected = text(EXPECTED).and_then(milliseconds);
     let grpc = text(GRPC).and_then(grpc_timeout);
     expected.into_iter().chain(grpc).min()
@@ -92,8 +96,14 @@ mod tests {
         let expected = "x-envoy-expected-rq-timeout-ms";
         assert_eq!(read(&[]), None);
         assert_eq!(read(&[(expected, "250")]), Some(250_000));
-        assert_eq!(read(&[(expected, "250"), ("grpc-timeout", "1S")]), Some(250_000));
-        assert_eq!(read(&[(expected, "2000"), ("grpc-timeout", "1S")]), Some(1_000_000));
+        assert_eq!(
+            read(&[(expected, "250"), ("grpc-timeout", "1S")]),
+            Some(250_000)
+        );
+        assert_eq!(
+            read(&[(expected, "2000"), ("grpc-timeout", "1S")]),
+            Some(1_000_000)
+        );
         assert_eq!(read(&[("grpc-timeout", "99999999H")]).is_some(), true);
         for nothing in ["0", "", "-1", "1s", "1e3"] {
             assert_eq!(read(&[(expected, nothing)]), None, "{nothing}");

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use karst_model::route::{self, Backend, DirectResponse, HttpFilter};
 
+use self::path::Change;
 pub use self::{
     cors::{Cors, CorsOutcome},
     fault::Fault,
@@ -25,7 +26,6 @@ pub use self::{
     path::MatchedPath,
     redirect::Redirect,
 };
-use self::path::Change;
 use crate::{
     pattern::PatternError,
     request::{Request, Unwritable},
@@ -68,7 +68,9 @@ pub enum Unusable {
     Share { numerator: u32, denominator: u32 },
     #[error(transparent)]
     Pattern(#[from] PatternError),
-    #[error("{0:?} is no replacement: \\0 to \\9 stand for groups of the expression, \\\\ for a backslash")]
+    #[error(
+        "{0:?} is no replacement: \\0 to \\9 stand for groups of the expression, \\\\ for a backslash"
+    )]
     Substitution(String),
     #[error("{0} is not a status of gRPC: 0 to 16")]
     GrpcStatus(u8),

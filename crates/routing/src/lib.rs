@@ -17,6 +17,7 @@ pub mod deadline;
 pub mod ewma;
 pub mod filter;
 pub mod hash;
+pub mod health;
 #[cfg(test)]
 mod mutation;
 pub mod outlier;
@@ -25,6 +26,7 @@ pub mod priority;
 pub mod ratelimit;
 pub mod request;
 pub mod retry;
+pub mod session;
 pub mod table;
 pub mod warm_up;
 pub mod token;

@@ -106,7 +106,10 @@ impl Finder {
             }
             bytes
         };
-        match self.regex.replacen(text.as_bytes(), REPLACED_MAX, replacement) {
+        match self
+            .regex
+            .replacen(text.as_bytes(), REPLACED_MAX, replacement)
+        {
             Cow::Borrowed(_) => Cow::Borrowed(text),
             Cow::Owned(bytes) => match String::from_utf8(bytes) {
                 Ok(text) => Cow::Owned(text),

@@ -11,9 +11,11 @@ use std::sync::Arc;
 use http::{Method, Version, header};
 use karst_model::{
     name::ServiceKey,
+    policy::IpBlock,
     route::{
-        Attachment, Clients, HeaderMatch, HostMatch, HttpMatch, HttpRule, PathMatch, QueryMatch,
-        Route, RouteKey, RouteKind, RouteRules, TcpRule, TlsRule, ValueMatch,
+        Attachment, Clients, ConnectionMatch, HeaderMatch, HostMatch, HttpMatch, HttpRule,
+        PathMatch, QueryMatch, Route, RouteKey, RouteKind, RouteRules, SourceMatch, TcpRule,
+        TlsRule, ValueMatch,
     },
 };
 use karst_routing::{
@@ -795,7 +797,9 @@ fn tls_routes_go_by_the_most_specific_server_name() {
             client: None,
             sender: &Sender::default(),
         };
-        let name = tls.pick(&dialled).map(|rule| rule.route.key.name.to_string());
+        let name = tls
+            .pick(&dialled)
+            .map(|rule| rule.route.key.name.to_string());
         assert_eq!(name.as_deref(), Some(expected), "{sni:?}");
     }
 }
@@ -810,6 +814,68 @@ fn of_tcp_routes_the_oldest_is_applied() {
         picked(&table(vec![of("shop/a", 2), of("shop/b", 1)]), "GET h/"),
         "tcp b"
     );
+}
+
+#[test]
+fn rules_of_a_virtual_service_for_connections_are_tried_in_their_order() {
+    let block = |ip: &str, prefix_len| IpBlock {
+        ip: ip.parse().unwrap(),
+        prefix_len,
+    };
+    let of = |name: &str, m| TcpRule {
+        name: Some(name.into()),
+        matches: vec![m],
+        ..TcpRule::default()
+    };
+    let labelled = ConnectionMatch {
+        source: SourceMatch {
+            labels: vec![("app".into(), "a".into())],
+            ..SourceMatch::default()
+        },
+        ..ConnectionMatch::default()
+    };
+    let there = ConnectionMatch {
+        destinations: vec![block("10.1.0.0", 16), block("fd00::", 8)],
+        ..ConnectionMatch::default()
+    };
+    let from = ConnectionMatch {
+        client: Some(block("10.9.0.0", 24)),
+        port: Some(80),
+        ..ConnectionMatch::default()
+    };
+    let rules = vec![of("label", labelled), of("to", there), of("from", from)];
+    let table = table(vec![Route {
+        rules: RouteRules::Tcp(rules),
+        ..route(RouteKind::VirtualServiceTcp, "shop/vs", 1, vec![])
+    }]);
+    let Routes::OrderedTcp(tcp) = table.routes(None) else {
+        panic!("no rules");
+    };
+    assert!(tcp.asks_sender());
+    let app = Sender {
+        labels: vec![("app".into(), "a".into())].into(),
+        ..Sender::default()
+    };
+    let nobody = Sender::default();
+    for (sender, destination, client, port, expected) in [
+        (&app, "10.1.2.3", "10.9.0.1", 80, Some("label")),
+        (&nobody, "10.1.2.3", "10.9.0.1", 80, Some("to")),
+        (&nobody, "fd00::1", "10.9.0.1", 80, Some("to")),
+        (&nobody, "::ffff:10.1.0.1", "10.9.1.1", 80, Some("to")),
+        (&nobody, "10.2.0.1", "10.9.0.255", 80, Some("from")),
+        (&nobody, "10.2.0.1", "10.9.0.255", 81, None),
+        (&nobody, "10.2.0.1", "10.9.1.1", 80, None),
+    ] {
+        let dialled = Dialled {
+            sni: None,
+            port,
+            destination: Some(destination.parse().unwrap()),
+            client: Some(client.parse().unwrap()),
+            sender,
+        };
+        let name = tcp.pick(&dialled).and_then(|rule| rule.name.clone());
+        assert_eq!(name.as_deref(), expected, "{destination} {client} {port}");
+    }
 }
 
 // --- what is wrong harms only itself

@@ -114,7 +114,13 @@ impl Refusal {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/grpc"),
         );
-        headers.insert(GRPC_STATUS, HeaderValue::from(self.grpc.map_or_else(|| grpc_status(self.status), u16::from)));
+        headers.insert(
+            GRPC_STATUS,
+            HeaderValue::from(
+                self.grpc
+                    .map_or_else(|| grpc_status(self.status), u16::from),
+            ),
+        );
         if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.cause)) {
             headers.insert(GRPC_MESSAGE, message);
         }

@@ -11,9 +11,15 @@ mod client;
 mod rig;
 
 mod differential;
+mod external;
 mod http;
+mod limits;
 mod malformed;
 mod operation;
 mod policy;
+mod resilience;
 mod routes;
 mod tcp;
+mod telemetry;
+mod tokens;
+mod virtual_services;

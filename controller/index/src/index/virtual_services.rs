@@ -44,6 +44,8 @@ pub(super) struct Virtuals {
     /// Routes of the Gateway API by the services that they are attached to.
     attached: HashMap<ServiceKey, BTreeMap<RouteKey, Vec<Attachment>>>,
     attachments: HashMap<RouteKey, HashSet<ServiceKey>>,
+    /// Hosts that somebody has left in this step.
+    left: HashSet<Arc<str>>,
 }
 
 impl Virtuals {
@@ -164,6 +166,7 @@ impl Index {
         let mut touched: HashSet<Name> = std::iter::once(name.clone()).collect();
         if let Some(before) = &before {
             virtuals.leave(name, before, &domain);
+            virtuals.left.extend(before.hosts.iter().cloned());
             touched.extend(virtuals.rivals(&before.hosts));
             touched.extend(before.delegates(name));
         }
@@ -173,7 +176,14 @@ impl Index {
             touched.extend(after.delegates(name));
             virtuals.facts.insert(name.clone(), after);
         }
-        touched.extend(virtuals.by_delegate.get(name).into_iter().flatten().cloned());
+        touched.extend(
+            virtuals
+                .by_delegate
+                .get(name)
+                .into_iter()
+                .flatten()
+                .cloned(),
+        );
         self.refer_labels(&keys(before.as_ref()).unwrap_or_default(), &keys_after);
         self.dirty.virtuals.extend(touched);
     }
@@ -182,7 +192,9 @@ impl Index {
     pub(super) fn mark_senders(&mut self, hostname: &str) {
         let known = self.virtuals.by_destination.iter();
         let senders = known.filter(|(host, _)| crate::destination_rules::covers(hostname, host));
-        let names: Vec<Name> = senders.flat_map(|(_, names)| names.iter().cloned()).collect();
+        let names: Vec<Name> = senders
+            .flat_map(|(_, names)| names.iter().cloned())
+            .collect();
         self.dirty.virtuals.extend(names);
     }
 
@@ -201,17 +213,24 @@ impl Index {
             marked.extend(senders.into_iter().flatten().cloned());
         }
         // Who has a delegate that sends there has its rules.
-        let roots = marked.iter().filter_map(|name| self.virtuals.by_delegate.get(name));
+        let roots = marked
+            .iter()
+            .filter_map(|name| self.virtuals.by_delegate.get(name));
         let roots: Vec<Name> = roots.flatten().cloned().collect();
         marked.extend(roots);
         let mut beside = HashSet::new();
+        for host in std::mem::take(&mut self.virtuals.left) {
+            beside.extend(self.routes_under(&host));
+        }
         for name in &marked {
             let lowered = self.lower_virtual(name);
-            let hosts = self.virtuals.facts.get(name).map(|facts| facts.hosts.clone());
+            let hosts = self
+                .virtuals
+                .facts
+                .get(name)
+                .map(|facts| facts.hosts.clone());
             for host in hosts.into_iter().flatten() {
-                let services = self.services_under(&host);
-                let routes = services.iter().filter_map(|key| self.virtuals.attached.get(key));
-                beside.extend(routes.flat_map(|routes| routes.keys().cloned()));
+                beside.extend(self.routes_under(&host));
             }
             self.tell_virtual(name, lowered, delta);
         }
@@ -266,6 +285,15 @@ impl Index {
         virtual_services::lower(name, facts, &world)
     }
 
+    /// Routes of the Gateway API that are attached to services under a host.
+    fn routes_under(&self, host: &str) -> Vec<RouteKey> {
+        let services = self.services_under(host);
+        let routes = services
+            .iter()
+            .filter_map(|key| self.virtuals.attached.get(key));
+        routes.flat_map(|routes| routes.keys().cloned()).collect()
+    }
+
     /// The services that a host stands for.
     fn services_under(&self, host: &str) -> Vec<ServiceKey> {
         let known = &self.out.services_of;
@@ -273,8 +301,7 @@ impl Index {
             false => known.get(host).cloned().unwrap_or_default(),
             true => {
                 let known = known.iter();
-                let under =
-                    known.filter(|(name, _)| crate::destination_rules::covers(host, name));
+                let under = known.filter(|(name, _)| crate::destination_rules::covers(host, name));
                 let mut keys: Vec<ServiceKey> =
                     under.flat_map(|(_, keys)| keys.iter().cloned()).collect();
                 keys.sort();
@@ -333,7 +360,9 @@ impl Index {
         let rank = |name: &Name| {
             let facts = self.virtuals.facts.get(name)?;
             let takes = facts.clients(name, service, root).contains(clients);
-            takes.then(|| Rank::new(name, facts, service, root)).flatten()
+            takes
+                .then(|| Rank::new(name, facts, service, root))
+                .flatten()
         };
         let covering = self.virtuals.covering(&service.hostname);
         let first = covering.iter().filter_map(rank).min();

@@ -18,7 +18,10 @@ pub(super) fn tls(
     let mut rules = Vec::new();
     for (index, source) in sources.iter().enumerate() {
         let place = format!("tls[{index}]");
-        let of_mesh = source.r#match.iter().filter(|one| is_of_mesh(&one.gateways));
+        let of_mesh = source
+            .r#match
+            .iter()
+            .filter(|one| is_of_mesh(&one.gateways));
         let mut taken = Vec::new();
         for (index, one) in of_mesh.enumerate() {
             let place = format!("{place}.match[{index}]");
@@ -67,12 +70,19 @@ pub(super) fn tcp(
     let mut rules = Vec::new();
     for (index, source) in sources.iter().enumerate() {
         let place = format!("tcp[{index}]");
-        let of_mesh = source.r#match.iter().filter(|one| is_of_mesh(&one.gateways));
+        let of_mesh = source
+            .r#match
+            .iter()
+            .filter(|one| is_of_mesh(&one.gateways));
         let mut taken = Vec::new();
         for (index, one) in of_mesh.enumerate() {
             let lowered = connection(
                 &format!("{place}.match[{index}]"),
-                (one.port, &one.destination_subnets, one.source_subnet.as_ref()),
+                (
+                    one.port,
+                    &one.destination_subnets,
+                    one.source_subnet.as_ref(),
+                ),
                 matches::from(one.source_namespace.as_ref(), &one.source_labels),
             );
             match lowered {

@@ -77,7 +77,10 @@ fn find<'a>(
     world: &World<'a>,
 ) -> Result<&'a VirtualFacts, String> {
     if facts.hosts.is_empty() {
-        return Err("a VirtualService without hosts is a delegate itself, and a delegate has none".to_owned());
+        return Err(
+            "a VirtualService without hosts is a delegate itself, and a delegate has none"
+                .to_owned(),
+        );
     }
     if to.name.is_empty() {
         return Err("it names nobody".to_owned());
@@ -92,10 +95,15 @@ fn find<'a>(
         return Err(format!("there is no VirtualService {to}"));
     };
     if !found.hosts.is_empty() {
-        return Err(format!("VirtualService {to} has hosts, so that it is no delegate"));
+        return Err(format!(
+            "VirtualService {to} has hosts, so that it is no delegate"
+        ));
     }
     if !found.is_seen_by(&name.namespace) {
-        return Err(format!("exportTo of VirtualService {to} leaves out namespace {}", name.namespace));
+        return Err(format!(
+            "exportTo of VirtualService {to} leaves out namespace {}",
+            name.namespace
+        ));
     }
     if found.spec.http.iter().any(|route| route.delegate.is_some()) {
         let circle = found.delegates(to).contains(name);
@@ -151,7 +159,10 @@ fn one(root: &HttpRoute, leaf: &HttpRoute, matches: Vec<HttpMatch>) -> HttpRoute
         mirror_percent: mirrors.mirror_percent,
         mirror_percent_snake: mirrors.mirror_percent_snake,
         mirror_percentage: mirrors.mirror_percentage.clone(),
-        cors_policy: leaf.cors_policy.clone().or_else(|| root.cors_policy.clone()),
+        cors_policy: leaf
+            .cors_policy
+            .clone()
+            .or_else(|| root.cors_policy.clone()),
         headers: leaf.headers.clone().or_else(|| root.headers.clone()),
         ..leaf.clone()
     }
@@ -172,7 +183,10 @@ fn matches(roots: &[HttpMatch], leaves: &[HttpMatch]) -> Option<Vec<HttpMatch>> 
 }
 
 fn both(root: &HttpMatch, leaf: &HttpMatch) -> Option<HttpMatch> {
-    let number = |root: Option<u32>, leaf: Option<u32>| match (root.filter(|one| *one > 0), leaf.filter(|one| *one > 0)) {
+    let number = |root: Option<u32>, leaf: Option<u32>| match (
+        root.filter(|one| *one > 0),
+        leaf.filter(|one| *one > 0),
+    ) {
         (Some(root), Some(leaf)) if root != leaf => None,
         (root, leaf) => Some(leaf.or(root)),
     };

@@ -37,7 +37,10 @@ fn resolve(
     let known = (world.destination)(&host, &owner.namespace)
         .ok_or_else(|| format!("{place}.destination: no service has the host {host}"))?;
     let number = source.port.as_ref().and_then(|port| port.number);
-    let port = match (values::port(&format!("{place}.destination.port"), number)?, &known.ports[..]) {
+    let port = match (
+        values::port(&format!("{place}.destination.port"), number)?,
+        &known.ports[..],
+    ) {
         (Some(port), ports) if ports.iter().any(|(number, _)| *number == port) => port,
         (Some(port), _) => return Err(format!("{place}.destination: {host} has no port {port}")),
         (None, [(only, _)]) => *only,
@@ -64,9 +67,10 @@ pub(super) fn weights(place: &str, sources: &[Option<i32>]) -> Result<Vec<u32>, 
     let mut weights = Vec::with_capacity(sources.len());
     for (index, weight) in sources.iter().enumerate() {
         let weight = weight.unwrap_or(0);
-        weights.push(u32::try_from(weight).map_err(|_negative| {
-            format!("{place}[{index}].weight: {weight} is below zero")
-        })?);
+        weights.push(
+            u32::try_from(weight)
+                .map_err(|_negative| format!("{place}[{index}].weight: {weight} is below zero"))?,
+        );
     }
     if weights.len() == 1 {
         return Ok(vec![1]);
@@ -74,9 +78,9 @@ pub(super) fn weights(place: &str, sources: &[Option<i32>]) -> Result<Vec<u32>, 
     let total: u64 = weights.iter().copied().map(u64::from).sum();
     match total {
         0 => Err(format!("{place}: the weights add up to nothing")),
-        total if total > TOTAL_MAX => {
-            Err(format!("{place}: the weights add up to {total}, more than {TOTAL_MAX}"))
-        }
+        total if total > TOTAL_MAX => Err(format!(
+            "{place}: the weights add up to {total}, more than {TOTAL_MAX}"
+        )),
         _ => Ok(weights),
     }
 }

@@ -48,7 +48,10 @@ pub(super) fn of_rule(
 ) -> Result<Vec<HttpFilter>, String> {
     let mut filters = Vec::new();
     if let Some(source) = &route.cors_policy {
-        filters.push(HttpFilter::Cors(cors(&format!("{place}.corsPolicy"), source)?));
+        filters.push(HttpFilter::Cors(cors(
+            &format!("{place}.corsPolicy"),
+            source,
+        )?));
     }
     if let Some(source) = &route.fault {
         let fault = fault(&format!("{place}.fault"), source, findings)?;
@@ -58,16 +61,27 @@ pub(super) fn of_rule(
         filters.extend(headers(&format!("{place}.headers"), source)?);
     }
     if let Some(source) = &route.redirect {
-        filters.push(HttpFilter::Redirect(redirect(&format!("{place}.redirect"), source)?));
+        filters.push(HttpFilter::Redirect(redirect(
+            &format!("{place}.redirect"),
+            source,
+        )?));
     }
     if let Some(source) = &route.direct_response {
-        filters.push(HttpFilter::Direct(direct(&format!("{place}.directResponse"), source)?));
+        filters.push(HttpFilter::Direct(direct(
+            &format!("{place}.directResponse"),
+            source,
+        )?));
     }
     if let Some(source) = &route.rewrite {
         if route.redirect.is_some() || route.direct_response.is_some() {
-            return Err(format!("{place}.rewrite: nothing is sent that could be rewritten"));
+            return Err(format!(
+                "{place}.rewrite: nothing is sent that could be rewritten"
+            ));
         }
-        filters.push(HttpFilter::Rewrite(rewrite(&format!("{place}.rewrite"), source)?));
+        filters.push(HttpFilter::Rewrite(rewrite(
+            &format!("{place}.rewrite"),
+            source,
+        )?));
     }
     filters.extend(mirrors(route, place, owner, world, findings)?);
     Ok(filters)
@@ -101,13 +115,21 @@ pub(super) fn headers(place: &str, source: &Headers) -> Result<Vec<HttpFilter>, 
 fn change(place: &str, source: &ChangesSource) -> Result<(HeaderChanges, HeaderChanges), String> {
     let pairs = |list: &std::collections::BTreeMap<String, String>| {
         let pairs = list.iter().map(|(name, value)| {
-            let name = if name == ":authority" { "host" } else { name.as_str() };
+            let name = if name == ":authority" {
+                "host"
+            } else {
+                name.as_str()
+            };
             Ok((name.into(), literal(place, value)?.into()))
         });
         pairs.collect::<Result<Vec<_>, String>>()
     };
     let removed = HeaderChanges {
-        remove: source.remove.iter().map(|name| name.as_str().into()).collect(),
+        remove: source
+            .remove
+            .iter()
+            .map(|name| name.as_str().into())
+            .collect(),
         ..HeaderChanges::default()
     };
     let put = HeaderChanges {
@@ -122,7 +144,9 @@ fn change(place: &str, source: &ChangesSource) -> Result<(HeaderChanges, HeaderC
 fn literal(place: &str, value: &str) -> Result<String, String> {
     let without = value.replace("%%", "");
     if without.matches('%').count() > 1 {
-        return Err(format!("{place}: {value:?} has one of Envoy's %COMMANDS%, of which none is known"));
+        return Err(format!(
+            "{place}: {value:?} has one of Envoy's %COMMANDS%, of which none is known"
+        ));
     }
     Ok(value.replace("%%", "%"))
 }
@@ -167,7 +191,9 @@ fn aborted(place: &str, source: &Abort, findings: &mut Findings) -> Result<Fault
     }
     let answer = match (source.http_status, &source.grpc_status) {
         (Some(_), Some(_)) => {
-            return Err(format!("{place}: httpStatus and grpcStatus exclude each other"));
+            return Err(format!(
+                "{place}: httpStatus and grpcStatus exclude each other"
+            ));
         }
         (Some(status), None) => {
             let field = format!("{place}.httpStatus");
@@ -176,7 +202,11 @@ fn aborted(place: &str, source: &Abort, findings: &mut Findings) -> Result<Fault
         (None, Some(text)) => FaultAnswer::Grpc(grpc(&format!("{place}.grpcStatus"), text)?),
         (None, None) => return Err(format!("{place} has neither httpStatus nor grpcStatus")),
     };
-    let share = values::share(&format!("{place}.percentage"), source.percentage.as_ref(), None)?;
+    let share = values::share(
+        &format!("{place}.percentage"),
+        source.percentage.as_ref(),
+        None,
+    )?;
     Ok(FaultAbort {
         answer,
         millionths: said_share(place, share, findings),
@@ -186,7 +216,9 @@ fn aborted(place: &str, source: &Abort, findings: &mut Findings) -> Result<Fault
 /// Without a percentage nothing happens, as Istio has it.
 fn said_share(place: &str, share: Option<u32>, findings: &mut Findings) -> u32 {
     share.unwrap_or_else(|| {
-        findings.idle(format!("{place}.percentage is left out, so that no request is touched"));
+        findings.idle(format!(
+            "{place}.percentage is left out, so that no request is touched"
+        ));
         0
     })
 }
@@ -211,8 +243,13 @@ fn redirect(place: &str, source: &RedirectSource) -> Result<Redirect, String> {
         Some(_) => (authority, None),
         None => (None, None),
     };
-    let port = match (values::port(&format!("{place}.port"), source.port)?, source.derive_port) {
-        (Some(_), Some(_)) => return Err(format!("{place}: port and derivePort exclude each other")),
+    let port = match (
+        values::port(&format!("{place}.port"), source.port)?,
+        source.derive_port,
+    ) {
+        (Some(_), Some(_)) => {
+            return Err(format!("{place}: port and derivePort exclude each other"));
+        }
         (Some(port), None) => Some(port),
         (None, Some(RedirectPort::FromProtocolDefault)) => Some(match scheme {
             Some("https") => 443,
@@ -221,16 +258,24 @@ fn redirect(place: &str, source: &RedirectSource) -> Result<Redirect, String> {
         (None, Some(RedirectPort::FromRequestPort) | None) => in_authority,
     };
     let full = source.uri.as_deref().filter(|one| !one.is_empty());
-    let prefix = source.prefix_rewrite.as_deref().filter(|one| !one.is_empty());
+    let prefix = source
+        .prefix_rewrite
+        .as_deref()
+        .filter(|one| !one.is_empty());
     let path = match (full, prefix) {
-        (Some(_), Some(_)) => return Err(format!("{place}: uri and prefixRewrite exclude each other")),
+        (Some(_), Some(_)) => {
+            return Err(format!("{place}: uri and prefixRewrite exclude each other"));
+        }
         (Some(full), None) => Some(PathChange::Full(full.into())),
         (None, prefix) => prefix.map(|prefix| PathChange::Prefix(prefix.into())),
     };
     if scheme.is_none() && host.is_none() && port.is_none() && path.is_none() {
         return Err(format!("{place} changes nothing: it would lead to itself"));
     }
-    let code = source.redirect_code.filter(|code| *code > 0).unwrap_or(REDIRECT);
+    let code = source
+        .redirect_code
+        .filter(|code| *code > 0)
+        .unwrap_or(REDIRECT);
     Ok(Redirect {
         scheme: scheme.map(Into::into),
         host: host.map(Into::into),
@@ -242,7 +287,9 @@ fn redirect(place: &str, source: &RedirectSource) -> Result<Redirect, String> {
 }
 
 fn direct(place: &str, source: &DirectSource) -> Result<DirectResponse, String> {
-    let status = source.status.ok_or_else(|| format!("{place}.status is missing"))?;
+    let status = source
+        .status
+        .ok_or_else(|| format!("{place}.status is missing"))?;
     let body = match &source.body {
         Some(Body {
             string: Some(text), ..
@@ -288,7 +335,9 @@ fn rewrite(place: &str, source: &RewriteSource) -> Result<Rewrite, String> {
     let uri = source.uri.as_deref().filter(|one| !one.is_empty());
     let path = match (uri, &source.uri_regex_rewrite) {
         (Some(_), Some(_)) => {
-            return Err(format!("{place}: uri and uriRegexRewrite exclude each other"));
+            return Err(format!(
+                "{place}: uri and uriRegexRewrite exclude each other"
+            ));
         }
         (Some(uri), None) => Some(PathChange::Prefix(uri.into())),
         (None, Some(regex)) => Some(PathChange::Regex {
@@ -299,7 +348,9 @@ fn rewrite(place: &str, source: &RewriteSource) -> Result<Rewrite, String> {
     };
     let host = source.authority.as_deref().filter(|one| !one.is_empty());
     if path.is_none() && host.is_none() {
-        return Err(format!("{place} has neither uri nor authority nor uriRegexRewrite"));
+        return Err(format!(
+            "{place} has neither uri nor authority nor uriRegexRewrite"
+        ));
     }
     Ok(Rewrite {
         host: host.map(Into::into),
@@ -367,7 +418,9 @@ fn cors(place: &str, source: &CorsPolicy) -> Result<Cors, String> {
         });
     }
     let age = source.max_age.as_ref();
-    let age = age.map(|text| values::duration(&format!("{place}.maxAge"), text)).transpose()?;
+    let age = age
+        .map(|text| values::duration(&format!("{place}.maxAge"), text))
+        .transpose()?;
     let texts = |list: &[String]| list.iter().map(|one| one.as_str().into()).collect();
     Ok(Cors {
         allow_origins,

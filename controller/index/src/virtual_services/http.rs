@@ -21,7 +21,9 @@ pub(super) fn rules(
     findings: &mut Findings,
 ) -> Vec<HttpRule> {
     let placed = delegates::expanded(name, facts, world, findings);
-    let lowered = placed.iter().filter_map(|placed| one(placed, world, findings));
+    let lowered = placed
+        .iter()
+        .filter_map(|placed| one(placed, world, findings));
     lowered.collect()
 }
 
@@ -91,10 +93,16 @@ fn fill(
         route.direct_response.is_some(),
     ];
     match does.into_iter().filter(|one| *one).count() {
-        0 => return Err(format!("{place} has neither route nor redirect nor directResponse")),
+        0 => {
+            return Err(format!(
+                "{place} has neither route nor redirect nor directResponse"
+            ));
+        }
         1 => {}
         _ => {
-            return Err(format!("{place}: route, redirect and directResponse exclude one another"));
+            return Err(format!(
+                "{place}: route, redirect and directResponse exclude one another"
+            ));
         }
     }
     rule.filters = filters::of_rule(route, place, owner, world, findings)?;

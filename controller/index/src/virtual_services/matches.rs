@@ -30,7 +30,10 @@ pub(super) fn one(place: &str, source: &Source) -> Result<HttpMatch, String> {
             value => lowered.headers.push(header(":method", value)),
         }
     }
-    for (name, value) in [(":scheme", &source.scheme), (":authority", &source.authority)] {
+    for (name, value) in [
+        (":scheme", &source.scheme),
+        (":authority", &source.authority),
+    ] {
         if let Some(value) = value {
             let value = values::value(&format!("{place}{}", name.replace(':', ".")), value)?;
             lowered.headers.push(header(name, value));
@@ -97,8 +100,11 @@ fn named(
     lowered: &mut HttpMatch,
 ) -> Result<(), String> {
     if let Some(path) = name.strip_prefix(CLAIMS) {
-        let path = claim(path)
-            .ok_or_else(|| format!("{place}.headers: {name:?} names no claim: write {CLAIMS}.name or {CLAIMS}[name]"))?;
+        let path = claim(path).ok_or_else(|| {
+            format!(
+                "{place}.headers: {name:?} names no claim: write {CLAIMS}.name or {CLAIMS}[name]"
+            )
+        })?;
         lowered.claims.push(ClaimMatch { path, value });
         return Ok(());
     }
@@ -111,7 +117,9 @@ fn named(
     }
     let name = name.to_ascii_lowercase();
     if !name.starts_with(':') && !is_token(&name) {
-        return Err(format!("{place}.headers: {name:?} is not the name of a header"));
+        return Err(format!(
+            "{place}.headers: {name:?} is not the name of a header"
+        ));
     }
     // A name that is asked for twice, with and without: both hold.
     let again = lowered.headers.iter().any(|one| *one.name == *name);

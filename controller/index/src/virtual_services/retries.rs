@@ -20,9 +20,11 @@ pub(super) fn lower(
 ) -> Result<(RetryPolicy, Option<Duration>), String> {
     let attempts = source.attempts.unwrap_or(0);
     let bounded = u32::try_from(attempts).ok();
-    let attempts = bounded.filter(|_| attempts <= ATTEMPTS_MAX).ok_or_else(|| {
-        format!("{place}.attempts: {attempts} is not between 0 and {ATTEMPTS_MAX}")
-    })?;
+    let attempts = bounded
+        .filter(|_| attempts <= ATTEMPTS_MAX)
+        .ok_or_else(|| {
+            format!("{place}.attempts: {attempts} is not between 0 and {ATTEMPTS_MAX}")
+        })?;
     if source.attempts.is_none() {
         findings.idle(format!("{place}.attempts is left out, which means none"));
     }
@@ -34,11 +36,17 @@ pub(super) fn lower(
         ..RetryPolicy::default()
     };
     policy.backoff = values::limit(&format!("{place}.backoff"), source.backoff.as_ref())?;
-    let conditions = source.retry_on.as_deref().filter(|text| !text.trim().is_empty());
+    let conditions = source
+        .retry_on
+        .as_deref()
+        .filter(|text| !text.trim().is_empty());
     for name in conditions.unwrap_or(DEFAULT).split(',') {
         condition(place, name.trim(), &mut policy, findings)?;
     }
-    let each = values::limit(&format!("{place}.perTryTimeout"), source.per_try_timeout.as_ref())?;
+    let each = values::limit(
+        &format!("{place}.perTryTimeout"),
+        source.per_try_timeout.as_ref(),
+    )?;
     Ok((policy, each))
 }
 
@@ -76,7 +84,9 @@ fn condition(
                 format!("{place}.retryOn: {name:?} is neither a condition of Envoy nor a status")
             })?;
             let field = format!("{place}.retryOn");
-            policy.statuses.push(values::status(&field, status, 100..=599)?);
+            policy
+                .statuses
+                .push(values::status(&field, status, 100..=599)?);
         }
     }
     Ok(())

@@ -15,7 +15,10 @@ const EVERYTHING: u32 = 1_000_000;
 /// A span of time.
 pub(super) fn duration(field: &str, text: &Text) -> Result<Duration, String> {
     text.read().ok_or_else(|| {
-        format!("{field}: {:?} is no duration such as 10s or 1h30m, or more than a year", text.0)
+        format!(
+            "{field}: {:?} is no duration such as 10s or 1h30m, or more than a year",
+            text.0
+        )
     })
 }
 
@@ -49,7 +52,9 @@ pub(super) fn share(
 pub(super) fn value(field: &str, source: &StringMatch) -> Result<ValueMatch, String> {
     let given = [&source.exact, &source.prefix, &source.regex];
     if given.into_iter().flatten().count() > 1 {
-        return Err(format!("{field}: exact, prefix and regex exclude one another"));
+        return Err(format!(
+            "{field}: exact, prefix and regex exclude one another"
+        ));
     }
     Ok(match (&source.exact, &source.prefix, &source.regex) {
         (Some(exact), _, _) => ValueMatch::Exact(exact.as_str().into()),
@@ -77,8 +82,17 @@ pub(super) fn port(field: &str, number: Option<u32>) -> Result<Option<u16>, Stri
 }
 
 /// A number of HTTP or gRPC within bounds.
-pub(super) fn status(field: &str, number: i64, bounds: std::ops::RangeInclusive<i64>) -> Result<u16, String> {
+pub(super) fn status(
+    field: &str,
+    number: i64,
+    bounds: std::ops::RangeInclusive<i64>,
+) -> Result<u16, String> {
     let fits = bounds.contains(&number).then(|| u16::try_from(number).ok());
-    fits.flatten()
-        .ok_or_else(|| format!("{field}: {number} is not between {} and {}", bounds.start(), bounds.end()))
+    fits.flatten().ok_or_else(|| {
+        format!(
+            "{field}: {number} is not between {} and {}",
+            bounds.start(),
+            bounds.end()
+        )
+    })
 }

@@ -7,10 +7,13 @@
 mod destination_rules;
 mod enrolment;
 mod entries;
+mod limits;
 mod order;
 mod policies;
 mod request_policies;
 mod routes;
 mod services;
+mod telemetry;
+mod virtual_services;
 mod waypoints;
 mod world;

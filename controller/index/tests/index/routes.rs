@@ -277,7 +277,7 @@ fn every_kind_of_filter_is_lowered() {
             wildcard("http://", ":8080")
         ]
     );
-    assert_eq!(cors.max_age_seconds, 5);
+    assert_eq!(cors.max_age_seconds, Some(5));
     assert_eq!(rule.backends[0].filters.len(), 1);
     assert_eq!(rule.timeouts.request, Some(Duration::from_secs(10)));
     let retry = rule.retry.as_ref().unwrap();

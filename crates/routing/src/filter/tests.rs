@@ -443,3 +443,113 @@ fn an_actual_request_gets_its_origin_back() {
         "https://www.foo.com"
     );
 }
+
+#[test]
+fn faults_take_their_share_of_even_draws_and_refuse_what_is_none() {
+    use karst_model::route::{Fault, FaultAbort, FaultAnswer, FaultDelay};
+    let fault = |millionths, status, wait| {
+        Filter::compile(&HttpFilter::Fault(Fault {
+            delay: Some(FaultDelay { wait, millionths }),
+            abort: Some(FaultAbort {
+                answer: FaultAnswer::Http(status),
+                millionths,
+            }),
+        }))
+    };
+    let second = std::time::Duration::from_secs(1);
+    let Ok(Filter::Fault(quarter)) = fault(250_000, 503, second) else {
+        panic!("it can be applied");
+    };
+    let draws = (0..10_000_u64).map(|at| at * (u64::MAX / 10_000));
+    let hit = draws.clone().filter(|draw| quarter.abort(*draw).is_some());
+    assert_eq!(hit.count(), 2_500);
+    let late = draws.filter(|draw| quarter.delay(*draw) == Some(second));
+    assert_eq!(late.count(), 2_500);
+    assert!(fault(1_000_001, 503, second).is_err());
+    assert!(fault(1, 199, second).is_err());
+    assert!(fault(1, 503, second * 3_601).is_err());
+}
+
+#[test]
+fn paths_are_replaced_letter_by_letter_or_by_what_an_expression_finds() {
+    let rewrite = |change, path, matched| {
+        let rewrite = route::Rewrite {
+            host: None,
+            path: Some(change),
+        };
+        let mut request = request("GET", path, 80, &[]);
+        let applied = Rewrite::compile(&rewrite)
+            .unwrap()
+            .apply(&mut request, matched);
+        applied.is_ok().then(|| request.path_and_query().to_owned())
+    };
+    let regex = |pattern: &str, substitution: &str| PathChange::Regex {
+        pattern: pattern.into(),
+        substitution: substitution.into(),
+    };
+    let whole = MatchedPath::Whole;
+    for (change, path, matched, expected) in [
+        (
+            PathChange::Prefix("/new".into()),
+            "/older?q",
+            MatchedPath::Start(4),
+            Some("/newer?q"),
+        ),
+        (
+            PathChange::Prefix("/v1/".into()),
+            "/a",
+            MatchedPath::Start(1),
+            Some("/v1/a"),
+        ),
+        (PathChange::Prefix("/x/".into()), "/a/b", whole, Some("/x/")),
+        (
+            regex("/([a-z]+)/([0-9]+)", r"/\2/\1"),
+            "/a/1/b/2?q=/c/3",
+            whole,
+            Some("/1/a/2/b?q=/c/3"),
+        ),
+        (regex("b", r"\0\\"), "/ab", whole, Some(r"/ab\")),
+        (regex("^/", ""), "/ab", whole, None),
+    ] {
+        assert_eq!(
+            rewrite(change, path, matched).as_deref(),
+            expected,
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn a_redirect_to_where_the_request_is_leads_back() {
+    let asked = request("GET", "/a?q=1", 8080, &[]);
+    for (location, expected) in [
+        ("http://shop.io:8080/a?q=1", true),
+        ("http://shop.io/a?q=1", false),
+        ("http://shop.io:8080/b?q=1", false),
+        ("https://shop.io:8080/a?q=1", false),
+    ] {
+        let location = http::HeaderValue::from_static(location);
+        assert_eq!(Redirect::leads_back(&location, &asked), expected);
+    }
+}
+
+#[test]
+fn a_copy_is_told_by_its_host() {
+    let mirror = |shadow_host| {
+        Mirror::compile(&route::Mirror {
+            backend: Backend::Invalid("".into()),
+            numerator: 1,
+            denominator: 1,
+            shadow_host,
+        })
+        .unwrap()
+    };
+    assert_eq!(mirror(false).host_of_copy("a.io"), None);
+    for (sent, expected) in [
+        ("a.io", "a.io-shadow"),
+        ("a.io:80", "a.io-shadow:80"),
+        ("[::1]", "[::1]-shadow"),
+    ] {
+        assert_eq!(mirror(true).host_of_copy(sent).as_deref(), Some(expected));
+    }
+}

@@ -164,10 +164,7 @@ impl Rare {
 }
 
 impl Source {
-    pub(super) fn new(
-        source: &SourceMatch,
-        patterns: &mut Patterns,
-    ) -> Result<Self, PatternError> {
+    pub(super) fn new(source: &SourceMatch, patterns: &mut Patterns) -> Result<Self, PatternError> {
         let principal = source.principal.as_ref();
         Ok(Self {
             namespace: source.namespace.clone(),
@@ -188,9 +185,7 @@ impl Source {
             .as_ref()
             .is_none_or(|wanted| sender.namespace.as_ref() == Some(wanted));
         let mut labels = self.labels.iter();
-        let principal = |value: &Value| {
-            value.holds(sender.principal.as_deref().map(str::as_bytes))
-        };
+        let principal = |value: &Value| value.holds(sender.principal.as_deref().map(str::as_bytes));
         holds(Site::SourceNamespace, namespace)
             && labels.all(|wanted| holds(Site::SourceLabel, sender.labels.contains(wanted)))
             && self
@@ -230,7 +225,10 @@ impl Value {
             _ if entries.is_empty() => holds(Site::Claim, self.holds(None)),
             _ => {
                 let mut entries = entries.iter();
-                holds(Site::Claim, entries.any(|entry| self.holds(Some(entry.as_bytes()))))
+                holds(
+                    Site::Claim,
+                    entries.any(|entry| self.holds(Some(entry.as_bytes()))),
+                )
             }
         }
     }

@@ -3,9 +3,12 @@
 use std::{cmp::Reverse, sync::Arc};
 
 use hashbrown::HashMap;
-use karst_model::route::{
-    Backend, HttpMatch, HttpRule, PathMatch, RetryPolicy, Route, RouteKind, Timeouts,
-    WeightedBackend,
+use karst_model::{
+    route::{
+        Backend, HttpMatch, HttpRule, PathMatch, RetryPolicy, Route, RouteKind, Timeouts,
+        WeightedBackend,
+    },
+    traffic::SessionPersistence,
 };
 
 use super::{
@@ -38,6 +41,7 @@ pub struct HttpRoute {
     pub weights: Weights,
     pub timeouts: Timeouts,
     pub retry: Option<RetryPolicy>,
+    pub session: Option<SessionPersistence>,
 }
 
 /// A backend of a rule.
@@ -316,6 +320,7 @@ impl HttpRoute {
             weights: Weights::new(rule.backends.iter().map(|backend| backend.weight)),
             timeouts: rule.timeouts,
             retry: rule.retry.clone(),
+            session: rule.session.clone(),
         }
     }
 }

@@ -89,11 +89,7 @@ struct Compiled {
 
 impl TlsTable {
     /// The routes are in the order of precedence: the first rule for a name stays.
-    pub(super) fn new(
-        kind: RouteKind,
-        routes: &[Arc<Route>],
-        problems: &mut Vec<Problem>,
-    ) -> Self {
+    pub(super) fn new(kind: RouteKind, routes: &[Arc<Route>], problems: &mut Vec<Problem>) -> Self {
         match kind {
             RouteKind::VirtualServiceTls => Self::Ordered(OrderedTable::new(routes, problems)),
             _ => Self::ByName(TlsNames::new(routes)),
@@ -200,20 +196,19 @@ impl OrderedTable {
     }
 }
 
-fn parts_of_tcp(
-    rule: &TcpRule,
-) -> (Option<&Arc<str>>, &[ConnectionMatch], &[WeightedBackend]) {
+fn parts_of_tcp(rule: &TcpRule) -> (Option<&Arc<str>>, &[ConnectionMatch], &[WeightedBackend]) {
     (rule.name.as_ref(), &rule.matches, &rule.backends)
 }
 
-fn parts_of_tls(
-    rule: &TlsRule,
-) -> (Option<&Arc<str>>, &[ConnectionMatch], &[WeightedBackend]) {
+fn parts_of_tls(rule: &TlsRule) -> (Option<&Arc<str>>, &[ConnectionMatch], &[WeightedBackend]) {
     (rule.name.as_ref(), &rule.matches, &rule.backends)
 }
 
 impl Compiled {
-    fn new(m: &ConnectionMatch, patterns: &mut Patterns) -> Result<Self, crate::pattern::PatternError> {
+    fn new(
+        m: &ConnectionMatch,
+        patterns: &mut Patterns,
+    ) -> Result<Self, crate::pattern::PatternError> {
         Ok(Self {
             hosts: m.hosts.clone(),
             port: m.port,
@@ -236,7 +231,10 @@ impl Compiled {
             .as_ref()
             .is_none_or(|block| within(dialled.client, block));
         holds(Site::OrderedHost, hosts)
-            && holds(Site::DialledPort, self.port.is_none_or(|port| port == dialled.port))
+            && holds(
+                Site::DialledPort,
+                self.port.is_none_or(|port| port == dialled.port),
+            )
             && to
             && from
             && self.source.takes(dialled.sender)
@@ -263,7 +261,8 @@ fn contains(block: &IpBlock, ip: IpAddr) -> bool {
                 == shifted(u32::from(ip).into(), 32, block.prefix_len)
         }
         (IpAddr::V6(range), IpAddr::V6(ip)) => {
-            shifted(range.into(), 128, block.prefix_len) == shifted(ip.into(), 128, block.prefix_len)
+            shifted(range.into(), 128, block.prefix_len)
+                == shifted(ip.into(), 128, block.prefix_len)
         }
         _ => false,
     }

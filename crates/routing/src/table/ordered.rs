@@ -75,9 +75,7 @@ impl Path {
         match self {
             Self::Any => true,
             Self::Exact(text) => holds(Site::OrderedExact, **text == *path),
-            Self::ExactAnyCase(text) => {
-                holds(Site::OrderedExact, text.eq_ignore_ascii_case(path))
-            }
+            Self::ExactAnyCase(text) => holds(Site::OrderedExact, text.eq_ignore_ascii_case(path)),
             Self::Start(text) => holds(Site::OrderedStart, path.starts_with(&**text)),
             Self::StartAnyCase(text) => {
                 let start = path.get(..text.len());

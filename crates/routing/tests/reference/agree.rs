@@ -44,6 +44,8 @@ fn picked(table: &Table, case: &Case) -> Expected {
                 },
             },
         },
-        Routes::Tls(_) | Routes::Tcp(_) | Routes::OrderedTcp(_) => panic!("there are only HTTP routes"),
+        Routes::Tls(_) | Routes::Tcp(_) | Routes::OrderedTcp(_) => {
+            panic!("there are only HTTP routes")
+        }
     }
 }

@@ -116,9 +116,7 @@ fn replaced(m: &HttpMatch, path: &str) -> Option<String> {
     match &m.path {
         None => Some("/".to_owned()),
         Some(PathMatch::Start(start)) => Some(path[..spelled(start).len()].to_owned()),
-        Some(PathMatch::Prefix(prefix)) => {
-            Some(spelled(prefix).trim_end_matches('/').to_owned())
-        }
+        Some(PathMatch::Prefix(prefix)) => Some(spelled(prefix).trim_end_matches('/').to_owned()),
         Some(PathMatch::Exact(_) | PathMatch::Regex(_)) => None,
     }
 }
@@ -126,7 +124,10 @@ fn replaced(m: &HttpMatch, path: &str) -> Option<String> {
 fn sender(m: &HttpMatch, case: &Case) -> bool {
     let namespace = m.source.namespace.as_deref();
     namespace.is_none_or(|wanted| case.client.as_deref() == Some(wanted))
-        && m.source.labels.iter().all(|label| case.labels.contains(label))
+        && m.source
+            .labels
+            .iter()
+            .all(|label| case.labels.contains(label))
         && m.source
             .principal
             .as_ref()
