@@ -181,6 +181,9 @@ pub(crate) async fn status(cluster: &Cluster, args: &StatusArgs) -> anyhow::Resu
 }
 
 fn lag(agent: &Value) -> String {
+    if let Some(refused) = agent["refused"].as_str() {
+        return format!("REFUSED {refused}");
+    }
     match (agent["changesBehind"].as_u64(), agent["error"].is_string()) {
         (_, true) => String::new(),
         (None, false) => "waiting".to_owned(),
@@ -293,5 +296,7 @@ mod tests {
         assert_eq!(until(""), "none");
         assert_eq!(lag(&json!({"changesBehind": 0})), "current");
         assert_eq!(lag(&json!({"changesBehind": 3})), "3 behind");
+        let refused = json!({"changesBehind": 0, "refused": "a policy: no such field"});
+        assert_eq!(lag(&refused), "REFUSED a policy: no such field");
     }
 }

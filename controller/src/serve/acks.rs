@@ -26,6 +26,17 @@ struct Stream {
     acked: Revision,
     /// Up to where policies are acknowledged as well.
     held: Revision,
+    /// What it has rejected and keeps in its last good form, with its own words.
+    refused: Option<Arc<str>>,
+}
+
+/// What a node's agent has said to what it was sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAck {
+    /// Up to here its addresses are acknowledged.
+    pub acked: Revision,
+    /// What it has rejected, while that holds.
+    pub refused: Option<Arc<str>>,
 }
 
 /// One stream's entry; leaves with the value.
@@ -44,20 +55,22 @@ impl Acks {
                 peer,
                 acked: 0,
                 held: 0,
+                refused: None,
             },
         );
         Ack { acks: self, id }
     }
 
     /// How far each node is: its furthest stream, as an old one may not have ended yet.
-    pub fn by_node(&self) -> BTreeMap<Arc<str>, Revision> {
-        let mut nodes = BTreeMap::new();
+    pub fn by_node(&self) -> BTreeMap<Arc<str>, NodeAck> {
+        let mut nodes: BTreeMap<_, NodeAck> = BTreeMap::new();
         for stream in self.streams().values() {
             let Peer::Agent(node) = &stream.peer else {
                 continue;
             };
-            let acked: &mut Revision = nodes.entry(node.clone()).or_default();
-            *acked = stream.acked.max(*acked);
+            let known = nodes.entry(node.clone()).or_default();
+            known.acked = stream.acked.max(known.acked);
+            known.refused = known.refused.take().or_else(|| stream.refused.clone());
         }
         nodes
     }
@@ -118,6 +131,13 @@ impl Ack<'_> {
 }
 
 impl Ack<'_> {
+    /// What the peer rejects now; nothing where it has taken all.
+    pub fn refuse(&self, refused: Option<Arc<str>>) {
+        if let Some(stream) = self.acks.streams().get_mut(&self.id) {
+            stream.refused = refused;
+        }
+    }
+
     /// Policies and addresses up to `revision` are acknowledged.
     pub fn hold(&self, revision: Revision) {
         if let Some(stream) = self.acks.streams().get_mut(&self.id) {
@@ -145,7 +165,16 @@ mod tests {
         let (quick, slow) = (acks.register("a".into()), acks.register("b".into()));
         quick.set(7);
         assert!(!acks.reached(7, patience).await);
-        assert_eq!(acks.by_node(), [("a".into(), 7), ("b".into(), 0)].into());
+        let at = |acked| NodeAck {
+            acked,
+            refused: None,
+        };
+        let nodes = [("a".into(), at(7)), ("b".into(), at(0))];
+        assert_eq!(acks.by_node(), nodes.into());
+        slow.refuse(Some("a policy".into()));
+        assert_eq!(acks.by_node()["b"].refused.as_deref(), Some("a policy"));
+        slow.refuse(None);
+        assert_eq!(acks.by_node()["b"].refused, None);
         let (reached, ()) = tokio::join!(acks.reached(7, patience), async { slow.set(8) });
         assert!(reached);
         let (reached, ()) = tokio::join!(acks.reached(8, patience), async { drop(quick) });

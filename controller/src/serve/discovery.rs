@@ -1,6 +1,6 @@
 //! The discovery service: drives one [`Session`] per stream.
 
-use std::{pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 
 use karst_proto::{
     discovery::DeltaDiscoveryRequest,
@@ -76,6 +76,7 @@ impl AggregatedDiscoveryService for Discovery {
         let stream = OneStream {
             session: Session::new(peer.clone()),
             proxy: peer,
+            refused: BTreeMap::new(),
             peer: caller.to_string(),
             resources: self.resources.clone(),
             acks: self.acks.clone(),
@@ -92,8 +93,23 @@ impl AggregatedDiscoveryService for Discovery {
 
 type Outgoing = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 
+/// Longest text of a refusal that is kept, in characters.
+const REFUSAL_CHARS_MAX: usize = 300;
+
+/// All refusals of a proxy as one line; nothing where there is none. Types are known ones: the session answers no other.
+fn refusals(refused: &BTreeMap<String, String>) -> Option<Arc<str>> {
+    let lines = refused.iter().map(|(type_url, message)| {
+        let kind = type_url.rsplit('/').next().unwrap_or_default();
+        format!("{kind}: {message}")
+    });
+    let lines: Vec<_> = lines.collect();
+    (!lines.is_empty()).then(|| lines.join("; ").into())
+}
+
 struct OneStream {
     proxy: Peer,
+    /// What the proxy rejects, by type; one of its types is enough to be told.
+    refused: BTreeMap<String, String>,
     session: Session,
     /// For the log.
     peer: String,
@@ -140,6 +156,7 @@ impl OneStream {
             if let Some(acked) = self.session.acked_addresses() {
                 let ack = ack.get_or_insert_with(|| acks.register(self.proxy.clone()));
                 ack.set(acked);
+                ack.refuse(refusals(&self.refused));
                 ack.hold(self.session.acked_all());
             }
             tokio::select! {
@@ -170,6 +187,8 @@ impl OneStream {
         {
             Handled::Nacked(message) => {
                 self.metrics.nacks.inc();
+                let kept = message.chars().take(REFUSAL_CHARS_MAX).collect();
+                self.refused.insert(type_url.clone(), kept);
                 tracing::warn!(
                     peer = self.peer,
                     type_url,
@@ -177,7 +196,12 @@ impl OneStream {
                     "proxy rejected resources; it keeps their last good form"
                 );
             }
-            handled => tracing::debug!(peer = self.peer, type_url, ?handled, "discovery request"),
+            handled => {
+                if matches!(handled, Handled::Acked) {
+                    self.refused.remove(&type_url);
+                }
+                tracing::debug!(peer = self.peer, type_url, ?handled, "discovery request");
+            }
         }
         Ok(())
     }

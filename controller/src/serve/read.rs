@@ -96,16 +96,14 @@ impl Reads {
         let revision = self.resources.read().revision();
         let acked = self.acks.by_node();
         let answers = self.nodes.ask(Subject::Status).await;
-        let behind = |node: &str| {
-            let acked = acked.get(node)?;
-            Some(revision.saturating_sub(*acked))
-        };
+        let behind = |node: &str| Some(revision.saturating_sub(acked.get(node)?.acked));
+        let refused = |node: &str| acked.get(node)?.refused.clone();
         let mut agents: Vec<Value> = answers
             .iter()
             .map(|(node, answer)| match answer {
                 Ok(answer) => {
                     let status = answer.status.clone().unwrap_or_default();
-                    view::agent(node, &status, behind(node))
+                    view::agent(node, &status, behind(node), refused(node))
                 }
                 Err(error) => json!({"node": node, "error": error.to_string()}),
             })
@@ -114,8 +112,9 @@ impl Reads {
         let elsewhere = acked
             .keys()
             .filter(|node| !answers.iter().any(|(asked, _)| **asked == ***node));
-        agents
-            .extend(elsewhere.map(|node| json!({"node": &**node, "changesBehind": behind(node)})));
+        agents.extend(elsewhere.map(|node| {
+            json!({"node": &**node, "changesBehind": behind(node), "refused": refused(node)})
+        }));
         agents
     }
 

@@ -1,6 +1,6 @@
 //! Resources and agents' answers as readers see them. Pure.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use hashbrown::HashMap;
 use karst_proto::{
@@ -164,7 +164,12 @@ fn addresses<'a>(bytes: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
 }
 
 /// `behind`: published changes that the node has not acknowledged; none known before its first acknowledgement.
-pub(super) fn agent(node: &str, status: &NodeStatus, behind: Option<u64>) -> Value {
+pub(super) fn agent(
+    node: &str,
+    status: &NodeStatus,
+    behind: Option<u64>,
+    refused: Option<Arc<str>>,
+) -> Value {
     let held = status
         .certificates
         .iter()
@@ -181,6 +186,7 @@ pub(super) fn agent(node: &str, status: &NodeStatus, behind: Option<u64>) -> Val
         "uptimeSeconds": status.uptime_seconds,
         "podsCaptured": status.pods_captured,
         "changesBehind": behind,
+        "refused": refused,
         "certificates": status.certificates.len(),
         "certificatesFailing": failing.count(),
         "shortestCertificate": shortest.map(|shortest| json!({
@@ -249,7 +255,7 @@ mod tests {
             ],
             ..NodeStatus::default()
         };
-        let shown = agent("n1", &status, Some(0));
+        let shown = agent("n1", &status, Some(0), Some("a policy".into()));
         assert_eq!(shown["shortestCertificate"]["identity"], "a");
     }
 
