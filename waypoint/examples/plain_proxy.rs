@@ -5,6 +5,9 @@
 //!   plain_proxy --threads 1 --listen 127.0.0.1:8080=http1:127.0.0.1:9000 --listen 127.0.0.1:8081=http2:127.0.0.1:9001
 //! ```
 
+#[path = "plain_proxy/features.rs"]
+mod features;
+
 use std::{net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
@@ -30,6 +33,8 @@ use karst_telemetry::metrics::Registry;
 use karst_waypoint::{config::Config, mesh::Mesh, plain, workers::Workers};
 use tokio::net::TcpListener;
 
+use self::features::Feature;
+
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -42,6 +47,9 @@ struct Args {
     /// `ADDRESS=http1|http2:BACKEND`, as often as wanted.
     #[arg(long, required = true)]
     listen: Vec<Listen>,
+    /// What is done with each request besides.
+    #[arg(long, value_enum)]
+    feature: Option<Feature>,
     /// What is recorded: as without configuration, nothing, or everything, to the OTLP collector at `--collector`.
     #[arg(long, value_enum, default_value = "usual")]
     record: Record,
@@ -130,6 +138,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let (_drain, watch) = drain::channel();
     for (number, listen) in args.listen.iter().enumerate() {
         let service = announce(&state, &mesh.config, number, listen);
+        if let Some(feature) = args.feature {
+            state.apply(feature.updates(&service));
+        }
         let listener = TcpListener::bind(listen.at).await?;
         let accepting = plain::accept(
             listener,

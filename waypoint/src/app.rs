@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser as _;
 use karst_discovery::{
-    Kind, State, recording,
+    Kind, State,
     client::{self, ClientConfig, ClientStats, NodeIdentity, TokenSource},
     saved::Saved,
     state::Origin,
@@ -28,9 +28,9 @@ use karst_runtime::{
     supervise::{Shutdown, spawn_connection, spawn_essential},
 };
 use karst_telemetry::{
-    export,
     logging::{self, LogConfig, LogHandle},
     metrics::Registry,
+    observed,
 };
 use tokio::net::TcpListener;
 
@@ -152,8 +152,12 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
         discovery(mesh.clone(), link.clone()),
     );
     spawn_essential("services", &shutdown, mesh.clone().follow_changes());
+    spawn_essential("names", &shutdown, mesh.clone().follow_names());
     spawn_essential("memory", &shutdown, mesh.clone().follow_memory());
     record(&mesh, &registry);
+    let observed = observed::install(&registry);
+    let observe = karst_link::observe(link.clone(), observed, shutdown.clone());
+    spawn_essential("observations", &shutdown, observe);
     if let Some(saved) = saved {
         let keep = saved.keep(mesh.state.clone(), shutdown.clone());
         spawn_essential("saved state", &shutdown, keep);
@@ -187,15 +191,7 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
 fn record(mesh: &Arc<Mesh>, registry: &Registry) {
     let follow = mesh.recorder().follow(mesh.stopped.clone());
     spawn_essential("recording", &mesh.shutdown, follow);
-    let stopped = mesh.stopped.clone();
-    let export = export::run(
-        mesh.hub.exporters(),
-        recording::connect(&mesh.state),
-        mesh.sender(),
-        registry.clone(),
-        async move { stopped.cancelled().await },
-    );
-    spawn_essential("export", &mesh.shutdown, export);
+    spawn_essential("export", &mesh.shutdown, mesh.export(registry));
 }
 
 async fn end(mesh: &Mesh, drain: drain::Drain, threads: Vec<JoinHandle<()>>) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ use karst_policy::{
     request::{Asked, AskedConnection, External, RequestDecision, RequestPolicies},
 };
 use karst_routing::request::{Request, remote_ip};
+use karst_telemetry::observed::{self, WouldDo};
 
 use crate::{
     destination::Destination,
@@ -99,7 +100,13 @@ pub(crate) fn external_for_backend(
     let mut connection = connection.clone();
     connection.destination.set_port(port);
     let mut asks = Asks::new();
-    asks_of(mesh, &backend.load().policies, &connection, request, &mut asks);
+    asks_of(
+        mesh,
+        &backend.load().policies,
+        &connection,
+        request,
+        &mut asks,
+    );
     asks
 }
 
@@ -113,7 +120,11 @@ fn asks_of(
     let asked = Asked {
         request,
         connection,
-        remote_ip: remote_ip(request.headers(), connection.source_ip, mesh.config.trusted_proxies),
+        remote_ip: remote_ip(
+            request.headers(),
+            connection.source_ip,
+            mesh.config.trusted_proxies,
+        ),
         sni: None,
     };
     let External { ask, dry_run } = policies.external(&asked);
@@ -239,10 +250,14 @@ fn outcome(
         tracing::info!(target: "access", policy = %rule, "an AUDIT policy matches");
     }
     if let Some(rule) = &decision.dry_run.deny {
-        tracing::info!(target: "access", policy = %rule, "a DENY policy in dry run matches");
+        observed::dry_run(&rule.policy.to_string(), WouldDo::Deny);
     }
-    if decision.dry_run.allow == DryRunAllow::WouldDeny {
-        tracing::info!(target: "access", "ALLOW policies in dry run would refuse this");
+    match &decision.dry_run.allow {
+        DryRunAllow::Silent => {}
+        DryRunAllow::Matches(rule) => {
+            observed::dry_run(&rule.policy.to_string(), WouldDo::Allow);
+        }
+        DryRunAllow::WouldDeny => observed::dry_run("*", WouldDo::Deny),
     }
     let reason = match &decision.verdict {
         Verdict::Allow => return Ok(()),

@@ -116,6 +116,9 @@ pub struct Config {
     /// Proxies in front of the mesh whose entry in `x-forwarded-for` is believed.
     #[arg(long, env = "KARST_TRUSTED_PROXIES", default_value_t = 0)]
     pub trusted_proxies: usize,
+    /// Resolvers for host names of external endpoints, address and port each; those of /etc/resolv.conf where unset.
+    #[arg(long, env = "KARST_DNS", value_delimiter = ',')]
+    pub dns: Vec<SocketAddr>,
     /// Seconds that connections get to finish after SIGTERM.
     #[arg(long, env = "KARST_DRAIN_SECONDS", default_value_t = 25)]
     pub drain_seconds: u64,

@@ -3,12 +3,16 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use karst_hbone::Authority;
-use karst_model::{addr::NetworkAddr, service::Service, workload::Workload};
+use karst_model::{
+    addr::NetworkAddr,
+    service::{LoadBalancingMode, Service},
+    workload::Workload,
+};
 
 use crate::{
     error::InboundError,
     mesh::Mesh,
-    services::{Endpoint, EndpointKey, Slot},
+    services::{self, Endpoint, EndpointKey, Slot},
 };
 
 /// What a client asked for.
@@ -72,6 +76,18 @@ fn to_service(
         });
     }
     let slot = mesh.services.get(&service.key);
+    let passes = service.load_balancing.mode == LoadBalancingMode::Passthrough;
+    let pinned = dialled.filter(|_| passes).map(|addr| {
+        let at = NetworkAddr::new(mesh.config.own_network(), addr.ip());
+        let known = mesh.state.workload_at(&at);
+        let workload = known.unwrap_or_else(|| Arc::new(services::dialled(service, addr.ip())));
+        let workload_uid = workload.uid.clone();
+        let key = EndpointKey {
+            workload: workload_uid,
+            addr,
+        };
+        mesh.services.endpoint(&workload, key)
+    });
     Ok(Destination {
         slot: Some(slot.ok_or_else(|| InboundError::NoPort {
             service: named(),
@@ -80,7 +96,7 @@ fn to_service(
         also: Vec::new(),
         port,
         dialled,
-        pinned: None,
+        pinned,
     })
 }
 

@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use karst_hbone::{Authority, Flag, OpenError};
+use karst_identity::tls::{HandshakeError, OriginationError};
 use karst_routing::balance::NoEndpoint;
 
 use crate::services::NoMember;
@@ -48,6 +49,12 @@ pub(crate) enum ConnectError {
         #[source]
         source: OpenError,
     },
+    #[error("no TLS connection to {addr}")]
+    Tls {
+        addr: SocketAddr,
+        #[source]
+        source: Box<TlsFault>,
+    },
     #[error("connections to {set} are limited to {limit}, and {what}")]
     Full {
         set: String,
@@ -60,6 +67,15 @@ pub(crate) enum ConnectError {
         #[source]
         source: hyper::Error,
     },
+}
+
+/// Why TLS to an endpoint cannot be had: the configuration's fault, or the endpoint's.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsFault {
+    #[error(transparent)]
+    Settings(#[from] OriginationError),
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
 }
 
 impl ConnectError {

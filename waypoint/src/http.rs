@@ -16,6 +16,7 @@ mod record;
 mod refusal;
 mod send;
 mod serve;
+mod session;
 mod stick;
 mod target;
 mod upgrade;

@@ -23,6 +23,7 @@ pub mod config;
 mod destination;
 pub mod detect;
 mod error;
+mod health;
 mod http;
 mod inbound;
 mod labels;

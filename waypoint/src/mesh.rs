@@ -4,12 +4,19 @@
 use std::sync::Arc;
 
 use http::HeaderValue;
-use karst_discovery::{State, recording::Recorder};
+use karst_discovery::{
+    State,
+    recording::{self, Recorder},
+};
 use karst_hbone::{Baggage, server::peers::Peers};
 use karst_identity::Store;
 use karst_model::{identity::SpiffeId, name::GatewayKey, workload::Workload};
 use karst_runtime::supervise::Shutdown;
-use karst_telemetry::{export::Identity, hub::Hub, metrics::Registry};
+use karst_telemetry::{
+    export::{self, Identity},
+    hub::Hub,
+    metrics::Registry,
+};
 
 use crate::{bounds::Bounds, config::Config, metrics::Metrics, services::Services};
 
@@ -77,6 +84,14 @@ impl Mesh {
         self.services.follow(&self.stopped).await;
     }
 
+    /// Keeps names of external endpoints resolved, until the program ends. Spawn it once.
+    pub async fn follow_names(self: Arc<Self>) {
+        tokio::select! {
+            () = self.services.names().resolver().run() => {}
+            () = self.stopped.cancelled() => {}
+        }
+    }
+
     /// What keeps recording up to date with the state. Spawn it once.
     pub fn recorder(&self) -> Recorder {
         Recorder {
@@ -87,8 +102,20 @@ impl Mesh {
         }
     }
 
+    /// Sends what is recorded, until the program ends. Spawn it once.
+    pub fn export(&self, registry: &Registry) -> impl Future<Output = ()> + Send + 'static {
+        let stopped = self.stopped.clone();
+        export::run(
+            self.hub.exporters(),
+            recording::connect(&self.state),
+            self.sender(),
+            registry.clone(),
+            async move { stopped.cancelled().await },
+        )
+    }
+
     /// Who sends what is recorded, by OpenTelemetry's names.
-    pub fn sender(&self) -> Identity {
+    fn sender(&self) -> Identity {
         let config = &self.config;
         Identity {
             attributes: vec![

@@ -37,6 +37,10 @@ pub(crate) struct Metrics {
     pub(crate) external_headers_refused: Counter,
     /// Requests that a CUSTOM policy in dry run would have asked about.
     pub(crate) external_dry_run: Counter,
+    /// Health checks that an endpoint did not pass.
+    pub(crate) health_checks_failed: Counter,
+    /// Endpoints that were not asked because too many are.
+    pub(crate) health_checks_dropped: Counter,
     /// Client connections open now.
     pub(crate) connections: Gauge,
 }
@@ -44,7 +48,9 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Counts a request whose token is refused.
     pub(crate) fn token_rejected(&self, reason: &'static str) {
-        self.tokens_rejected.get_or_create(&[("reason", reason)]).inc();
+        self.tokens_rejected
+            .get_or_create(&[("reason", reason)])
+            .inc();
     }
 
     /// Creates the counters and registers them under their public names.
@@ -113,6 +119,14 @@ impl Metrics {
             external_dry_run: counter(
                 "karst_waypoint_external_dry_run",
                 "Requests that a CUSTOM policy in dry run would have asked about",
+            ),
+            health_checks_failed: counter(
+                "karst_waypoint_health_checks_failed",
+                "Health checks that an endpoint did not pass",
+            ),
+            health_checks_dropped: counter(
+                "karst_waypoint_health_checks_dropped",
+                "Times that an endpoint was not asked because too many are",
             ),
             connections: registry.register(
                 "karst_waypoint_connections",

@@ -6,6 +6,7 @@
 mod cluster;
 mod endpoint;
 mod live;
+mod names;
 mod port;
 mod tokens;
 
@@ -28,16 +29,17 @@ use karst_policy::{
 };
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::metrics::tcp::ServiceLabels;
-use tokio::sync::watch;
+use tokio::sync::{broadcast::error::RecvError, watch};
 
+use self::port::Sources;
+use self::tokens::Tokens;
 pub(crate) use self::{
     cluster::{Ask, Cluster, Member},
     endpoint::{Endpoint, EndpointKey, Endpoints, InFlight, Way},
     live::{Taken, Totals, now},
+    names::{Names, NoHost, dialled},
     port::{NoMember, Port},
 };
-use self::port::Sources;
-use self::tokens::Tokens;
 use crate::{
     config::Config,
     labels,
@@ -57,6 +59,7 @@ pub(crate) struct Services {
     tokens: ArcSwap<Tokens>,
     own_limits: ArcSwap<Limited>,
     limits: Limits,
+    names: Names,
 }
 
 /// How often it is looked whether an ejected endpoint may come back; the policy's own interval is longer.
@@ -123,6 +126,7 @@ impl Services {
             tokens: ArcSwap::from_pointee(Tokens::new(&state)),
             own_limits: ArcSwap::default(),
             limits: Limits::default(),
+            names: Names::new(config),
             state,
             whose: Whose {
                 own: config.own_service(),
@@ -239,6 +243,7 @@ impl Services {
             Vec::new()
         };
         let endpoints = self.state.endpoints(key);
+        let endpoints = self.names.resolved(&service, &endpoints, &self.whose.place);
         let traffic = self.state.traffic_of(key);
         let sources = Sources {
             service: &service,
@@ -261,7 +266,11 @@ impl Services {
             bound,
             policies: self.policies(bound.then_some(key)),
             tokens: self.tokens(bound.then_some(key)),
-            limits: if bound { self.limits(Some(key)) } else { Limited::default() },
+            limits: if bound {
+                self.limits(Some(key))
+            } else {
+                Limited::default()
+            },
             service: Some(service),
         }
     }
@@ -270,6 +279,7 @@ impl Services {
     pub(crate) async fn follow(&self, stopped: &Shutdown) {
         let mut changes = self.state.changes();
         let mut tick = tokio::time::interval(TICK);
+        let mut names = self.names.changes();
         loop {
             let changed = tokio::select! {
                 changed = changes.next() => changed,
@@ -277,14 +287,84 @@ impl Services {
                     self.tick();
                     continue;
                 }
+                name = names.recv() => {
+                    self.renamed(name);
+                    continue;
+                }
                 () = stopped.cancelled() => return,
             };
             match changed {
                 Some(Changed::Some(changes)) => self.apply(&changes),
-                Some(Changed::Everything) => self.refresh_tokens(),
+                Some(Changed::Everything) => {
+                    self.refresh_tokens();
+                    let all = self.state.services();
+                    self.prepare(all.iter().map(|service| &service.key));
+                }
                 None => return,
             }
         }
+    }
+
+    /// A name stands for other addresses, or several do.
+    fn renamed(&self, name: Result<Arc<str>, RecvError>) {
+        match name {
+            Ok(name) => {
+                let users = self.names.users_of(&name);
+                self.refresh(Some(&users.iter().collect()));
+            }
+            Err(RecvError::Lagged(_) | RecvError::Closed) => self.refresh(None),
+        }
+    }
+
+    /// Names of endpoints outside of the mesh.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Services that this waypoint is the way to, whose endpoints are known by names: resolved before anybody asks.
+    fn prepare<'a>(&self, changed: impl Iterator<Item = &'a ServiceKey>) {
+        for key in changed {
+            let service = self.state.service(key);
+            let Some(service) = service.filter(|one| self.is_own(one.waypoint.as_ref())) else {
+                continue;
+            };
+            let endpoints = self.state.endpoints(key);
+            if endpoints.iter().any(|one| one.addresses.is_empty()) {
+                drop(self.get(&service.key));
+            }
+        }
+    }
+
+    /// The port of a service without endpoints of its own, for the host that a client asks for.
+    ///
+    /// # Errors
+    /// The host is none of the service, or has no address.
+    pub(crate) async fn asked_port(
+        &self,
+        service: &Service,
+        number: u16,
+        host: &str,
+    ) -> Result<Arc<Port>, NoHost> {
+        let place = &self.whose.place;
+        let traffic = self.state.traffic_of(&service.key);
+        let declared = service.ports.get(&number);
+        let app_protocol = declared.map(|port| port.app_protocol).unwrap_or_default();
+        let compile = |service: &Arc<Service>, endpoints: &[Arc<Workload>]| {
+            let sources = Sources {
+                service,
+                routes: &[],
+                endpoints,
+                traffic: traffic.as_deref(),
+                place,
+            };
+            let mut known = self
+                .endpoints
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            Port::compile(&sources, (number, app_protocol), &mut known)
+        };
+        let asked = self.names.asked(service, (number, host), place, compile);
+        asked.await
     }
 
     /// Lets endpoints come back that were ejected for long enough.
@@ -332,6 +412,7 @@ impl Services {
             }
         }
         self.refresh(Some(&touched));
+        self.prepare(touched.into_iter());
     }
 
     /// Other tokens are believed, or something else has changed too.
@@ -345,6 +426,7 @@ impl Services {
         if touched.is_none() {
             self.refresh_own_policies();
         }
+        self.names.forget(touched);
         let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
         let is_touched = |key: &ServiceKey| touched.is_none_or(|touched| touched.contains(key));
         // One that is gone and that nobody holds leaves; one that is held stays, so that its holders see it come back.

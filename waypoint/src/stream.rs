@@ -8,7 +8,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use karst_hbone::{Flow, RelayEnd, Tunnel, TunnelIo, copy_tcp, join_tunnels, relay};
+use karst_hbone::{AppIo, Flow, RelayEnd, Tunnel, TunnelIo, copy_tcp, join_tunnels, relay};
+use karst_identity::tls::OriginatedIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -18,6 +19,8 @@ use tokio::{
 pub(crate) enum Stream {
     Tunnel(Tunnel),
     Tcp(TcpStream),
+    /// TLS to an endpoint, in a socket or in a tunnel.
+    Tls(Box<Originated>),
 }
 
 /// Bytes that a peek at a plain socket looks at.
@@ -40,6 +43,8 @@ impl Stream {
                 seen.truncate(len);
                 Ok(seen.into())
             }
+            // Clients are looked at, and none of them comes by TLS of this kind.
+            Self::Tls(_) => Ok(Bytes::new()),
         }
     }
 
@@ -53,18 +58,25 @@ impl Stream {
             (Self::Tcp(client), Self::Tunnel(endpoint)) => relay(client, endpoint, flow).await,
             (Self::Tcp(client), Self::Tcp(endpoint)) => copy_tcp(client, endpoint, flow).await,
             (Self::Tunnel(client), Self::Tcp(endpoint)) => {
-                let RelayEnd {
-                    sent,
-                    received,
-                    end,
-                } = relay(endpoint, client, flow).await;
-                RelayEnd {
-                    sent: received,
-                    received: sent,
-                    end,
-                }
+                turned(relay(endpoint, client, flow).await)
             }
+            (Self::Tunnel(client), Self::Tls(endpoint)) => {
+                turned(relay(*endpoint, client, flow).await)
+            }
+            (Self::Tcp(client), Self::Tls(endpoint)) => copy_tcp(client, *endpoint, flow).await,
+            (Self::Tls(client), Self::Tunnel(endpoint)) => relay(*client, endpoint, flow).await,
+            (Self::Tls(client), Self::Tcp(endpoint)) => copy_tcp(*client, endpoint, flow).await,
+            (Self::Tls(client), Self::Tls(endpoint)) => copy_tcp(*client, *endpoint, flow).await,
         }
+    }
+}
+
+/// The same end of a relay, seen from the other side.
+fn turned(end: RelayEnd) -> RelayEnd {
+    RelayEnd {
+        sent: end.received,
+        received: end.sent,
+        end: end.end,
     }
 }
 
@@ -72,6 +84,63 @@ impl Stream {
 pub(crate) enum HttpIo {
     Tunnel(TunnelIo),
     Tcp(TcpStream),
+    Tls(Box<Originated>),
+}
+
+/// TLS that the waypoint makes to an endpoint.
+pub(crate) struct Originated(pub(crate) OriginatedIo<HttpIo>);
+
+impl AppIo for Originated {
+    fn poll_readable(&self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Bytes of the socket are no bytes of the application: a read tells.
+        Poll::Ready(Ok(()))
+    }
+
+    fn reset_on_drop(&self) {
+        if let HttpIo::Tcp(stream) = self.0.get_ref().0 {
+            let _already_gone = stream.set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for Originated {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Originated {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 impl From<Stream> for HttpIo {
@@ -79,6 +148,7 @@ impl From<Stream> for HttpIo {
         match stream {
             Stream::Tunnel(tunnel) => Self::Tunnel(tunnel.into()),
             Stream::Tcp(stream) => Self::Tcp(stream),
+            Stream::Tls(stream) => Self::Tls(stream),
         }
     }
 }
@@ -92,6 +162,7 @@ impl AsyncRead for HttpIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_read(cx, buf),
             Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => Pin::new(&mut **io).poll_read(cx, buf),
         }
     }
 }
@@ -105,6 +176,7 @@ impl AsyncWrite for HttpIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write(cx, buf),
             Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io) => Pin::new(&mut **io).poll_write(cx, buf),
         }
     }
 
@@ -116,6 +188,7 @@ impl AsyncWrite for HttpIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Tls(io) => Pin::new(&mut **io).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -127,6 +200,7 @@ impl AsyncWrite for HttpIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_flush(cx),
             Self::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(&mut **io).poll_flush(cx),
         }
     }
 
@@ -134,6 +208,7 @@ impl AsyncWrite for HttpIo {
         match self.get_mut() {
             Self::Tunnel(io) => Pin::new(io).poll_shutdown(cx),
             Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(&mut **io).poll_shutdown(cx),
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::{rc::Rc, sync::Arc, time::Instant};
 
 use karst_hbone::{End, Flag, Flow, RelayEnd};
+use karst_identity::tls::Inside;
 use karst_model::{
     route::Backend,
     traffic::{BalanceAlgorithm, HashKey},
@@ -18,6 +19,8 @@ use karst_routing::{
 use karst_telemetry::{
     access_log::{Destination as Shown, Direction, Record, Source},
     error_chain::Chain,
+    format::Logged as _,
+    hub::Recording,
     metrics::tcp::{Peer, Reporter, ResponseFlags, ServiceLabels, TcpLabels},
 };
 use rand::Rng as _;
@@ -33,6 +36,9 @@ use crate::{
     stream::Stream,
     workers::Worker,
 };
+
+/// Class of the Gateways that stand for waypoints.
+const WAYPOINT_CLASS: &str = "istio-waypoint";
 
 /// Endpoints that are tried before a connection is given up; nothing was sent to any of them.
 const TRIES: usize = 3;
@@ -118,6 +124,7 @@ pub(crate) async fn open(
             avoid: &avoid,
             hash: cluster.as_ref().and_then(|cluster| key(cluster, client)),
             dialled: destination.dialled,
+            session: None,
         };
         let (endpoint, member) = match (&destination.pinned, &cluster) {
             (Some(endpoint), _) => (endpoint.clone(), None),
@@ -131,7 +138,12 @@ pub(crate) async fn open(
         let baggage = worker.mesh.baggage.clone();
         let connected = worker
             .upstreams
-            .connect((&endpoint, cluster.as_ref()), client.header(), baggage)
+            .connect(
+                (&endpoint, cluster.as_ref()),
+                client.header(),
+                baggage,
+                Inside::Bytes,
+            )
             .await;
         if let (Some(cluster), Some(member)) = (&cluster, &member)
             && let Some(outlier) = &cluster.policy.outlier
@@ -341,6 +353,7 @@ pub(crate) async fn give_to_http(worker: &Rc<Worker>, client: &Client, opened: O
 /// One connection from its start to its end, as metrics and access log tell it.
 pub(crate) struct Tracked<'a> {
     worker: &'a Worker,
+    recording: Arc<Recording>,
     labels: TcpLabels,
     record: Record,
     since: Instant,
@@ -362,8 +375,11 @@ impl<'a> Tracked<'a> {
             cluster: text(&client.labels.cluster),
         };
         record.destination.service = text(&service.host);
+        let mesh = &worker.mesh;
+        let key = destination.slot.as_ref().map(|slot| &slot.key);
         Self {
             worker,
+            recording: mesh.hub.for_requests(&mesh.gateway, WAYPOINT_CLASS, key),
             labels: TcpLabels {
                 reporter: Reporter::Waypoint,
                 source: (*client.labels).clone(),
@@ -399,7 +415,9 @@ impl<'a> Tracked<'a> {
             ..shown(&endpoint.workload)
         };
         let tcp = &self.worker.mesh.metrics.tcp;
-        let handles = tcp.handles(&self.labels);
+        let attributes = || self.record.attributes();
+        let plan = &self.recording.plan.metrics;
+        let handles = tcp.handles_for(&self.labels, plan, &attributes);
         let sockets = tcp.sockets_open(Reporter::Waypoint);
         handles.opened.inc();
         sockets.inc();
@@ -410,8 +428,7 @@ impl<'a> Tracked<'a> {
             ended = &mut joined => (ended, None),
             error = revoked => {
                 flow.cut();
-                let why = format!("closed because policy changed: {error}");
-                (joined.await, Some(why))
+                (joined.await, Some(format!("closed because policy changed: {error}")))
             }
             why = time_up(opened.cluster.as_ref(), &flow) => {
                 flow.cut();
@@ -431,7 +448,7 @@ impl<'a> Tracked<'a> {
         self.record.bytes_sent = received;
         self.record.duration = self.since.elapsed();
         self.record.error = closed.or_else(|| describe(&end));
-        self.record.completed();
+        self.recording.log(&self.record);
     }
 }
 

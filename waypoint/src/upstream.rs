@@ -11,6 +11,7 @@
 
 mod http1;
 mod http2;
+mod originate;
 mod terms;
 
 use std::{
@@ -28,6 +29,7 @@ use http::HeaderValue;
 use karst_hbone::{
     Authority, Connect, ConnectError as TunnelError, Pool, PoolConfig, PoolKey, TunnelRequest, tls,
 };
+use karst_identity::tls::Inside;
 use karst_model::{identity::SpiffeId, traffic::TcpKeepalive};
 use tokio::{
     net::TcpStream,
@@ -35,11 +37,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+use self::terms::{PENDING_MAX, Terms};
 pub(crate) use self::{
     http1::{Exchange, Http1},
     http2::{Http2, Http2Load},
 };
-use self::terms::{PENDING_MAX, Terms};
 use crate::{
     error::ConnectError,
     mesh::Mesh,
@@ -66,6 +68,8 @@ pub(crate) struct Upstreams {
     kept: Rc<Pools>,
     /// Numbers of client identities.
     clients: RefCell<HashMap<Option<SpiffeId>, u32>>,
+    /// How TLS is made to the endpoints of a set.
+    originations: originate::Originations,
 }
 
 /// Where a request goes: an endpoint, and the set of endpoints that it was chosen from.
@@ -103,6 +107,7 @@ impl Upstreams {
             tunnels: Pool::new(PoolConfig::default(), Dialler(mesh.clone())),
             kept: Rc::default(),
             clients: RefCell::default(),
+            originations: originate::Originations::default(),
         }
     }
 
@@ -115,8 +120,26 @@ impl Upstreams {
         ClientKey { number, header }
     }
 
-    /// A new connection. `client`: the header that names the client to the destination.
+    /// A new connection. `client`: the header that names the client to the destination. `inside`: what will be spoken, for
+    /// an endpoint to which the waypoint makes TLS itself.
     pub(crate) async fn connect(
+        &self,
+        to: To<'_>,
+        client: Option<HeaderValue>,
+        baggage: Option<HeaderValue>,
+        inside: Inside,
+    ) -> Result<Stream, ConnectError> {
+        let stream = self.connect_plainly(to, client, baggage).await?;
+        match to.1.filter(|cluster| originate::is_wanted(cluster)) {
+            None => Ok(stream),
+            Some(cluster) => {
+                let made = self.originations.make(cluster, to.0.addr, stream, inside);
+                Box::pin(made).await
+            }
+        }
+    }
+
+    async fn connect_plainly(
         &self,
         (endpoint, cluster): To<'_>,
         client: Option<HeaderValue>,
@@ -192,7 +215,8 @@ impl Upstreams {
                 }
             }
         };
-        let upstream = self.connect(to, client.header.clone(), baggage).await?;
+        let header = client.header.clone();
+        let upstream = self.connect(to, header, baggage, Inside::Http1).await?;
         self.adopt(to, client, (upstream, permit)).await
     }
 
@@ -315,7 +339,8 @@ impl Upstreams {
                 }
             }
         };
-        let upstream = self.connect(to, client.header.clone(), baggage).await?;
+        let header = client.header.clone();
+        let upstream = self.connect(to, header, baggage, Inside::Http2).await?;
         let addr = endpoint.addr;
         dialling
             .handshake(HttpIo::from(upstream), Terms::new(cluster, permit))
@@ -433,10 +458,12 @@ impl Connect for Dialler {
             .wait(&key.source_identity, CREDENTIAL_PATIENCE)
             .await
             .map_err(|error| TunnelError::Identity(Box::new(error)))?;
-        let tcp = tcp(key.addr, CONNECT_TIMEOUT).await.map_err(|error| match error.kind() {
-            ErrorKind::TimedOut => TunnelError::Timeout(CONNECT_TIMEOUT),
-            _ => TunnelError::Tcp(error),
-        })?;
+        let tcp = tcp(key.addr, CONNECT_TIMEOUT)
+            .await
+            .map_err(|error| match error.kind() {
+                ErrorKind::TimedOut => TunnelError::Timeout(CONNECT_TIMEOUT),
+                _ => TunnelError::Tcp(error),
+            })?;
         tls::tls_connect(tcp, credential.client_config(&key.accepted), TLS_TIMEOUT).await
     }
 }

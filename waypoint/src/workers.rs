@@ -14,7 +14,7 @@ use std::{
 use karst_runtime::supervise;
 use tokio::{net::TcpStream, sync::mpsc};
 
-use crate::{mesh::Mesh, upstream::Upstreams};
+use crate::{health, mesh::Mesh, upstream::Upstreams};
 
 /// Jobs that may wait for a thread; one more is refused, which closes the connection that it stands for.
 const MAX_QUEUED_JOBS: usize = 4096;
@@ -75,7 +75,7 @@ impl Workers {
                 let mesh = mesh.clone();
                 std::thread::Builder::new()
                     .name(format!("karst-data-{index}"))
-                    .spawn(move || run_thread(mesh, inbox))
+                    .spawn(move || run_thread(mesh, inbox, index == 0))
             })
             .collect::<io::Result<_>>()?;
         Ok((workers, threads))
@@ -120,7 +120,8 @@ impl Workers {
     }
 }
 
-fn run_thread(mesh: Arc<Mesh>, mut inbox: mpsc::Receiver<Job>) {
+/// One thread `checks` the health of endpoints for all.
+fn run_thread(mesh: Arc<Mesh>, mut inbox: mpsc::Receiver<Job>, checks: bool) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -144,6 +145,10 @@ fn run_thread(mesh: Arc<Mesh>, mut inbox: mpsc::Receiver<Job>) {
             let wanted = worker.mesh.services.wanted();
             async move { worker.upstreams.sweep(wanted).await }
         });
+        if checks {
+            let asking = health::run(worker.clone());
+            supervise::spawn_local_connection("health checks", asking);
+        }
         loop {
             tokio::select! {
                 job = inbox.recv() => match job {

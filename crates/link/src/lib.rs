@@ -8,6 +8,7 @@
 //! ```
 
 mod join;
+mod observe;
 mod service_account;
 mod signer;
 mod way;
@@ -15,6 +16,7 @@ mod way;
 use std::path::PathBuf;
 
 pub use join::JoinError;
+pub use observe::observe;
 pub use signer::{Asks, ControllerSigner};
 pub use way::Link;
 

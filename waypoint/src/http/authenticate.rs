@@ -38,7 +38,11 @@ pub(super) fn hide(conversation: &Conversation, served: Option<&Served>, record:
 }
 
 /// The same by the rules of another service, to which a route leads.
-pub(super) fn verify(mesh: &Mesh, rules: &TokenRules, request: &mut Request) -> Result<(), Refusal> {
+pub(super) fn verify(
+    mesh: &Mesh,
+    rules: &TokenRules,
+    request: &mut Request,
+) -> Result<(), Refusal> {
     if rules.is_empty() {
         return Ok(());
     }

@@ -178,10 +178,7 @@ impl ClientBody {
 
 impl Source {
     /// A frame that no try has had: it is kept whatever its size.
-    fn poll_peeked(
-        &self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<(), hyper::Error>>> {
+    fn poll_peeked(&self, cx: &mut Context<'_>) -> Poll<Option<Result<(), hyper::Error>>> {
         let frame = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx);
         let peeked = match frame {
             Poll::Pending => return Poll::Pending,
@@ -279,7 +276,9 @@ impl Reading {
 
     fn is_end(&self) -> bool {
         let all_had = self.had >= self.source.kept.borrow().chunks.len();
-        all_had && self.source.kept.borrow().trailers.is_none() && self.source.incoming.borrow().is_end_stream()
+        all_had
+            && self.source.kept.borrow().trailers.is_none()
+            && self.source.incoming.borrow().is_end_stream()
     }
 }
 

@@ -103,12 +103,18 @@ pub(super) async fn ask(
             }
             Ok(Verdict::Deny(denied)) => {
                 metrics.external_denied.inc();
-                let cause = format!("denied by external authorizer {}, asked by {rule}", authorizer.name);
+                let cause = format!(
+                    "denied by external authorizer {}, asked by {rule}",
+                    authorizer.name
+                );
                 return Err(denied.into_refusal(cause));
             }
             Err(why) => {
                 metrics.external_failed.inc();
-                let cause = format!("external authorizer {}, asked by {rule}: {why}", authorizer.name);
+                let cause = format!(
+                    "external authorizer {}, asked by {rule}: {why}",
+                    authorizer.name
+                );
                 if !authorizer.fail_open {
                     let status = StatusCode::from_u16(authorizer.status_on_error);
                     let status = status.unwrap_or(StatusCode::FORBIDDEN);
@@ -128,7 +134,8 @@ async fn seen_body(record: &Record, max: u32, allow_partial: bool) -> Result<See
     let (bytes, ended) = match peeked {
         Ok(Ok(peeked)) => peeked,
         Ok(Err(error)) => {
-            let mut refusal = Refusal::bad_request(format!("the request's body broke off: {error}"));
+            let mut refusal =
+                Refusal::bad_request(format!("the request's body broke off: {error}"));
             refusal.flag = RequestFlag::DownstreamTermination;
             return Err(refusal);
         }
@@ -140,7 +147,9 @@ async fn seen_body(record: &Record, max: u32, allow_partial: bool) -> Result<See
     };
     let is_partial = !ended || bytes.len() > max as usize;
     if is_partial && !allow_partial {
-        let cause = format!("the body is longer than the {max} bytes that an external authorizer is to see");
+        let cause = format!(
+            "the body is longer than the {max} bytes that an external authorizer is to see"
+        );
         return Err(Refusal::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             RequestFlag::Unauthorized,
@@ -180,9 +189,14 @@ impl Question<'_> {
     ) -> Result<Verdict, Unanswered> {
         let authorizer = self.authorizer;
         let slot = conversation.worker.mesh.services.get(&authorizer.service);
-        let unknown = || Unanswered::NoService(format!("{}:{}", authorizer.service, authorizer.port));
+        let unknown =
+            || Unanswered::NoService(format!("{}:{}", authorizer.service, authorizer.port));
         let served = slot.ok_or_else(unknown)?.load().clone();
-        let port = served.ports.get(&authorizer.port).cloned().ok_or_else(unknown)?;
+        let port = served
+            .ports
+            .get(&authorizer.port)
+            .cloned()
+            .ok_or_else(unknown)?;
         let no_endpoint = |error: &dyn std::fmt::Display| Unanswered::NoEndpoint(error.to_string());
         let cluster = port.cluster(None).map_err(|error| no_endpoint(&error))?;
         let member = cluster.choose(&Ask::default(), &mut rand::rng());
@@ -199,7 +213,9 @@ impl Question<'_> {
         }
         .map_err(|error| Unanswered::Exchange(error.to_string()))?;
         let to = (&member.endpoint, Some(cluster));
-        let sent = outgoing.send(conversation, to, (body, None), Some(deadline)).await;
+        let sent = outgoing
+            .send(conversation, to, (body, None), Some(deadline))
+            .await;
         let response = sent.map_err(|failed| Unanswered::Exchange(failed.cause().to_owned()))?;
         let (head, body, trailers) = read(response).await?;
         match &authorizer.protocol {

@@ -6,7 +6,7 @@ use http::{HeaderMap, Response, StatusCode, header};
 use karst_model::{
     protocol::AppProtocol,
     route::{RetryPolicy, Timeouts},
-    traffic::Http2Upgrade,
+    traffic::{Http2Upgrade, SessionPersistence},
 };
 use karst_policy::Connection;
 use karst_routing::{
@@ -28,16 +28,21 @@ use super::{
     record::Record,
     refusal::{Refusal, grpc_status_of},
     send::{Failed, Outgoing},
+    session::Sticky,
     stick::{Key, key_of},
     target::{Target, pick_endpoint, service_port, subset_of},
     upgrade::Asked,
 };
-use crate::{authorize, services::{Ask, Taken}};
+use crate::{
+    authorize,
+    services::{Ask, Member, Taken},
+};
 
 /// How often a request may be tried, and for how long.
 pub(super) struct Tries<'a> {
     policy: Option<&'a RetryPolicy>,
     timeouts: Timeouts,
+    session: Option<&'a SessionPersistence>,
     /// When the whole request must be over, from now on.
     pub(super) deadline: Option<Instant>,
 }
@@ -49,6 +54,7 @@ impl<'a> Tries<'a> {
         let whole = deadline::shorter(timeouts.request, deadline::of(asked));
         Self {
             policy: rule.and_then(|rule| rule.retry.as_ref()),
+            session: rule.and_then(|rule| rule.session.as_ref()),
             timeouts,
             deadline: whole.map(|limit| Instant::now() + limit),
         }
@@ -102,6 +108,11 @@ pub(super) async fn forward(
         Some(cluster) => key_of(cluster, outgoing, &conversation.client),
         None => Key::default(),
     };
+    let session = tries.session.or_else(|| {
+        let policy = cluster.map(|cluster| &cluster.policy);
+        policy.and_then(|policy| policy.session.as_ref())
+    });
+    let session = Sticky::of(session, outgoing);
     let mut avoid = Vec::new();
     // The place of a try that is not the first.
     let mut again: Option<Taken> = None;
@@ -111,6 +122,7 @@ pub(super) async fn forward(
             avoid: &avoid,
             hash: key.hash,
             dialled: conversation.destination.dialled,
+            session: session.endpoint(),
         };
         let (endpoint, member) = pick_endpoint(target, cluster, &ask)?;
         record.in_flight = Some(endpoint.start());
@@ -134,9 +146,11 @@ pub(super) async fn forward(
                         again = taken;
                         Failed::status(pause)
                     }
-                    None => return Ok(answered(response, &mut key)),
+                    None => return Ok(answered(response, &mut key, &session, member.as_ref())),
                 },
-                Retry::Stop(_) => return Ok(answered(response, &mut key)),
+                Retry::Stop(_) => {
+                    return Ok(answered(response, &mut key, &session, member.as_ref()));
+                }
             },
             Err(failed) => failed,
         };
@@ -176,7 +190,13 @@ fn status_of(response: &Response<Content>) -> Failure {
 }
 
 /// A client that had no cookie gets the one that its request was hashed by.
-fn answered(mut response: Response<Content>, key: &mut Key) -> Response<Content> {
+fn answered(
+    mut response: Response<Content>,
+    key: &mut Key,
+    session: &Sticky<'_>,
+    member: Option<&Member>,
+) -> Response<Content> {
+    session.tell(member, response.headers_mut());
     if let Some(cookie) = key.set_cookie.take() {
         response.headers_mut().append(header::SET_COOKIE, cookie);
     }
@@ -256,8 +276,12 @@ pub(super) fn mirror(
         match service_port(conversation, &mirror.backend) {
             Ok(found) => {
                 let subset = subset_of(&mirror.backend).cloned();
-                copies.push(MirrorCopy::new(&outgoing.for_mirror(mirror), found.port, subset));
-            },
+                copies.push(MirrorCopy::new(
+                    &outgoing.for_mirror(mirror),
+                    found.port,
+                    subset,
+                ));
+            }
             Err(why) => {
                 tracing::debug!(why, "a mirror's backend cannot be used");
                 conversation.worker.mesh.metrics.mirrors_dropped.inc();

@@ -22,7 +22,8 @@ const BUDGET_WAITS: u32 = 20;
 
 /// A place among the requests of the set, where they are limited: answered at once where there is none.
 pub(super) fn admit(cluster: Option<&Arc<Cluster>>) -> Result<Option<Taken>, Refusal> {
-    let limited = cluster.and_then(|cluster| Some((cluster, cluster.policy.connections.max_requests?)));
+    let limited =
+        cluster.and_then(|cluster| Some((cluster, cluster.policy.connections.max_requests?)));
     let Some((cluster, max)) = limited else {
         return Ok(None);
     };
@@ -89,7 +90,8 @@ pub(super) async fn may_try_again(
         budget => Some(budget.unwrap_or_default()),
     };
     let limit = || {
-        let of_budget = budget.map(|budget: RetryBudget| retries_allowed(&budget, cluster.active()));
+        let of_budget =
+            budget.map(|budget: RetryBudget| retries_allowed(&budget, cluster.active()));
         of_budget
             .into_iter()
             .chain(policy.connections.max_retries)

@@ -32,11 +32,11 @@ use super::{
     body::ClientBody,
     external::{Asks, ask},
     filter::Filtered,
-    limit::limit,
     forward::{Tries, forward, may_mirror, mirror, outgoing},
+    limit::limit,
     record::Record,
     refusal::Refusal,
-    target::{Target, pick_backend},
+    target::{Target, asked_host, of_host, pick_backend},
     upgrade::{self, Asked},
 };
 use crate::{
@@ -126,6 +126,11 @@ async fn live(
         told = Some(Box::new(Box::pin(asked).await?.after(told)));
     }
     authorize_backend(conversation, &backend, &client, &request)?;
+    let backend = match asked_host(conversation, &backend) {
+        // Rare, and it may wait for the resolver.
+        Some(_) => Box::pin(of_host(conversation, backend, request.host())).await?,
+        None => backend,
+    };
 
     filtered
         .mirrors
@@ -306,7 +311,9 @@ fn authenticate_backend(
             ..
         } => {
             verify(mesh, &slot.load().tokens, request)?;
-            Ok(authorize::external_for_backend(mesh, slot, *port, client, request))
+            Ok(authorize::external_for_backend(
+                mesh, slot, *port, client, request,
+            ))
         }
         Target::Port { other: None, .. } | Target::Pinned { .. } => Ok(Asks::new()),
     }
@@ -379,11 +386,10 @@ pub(super) async fn revoked(conversation: &Conversation, original: &Parts) -> Re
     while changes.changed().await.is_ok() {
         let served = slot.map(|slot| slot.load().clone());
         let client = identify(conversation);
-        let again = normalise(conversation, original.clone())
-            .and_then(|mut request| {
-                authenticate(conversation, served.as_deref(), &mut request)?;
-                authorize(conversation, served.as_deref(), &client, &request)
-            });
+        let again = normalise(conversation, original.clone()).and_then(|mut request| {
+            authenticate(conversation, served.as_deref(), &mut request)?;
+            authorize(conversation, served.as_deref(), &client, &request)
+        });
         if let Err(refusal) = again {
             return refusal;
         }

@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts,
+};
 use karst_policy::token::TokenRules;
 use karst_telemetry::{
     error_chain::Chain,
@@ -19,6 +21,7 @@ use karst_telemetry::{
         http::{Handles, HttpLabels, RequestFlag, RequestProtocol},
         tcp::{Peer, Reporter, ServiceLabels},
     },
+    observed,
     request_log::RequestLine,
     span::{self, Hop},
     trace::{Context, Parent},
@@ -181,7 +184,10 @@ impl Record {
 
     /// Shows no token that stands in the query.
     pub(super) fn hide(&mut self, rules: &TokenRules) {
-        let query = self.uri.query().and_then(|query| rules.without_tokens(query));
+        let query = self
+            .uri
+            .query()
+            .and_then(|query| rules.without_tokens(query));
         let Some(query) = query else {
             return;
         };
@@ -302,6 +308,9 @@ impl Record {
             self.with_line(elapsed, |line| span::record(&self.recording, line, &hop));
         }
         let failed = !self.cause.is_empty() || self.flag != RequestFlag::None;
+        if failed {
+            self.with_line(elapsed, |line| observed::request(line, line.denied));
+        }
         if failed || self.recording.logs_anything() {
             self.with_line(elapsed, |line| self.recording.log(line));
         }

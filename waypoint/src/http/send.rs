@@ -90,7 +90,8 @@ impl Failed {
 
     /// It is not tried again because as many retries as may be are under way.
     pub(super) fn out_of_budget(mut self) -> Refusal {
-        self.cause.push_str(", and as many requests as may be are being tried again");
+        self.cause
+            .push_str(", and as many requests as may be are being tried again");
         Refusal::new(self.status, self.flag, self.cause)
     }
 
@@ -196,7 +197,8 @@ impl Outgoing {
         until: Option<Instant>,
     ) -> Result<Response<Content>, Failed> {
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let mut exchange = pin!(self.exchange(conversation, (endpoint, cluster), (body, gate), left));
+        let mut exchange =
+            pin!(self.exchange(conversation, (endpoint, cluster), (body, gate), left));
         let mut late = until.map(|until| Box::pin(sleep_until(until)));
         poll_fn(|cx| match exchange.as_mut().poll(cx) {
             Poll::Pending => match &mut late {

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use karst_model::{protocol::AppProtocol, route::Backend};
+use karst_model::{
+    protocol::AppProtocol,
+    route::Backend,
+    service::{Naming, Service},
+};
 use karst_routing::{
     filter::Filter,
     table::{Picked, RouteBackend},
@@ -12,7 +16,7 @@ use karst_telemetry::metrics::{http::RequestFlag, tcp::ServiceLabels};
 use rand::Rng as _;
 
 use super::{Conversation, refusal::Refusal};
-use crate::services::{Ask, Cluster, Endpoint, Member, NoMember, Port, Served, Slot};
+use crate::services::{Ask, Cluster, Endpoint, Member, NoHost, NoMember, Port, Served, Slot};
 
 /// Where a request goes, before one of its endpoints is chosen.
 pub(super) enum Target<'a> {
@@ -107,6 +111,60 @@ pub(super) fn pick_backend<'a>(
         backend: Some(backend),
         other: is_other.then_some((found.slot, found.number)),
     })
+}
+
+/// A service may have no endpoints of its own: then those of the host that the request asks for are the target's.
+///
+/// # Errors
+/// The host is none of the service, or has no address.
+pub(super) async fn of_host<'a>(
+    conversation: &Conversation,
+    target: Target<'a>,
+    host: &str,
+) -> Result<Target<'a>, Refusal> {
+    let Some((asked, number)) = asked_host(conversation, &target) else {
+        return Ok(target);
+    };
+    let services = &conversation.worker.mesh.services;
+    let found = services.asked_port(&asked, number, host).await;
+    let found = found.map_err(|error| {
+        let status = match &error {
+            NoHost::NotOfService { .. } => StatusCode::NOT_FOUND,
+            NoHost::Unresolved(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Refusal::new(status, RequestFlag::NoHealthyUpstream, error.to_string())
+    })?;
+    match target {
+        Target::Port {
+            service,
+            backend,
+            other,
+            ..
+        } => Ok(Target::Port {
+            service,
+            port: found,
+            backend,
+            other,
+        }),
+        pinned @ Target::Pinned { .. } => Ok(pinned),
+    }
+}
+
+/// The service of a target whose endpoints are those of the host that is asked for, and its port.
+pub(super) fn asked_host(
+    conversation: &Conversation,
+    target: &Target<'_>,
+) -> Option<(Arc<Service>, u16)> {
+    let Target::Port { other, .. } = target else {
+        return None;
+    };
+    let destination = &conversation.destination;
+    let (slot, number) = match other {
+        Some((slot, number)) => (slot, *number),
+        None => (destination.slot.as_ref()?, destination.port),
+    };
+    let service = slot.load().service.clone();
+    Some((service.filter(|one| one.naming == Naming::Asked)?, number))
 }
 
 /// The port that a backend of a route names.

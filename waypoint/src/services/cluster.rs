@@ -67,6 +67,16 @@ pub(crate) struct Ask<'a> {
     pub(crate) hash: Option<u64>,
     /// What the client dialled.
     pub(crate) dialled: Option<SocketAddr>,
+    /// The endpoint of the client's session, by [`Member::session`].
+    pub(crate) session: Option<u64>,
+}
+
+impl Member {
+    /// What a session knows it by: the same at every waypoint, for as long as the workload lives.
+    pub(crate) fn session(&self) -> u64 {
+        let key = &self.health.key;
+        hash::hash_of(format!("{}:{}", key.workload, key.addr.port()).as_bytes())
+    }
 }
 
 impl Cluster {
@@ -121,7 +131,16 @@ impl Cluster {
 
     /// An endpoint for one request; not one of those to avoid where there is another.
     pub(crate) fn choose(&self, ask: &Ask<'_>, rng: &mut impl Rng) -> Result<Member, NoEndpoint> {
-        self.pick(ask, rng)
+        let of_session = ask.session.and_then(|session| {
+            let fit = |member: &&Member| {
+                member.session() == session
+                    && member.health.is_up()
+                    && !ask.avoid.contains(&member.endpoint.id)
+            };
+            self.all.iter().find(fit)
+        });
+        of_session
+            .or_else(|| self.pick(ask, rng))
             .cloned()
             .ok_or_else(|| NoEndpoint::NoneUsable {
                 service: self.live.key.service.clone(),
@@ -210,7 +229,8 @@ impl Near {
                     share < warm_up::FULL && rand::rng().random_range(0..warm_up::FULL) >= share
                 })
         };
-        let requests = |index| at(index).map_or(u64::MAX, |member| member.endpoint.in_flight().into());
+        let requests =
+            |index| at(index).map_or(u64::MAX, |member| member.endpoint.in_flight().into());
         let candidates = &self.candidates;
         let index = match &balance.algorithm {
             BalanceAlgorithm::LeastRequest => {
@@ -266,9 +286,7 @@ fn split(levels: &[Near], policy: &TrafficPolicy, version: u64) -> Split {
     }
 }
 
-fn keys_of(
-    candidates: &Candidates,
-) -> impl Iterator<Item = (&Arc<Workload>, Option<EndpointKey>)> {
+fn keys_of(candidates: &Candidates) -> impl Iterator<Item = (&Arc<Workload>, Option<EndpointKey>)> {
     candidates.choices().iter().map(|choice| {
         let key = choice.ip().map(|ip| EndpointKey {
             workload: choice.workload.uid.clone(),

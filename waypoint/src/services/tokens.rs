@@ -30,7 +30,11 @@ impl Tokens {
     }
 
     /// The rules for requests to a service.
-    pub(super) fn of(&self, service: Option<&ServiceKey>, gateway: GatewayRef<'_>) -> Arc<TokenRules> {
+    pub(super) fn of(
+        &self,
+        service: Option<&ServiceKey>,
+        gateway: GatewayRef<'_>,
+    ) -> Arc<TokenRules> {
         let applies = |one: &&Arc<RequestAuthentication>| is_target(&one.targets, service, gateway);
         let applying: Vec<_> = self.all.iter().filter(applies).collect();
         let keys = applying.iter().map(|one| one.key.clone()).collect();

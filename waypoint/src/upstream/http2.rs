@@ -58,7 +58,10 @@ struct Load {
 
 impl Load {
     fn has_room(&self) -> bool {
-        let own = self.terms.max_streams.map_or(STREAMS_MAX, |max| max as usize);
+        let own = self
+            .terms
+            .max_streams
+            .map_or(STREAMS_MAX, |max| max as usize);
         self.streams.get() < self.allowed.get().min(STREAMS_MAX).min(own)
     }
 }
@@ -106,7 +109,8 @@ impl Shared {
         let mut connections = self.0.connections.borrow_mut();
         // One that may take no more ends by itself when what is under way on it has ended.
         connections.retain(|connection| {
-            !connection.sender.is_closed() && connection.load.terms.allow(connection.load.served.get())
+            !connection.sender.is_closed()
+                && connection.load.terms.allow(connection.load.served.get())
         });
         let with_room = connections
             .iter()
@@ -152,7 +156,8 @@ impl Shared {
         self.0.connections.borrow_mut().retain(|connection| {
             let load = &connection.load;
             !connection.sender.is_closed()
-                && (load.streams.get() > 0 || now.duration_since(load.idle_since.get()) < load.terms.idle)
+                && (load.streams.get() > 0
+                    || now.duration_since(load.idle_since.get()) < load.terms.idle)
         });
     }
 

@@ -142,6 +142,9 @@ impl World {
             Shutdown::new(),
         );
         spawn_connection("services", mesh.clone().follow_changes());
+        let follow = mesh.recorder().follow(mesh.stopped.clone());
+        spawn_connection("recording", follow);
+        spawn_connection("export", mesh.export(&registry));
         let (workers, threads) = Workers::start(mesh.config.workers(), &mesh).unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let waypoint = listener.local_addr().unwrap();

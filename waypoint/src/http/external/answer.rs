@@ -96,7 +96,12 @@ impl Changes {
         if !self.query_set.is_empty() {
             let set = self.query_set.iter();
             let set = set.map(|(name, value)| format!("{}={}", encoded(name), encoded(value)));
-            let all: Vec<String> = request.query().map(str::to_owned).into_iter().chain(set).collect();
+            let all: Vec<String> = request
+                .query()
+                .map(str::to_owned)
+                .into_iter()
+                .chain(set)
+                .collect();
             let _ = request.set_query(Some(&all.join("&")));
         }
         refused
@@ -149,7 +154,12 @@ fn is_free(name: &HeaderName) -> bool {
         header::TRANSFER_ENCODING,
         header::UPGRADE,
     ];
-    let of_hop = ["keep-alive", "proxy-connection", "karst-client", "http2-settings"];
+    let of_hop = [
+        "keep-alive",
+        "proxy-connection",
+        "karst-client",
+        "http2-settings",
+    ];
     !FRAMING.contains(name) && !of_hop.contains(&name.as_str())
 }
 

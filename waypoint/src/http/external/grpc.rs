@@ -5,7 +5,9 @@ use std::{collections::HashMap, time::SystemTime};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Version as Spoken, header, response};
 use karst_proto::{
-    core::{Address, HeaderAppendAction, HeaderValueOption, SocketAddress, address, socket_address},
+    core::{
+        Address, HeaderAppendAction, HeaderValueOption, SocketAddress, address, socket_address,
+    },
     external_auth::{
         AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
         attribute_context::{HttpRequest, Peer, Request as Asked},
@@ -56,7 +58,10 @@ fn attributes(question: &Question<'_>) -> AttributeContext {
             ..Peer::default()
         }),
         destination: Some(Peer {
-            address: Some(address(client.destination.ip().to_string(), question.dialled)),
+            address: Some(address(
+                client.destination.ip().to_string(),
+                question.dialled,
+            )),
             ..Peer::default()
         }),
         request: Some(Asked {
@@ -79,7 +84,11 @@ fn address(ip: String, port: u16) -> Address {
 fn http_request(question: &Question<'_>) -> HttpRequest {
     let request = question.request;
     let mut headers = HashMap::new();
-    for name in request.headers().keys().filter(|name| **name != header::HOST) {
+    for name in request
+        .headers()
+        .keys()
+        .filter(|name| **name != header::HOST)
+    {
         if let Some(value) = request.header(name.as_str()) {
             let value = String::from_utf8_lossy(&value).into_owned();
             headers.insert(name.to_string(), value);
@@ -87,14 +96,21 @@ fn http_request(question: &Question<'_>) -> HttpRequest {
     }
     for name in [":authority", ":method", ":path", ":scheme"] {
         if let Some(value) = request.header(name) {
-            headers.insert(name.to_owned(), String::from_utf8_lossy(&value).into_owned());
+            headers.insert(
+                name.to_owned(),
+                String::from_utf8_lossy(&value).into_owned(),
+            );
         }
     }
     let (mut text, mut raw) = (String::new(), Vec::new());
     if let Some(body) = question.body {
         let partial = if body.is_partial { "true" } else { "false" };
         headers.insert("x-envoy-auth-partial-body".to_owned(), partial.to_owned());
-        match question.authorizer.body.is_some_and(|wanted| wanted.pack_as_bytes) {
+        match question
+            .authorizer
+            .body
+            .is_some_and(|wanted| wanted.pack_as_bytes)
+        {
             true => raw = body.bytes.to_vec(),
             false => text = String::from_utf8_lossy(&body.bytes).into_owned(),
         }
@@ -103,7 +119,10 @@ fn http_request(question: &Question<'_>) -> HttpRequest {
     let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
     let id = request.headers().get("x-request-id");
     HttpRequest {
-        id: id.and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned(),
+        id: id
+            .and_then(|id| id.to_str().ok())
+            .unwrap_or_default()
+            .to_owned(),
         method: request.method().to_string(),
         headers,
         path: request.path_and_query().to_owned(),
@@ -153,9 +172,7 @@ pub(super) fn verdict(
     Ok(match (code, response.http_response) {
         (0, Some(HttpResponse::OkResponse(ok))) => Verdict::Allow(Box::new(changes(ok))),
         (0, _) => Verdict::Allow(Box::default()),
-        (_, Some(HttpResponse::DeniedResponse(denied))) => {
-            Verdict::Deny(Box::new(denial(denied)))
-        }
+        (_, Some(HttpResponse::DeniedResponse(denied))) => Verdict::Deny(Box::new(denial(denied))),
         (_, _) => Verdict::Deny(Box::new(denial(DeniedHttpResponse::default()))),
     })
 }
@@ -164,7 +181,11 @@ fn changes(ok: OkHttpResponse) -> Changes {
     Changes {
         remove: ok.headers_to_remove,
         headers: ok.headers.into_iter().filter_map(option).collect(),
-        response: ok.response_headers_to_add.into_iter().filter_map(option).collect(),
+        response: ok
+            .response_headers_to_add
+            .into_iter()
+            .filter_map(option)
+            .collect(),
         query_remove: ok.query_parameters_to_remove,
         query_set: ok
             .query_parameters_to_set

@@ -29,7 +29,10 @@ pub(super) fn question(
         }
     }
     for (name, value) in &http.additional_headers {
-        headers.insert(HeaderName::try_from(&**name)?, HeaderValue::try_from(&**value)?);
+        headers.insert(
+            HeaderName::try_from(&**name)?,
+            HeaderValue::try_from(&**value)?,
+        );
     }
     let unsendable = [
         header::TRANSFER_ENCODING,
@@ -39,9 +42,14 @@ pub(super) fn question(
         header::TE,
         header::TRAILER,
     ];
-    unsendable.iter().for_each(|name| drop(headers.remove(name)));
+    unsendable
+        .iter()
+        .for_each(|name| drop(headers.remove(name)));
     headers.insert(header::HOST, HeaderValue::try_from(request.authority())?);
-    let bytes = question.body.map(|body| body.bytes.clone()).unwrap_or_default();
+    let bytes = question
+        .body
+        .map(|body| body.bytes.clone())
+        .unwrap_or_default();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
     if let Some(body) = question.body {
         partial(headers, body.is_partial);
@@ -74,7 +82,13 @@ pub(super) fn verdict(
     let picked = |lists: &dyn Fn(&HeaderName) -> bool, how| -> Vec<(String, Bytes, How)> {
         let headers = head.headers.iter().filter(|(name, _)| lists(name));
         headers
-            .map(|(name, value)| (name.to_string(), Bytes::copy_from_slice(value.as_bytes()), how))
+            .map(|(name, value)| {
+                (
+                    name.to_string(),
+                    Bytes::copy_from_slice(value.as_bytes()),
+                    how,
+                )
+            })
             .collect()
     };
     let status = head.status.as_u16();
@@ -92,7 +106,12 @@ pub(super) fn verdict(
         true => true,
         // What the client needs to understand the body, and to follow.
         false => {
-            [header::CONTENT_TYPE, header::LOCATION, header::WWW_AUTHENTICATE].contains(name)
+            [
+                header::CONTENT_TYPE,
+                header::LOCATION,
+                header::WWW_AUTHENTICATE,
+            ]
+            .contains(name)
                 || listed(&http.downstream_on_deny, name)
         }
     };

@@ -1,0 +1,76 @@
+//! TLS that the waypoint makes to endpoints which want it: servers outside of the mesh, and applications with TLS of their
+//! own, inside the tunnel. Configurations are made once for a set of endpoints and kept while its settings stay.
+
+use std::{cell::RefCell, net::SocketAddr, sync::Arc, time::Duration};
+
+use hashbrown::HashMap;
+use karst_identity::tls::{Inside, Origination, OriginationError};
+use karst_model::traffic::{TlsMode, UpstreamTls};
+
+use super::TLS_TIMEOUT;
+use crate::{
+    error::{ConnectError, TlsFault},
+    services::Cluster,
+    stream::{HttpIo, Originated, Stream},
+};
+
+/// Sets of endpoints whose configurations one thread keeps; beyond, all are made anew.
+const KEPT_MAX: usize = 1024;
+
+/// What is kept, by the set's number and what is spoken inside.
+#[derive(Default)]
+pub(super) struct Originations(RefCell<HashMap<(u64, Inside), (UpstreamTls, Origination)>>);
+
+/// Whether connections to this set are TLS of the waypoint's own. Settings that are broken fail here, and never go out
+/// plain.
+pub(super) fn is_wanted(cluster: &Cluster) -> bool {
+    cluster.policy.tls.as_ref().is_some_and(|tls| {
+        tls.broken.is_some() || matches!(tls.mode, TlsMode::Simple | TlsMode::Mutual)
+    })
+}
+
+impl Originations {
+    /// Shakes hands on an open connection to an endpoint of the set.
+    pub(super) async fn make(
+        &self,
+        cluster: &Arc<Cluster>,
+        addr: SocketAddr,
+        stream: Stream,
+        inside: Inside,
+    ) -> Result<Stream, ConnectError> {
+        let failed = |fault: TlsFault| ConnectError::Tls {
+            addr,
+            source: Box::new(fault),
+        };
+        let origination = self
+            .of(cluster, inside)
+            .map_err(|error| failed(error.into()))?;
+        let patience = cluster.policy.connections.connect_timeout;
+        let patience: Duration = patience.unwrap_or(TLS_TIMEOUT);
+        let io = origination
+            .connect(HttpIo::from(stream), patience)
+            .await
+            .map_err(|error| failed(error.into()))?;
+        Ok(Stream::Tls(Box::new(Originated(io))))
+    }
+
+    fn of(&self, cluster: &Cluster, inside: Inside) -> Result<Origination, OriginationError> {
+        let Some(tls) = &cluster.policy.tls else {
+            return Err(OriginationError::Mode(TlsMode::Disable));
+        };
+        let key = (cluster.live.id, inside);
+        if let Some((of, made)) = self.0.borrow().get(&key)
+            && of == tls
+        {
+            return Ok(made.clone());
+        }
+        let host = &cluster.live.key.service.hostname;
+        let made = Origination::new(tls, host, inside)?;
+        let mut kept = self.0.borrow_mut();
+        if kept.len() >= KEPT_MAX {
+            kept.clear();
+        }
+        kept.insert(key, (tls.clone(), made.clone()));
+        Ok(made)
+    }
+}
