@@ -32,6 +32,7 @@ use karst_telemetry::{
     hub::Hub,
     logging::{self, LogConfig, LogHandle},
     metrics::Registry,
+    observed,
 };
 use tokio::{net::TcpListener, sync::mpsc};
 
@@ -44,7 +45,7 @@ use crate::{
     kubelet::Kubelets,
     live::LiveConnections,
     mesh::Mesh,
-    metrics::{KernelEvents, Metrics},
+    metrics::{Certificates, KernelEvents, Metrics},
     node::{Node, own_resolver},
     node_check,
     outbound::{balancer::Balancer, waypoint::WaypointStreams},
@@ -342,6 +343,7 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
         ..StoreConfig::default()
     };
     let identities = Store::new(store, Arc::new(signer(&link)))?;
+    registry.register_collector(Certificates(identities.clone()));
     let mesh = Arc::new(Mesh {
         authorizer: Authorizer::new(state.clone()),
         live: Arc::new(LiveConnections::default()),
@@ -404,6 +406,9 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
         shutdown.clone(),
     );
     spawn_essential("answers", &shutdown, answers);
+    let observed = observed::install(&registry);
+    let observe = karst_link::observe(link.clone(), observed, shutdown.clone());
+    spawn_essential("observations", &shutdown, observe);
     if let Some(installer) = Installer::of(&mesh.config) {
         let keep = installer.keep(readiness.clone(), mesh.metrics.clone(), shutdown.clone());
         spawn_essential("cni chain", &shutdown, keep);

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use crate::{
     capture::pods::LocalPod,
     error::InboundError,
+    inbound::authorize::Occasion,
     live::Registered,
     mesh::Mesh,
     metrics::{peer, service_labels},
@@ -36,7 +37,10 @@ fn admit(
     connection: &Arc<Connection>,
 ) -> Result<Registered, InboundError> {
     let registered = mesh.live.register(&pod.workload_uid, connection);
-    match mesh.authorizer.check(&pod.workload_uid, connection) {
+    match mesh
+        .authorizer
+        .check(&pod.workload_uid, connection, Occasion::New)
+    {
         Ok(()) => Ok(registered),
         Err(reason) => Err(InboundError::Denied { reason }),
     }

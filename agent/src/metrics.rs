@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use karst_hbone::Flag;
+use karst_identity::Store;
 use karst_model::{identity::SpiffeId, service::Service, workload::Workload};
 use karst_telemetry::metrics::{
     Registry,
@@ -14,7 +15,7 @@ use prometheus_client::{
     metrics::{
         MetricType,
         counter::{ConstCounter, Counter},
-        gauge::Gauge,
+        gauge::{ConstGauge, Gauge},
     },
 };
 
@@ -122,6 +123,46 @@ impl Collector for KernelEvents {
             value.encode(family.encode_family(&[("event", event)])?)?;
         }
         Ok(())
+    }
+}
+
+/// How the certificates of this node's pods stand, read when the program is scraped.
+pub(crate) struct Certificates(pub(crate) Store);
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Certificates")
+    }
+}
+
+impl Collector for Certificates {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let statuses = self.0.statuses();
+        let failing = statuses.iter().filter(|status| status.last_error.is_some());
+        let mut gauge = |name: &str, help: &str, value: i64| {
+            let family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value).encode(family)
+        };
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        gauge(
+            "karst_certificates",
+            "Identities of this node's pods",
+            count(statuses.len()),
+        )?;
+        gauge(
+            "karst_certificates_failing",
+            "Identities whose certificate could not be had or renewed at the last try",
+            count(failing.count()),
+        )?;
+        let Some(soonest) = self.0.soonest_expiry() else {
+            return Ok(());
+        };
+        let end = soonest.duration_since(std::time::UNIX_EPOCH);
+        gauge(
+            "karst_certificate_expiry_timestamp_seconds",
+            "When the first of the held certificates ends, in seconds since the epoch",
+            end.map_or(0, |end| i64::try_from(end.as_secs()).unwrap_or(i64::MAX)),
+        )
     }
 }
 

@@ -13,6 +13,7 @@ use karst_telemetry::error_chain::Chain;
 
 use crate::{
     destinations::{Claims, Difference},
+    inbound::authorize::Occasion,
     mesh::Mesh,
 };
 
@@ -165,7 +166,10 @@ impl Follower {
 
     fn decide_again(&self) {
         let cut = self.mesh.live.recheck(|destination, connection| {
-            self.mesh.authorizer.check(destination, connection).err()
+            self.mesh
+                .authorizer
+                .check(destination, connection, Occasion::Again)
+                .err()
         });
         if cut > 0 {
             tracing::info!(

@@ -14,6 +14,14 @@ pub(crate) struct Authorizer {
     compiled: RwLock<HashMap<WorkloadUid, Arc<Compiled>>>,
 }
 
+/// Why a connection is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    New,
+    /// Policies have changed. What policies in dry run say was told when the connection came.
+    Again,
+}
+
 impl Authorizer {
     pub(crate) fn new(state: Arc<State>) -> Self {
         Self {
@@ -27,6 +35,7 @@ impl Authorizer {
         &self,
         destination: &WorkloadUid,
         connection: &Connection,
+        occasion: Occasion,
     ) -> Result<(), String> {
         let Some(workload) = self.state.workload(destination) else {
             return Err(format!(
@@ -35,7 +44,9 @@ impl Authorizer {
         };
         let compiled = self.compiled(&workload);
         let decision = compiled.decide(connection);
-        tell_dry_run(&decision.dry_run);
+        if occasion == Occasion::New {
+            tell_dry_run(&decision.dry_run);
+        }
         if decision.is_allowed() {
             Ok(())
         } else {

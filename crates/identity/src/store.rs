@@ -264,6 +264,11 @@ impl Store {
         unclaimed.keys().for_each(|id| self.0.unsave(id));
     }
 
+    /// When the first certificate of all that are held ends; `None` where none is held.
+    pub fn soonest_expiry(&self) -> Option<std::time::SystemTime> {
+        status::soonest_expiry(&self.0.state())
+    }
+
     /// One entry per identity for status pages; no private keys.
     pub fn statuses(&self) -> Vec<IdentityStatus> {
         status::statuses(&self.0.state(), self.0.cfg.clock.now())

@@ -80,6 +80,15 @@ pub(super) fn statuses(state: &State, now: SystemTime) -> Vec<IdentityStatus> {
     state.slots.iter().filter_map(of_slot).collect()
 }
 
+/// When the first of the certificates that are held ends.
+pub(super) fn soonest_expiry(state: &State) -> Option<SystemTime> {
+    let held = state.slots.values().filter_map(|slot| {
+        let held = slot.credential.borrow().clone()?;
+        Facts::read(held.chain().first()?).ok()
+    });
+    held.map(|facts| facts.not_after).min()
+}
+
 fn state_of(held: Option<&Credential>, now: SystemTime, failed: bool) -> IdentityState {
     match held {
         Some(held) if held.is_valid_at(now) => IdentityState::Available,
