@@ -236,7 +236,7 @@ async fn requests_wait_for_a_connection_and_one_too_many_does_not() {
 #[tokio::test]
 async fn a_connection_takes_as_many_requests_as_it_may() {
     local(async {
-        let world = World::start(&["--worker-threads", "1"]).await;
+        let world = World::start(&[]).await;
         let vip = world.service("web", AppProtocol::Http11);
         let app = App::new("v1", Speaks::Http1);
         plain(&world, "web-1", &app).await;

@@ -4,8 +4,11 @@ use xxhash_rust::xxh64::xxh64;
 
 use super::Node;
 
-/// Points of a ring of small `min_size`: enough that shares are even to about 2 %.
-const POINTS: u64 = 32_768;
+/// Points of each unit of weight, as a power of two: enough that shares are even to about 3 %. It must not depend on how
+/// many endpoints there are: if all had more points because one has left, everybody's keys would move.
+const POINTS_LOG: i32 = 10;
+/// Only a ring that would be larger than this, or smaller than its `min_size`, has fewer or more of them.
+const SIZE_MAX: u64 = 1 << 18;
 /// The largest `min_size` that is honoured.
 const MIN_SIZE_MAX: u32 = 1 << 22;
 
@@ -20,10 +23,10 @@ pub(super) struct Ring {
 impl Ring {
     pub(super) fn new(min_size: u32, nodes: &[Node<'_>]) -> Self {
         let total = nodes.iter().map(|node| u64::from(node.weight)).sum();
-        let wanted = POINTS.max(2 * u64::from(min_size.min(MIN_SIZE_MAX)));
+        let scale = scale(min_size.min(MIN_SIZE_MAX).into(), total);
         let mut points: Vec<(u64, u32)> = Vec::new();
         for (index, node) in (0..).zip(nodes) {
-            let count = points_of(node.weight, total, wanted);
+            let count = points_of(node.weight, scale);
             points.extend((0..count).map(|number| (xxh64(node.name.as_bytes(), number), index)));
         }
         // Of two points at one place the one of the smaller name counts, whatever the order of the nodes.
@@ -58,16 +61,30 @@ impl Ring {
     }
 }
 
-/// The weight times a power of two, so that the points of a node stay when the total changes a little.
-fn points_of(weight: u32, total: u64, wanted: u64) -> u64 {
-    let weight = u64::from(weight);
-    if weight == 0 {
-        return 0;
+/// The power of two that weights are multiplied with.
+fn scale(min_size: u64, total: u64) -> i32 {
+    let total = total.max(1);
+    let largest = SIZE_MAX.max(2 * min_size);
+    if total << POINTS_LOG > largest {
+        return match largest / total {
+            0 => {
+                -((total.div_ceil(largest))
+                    .next_power_of_two()
+                    .ilog2()
+                    .cast_signed())
+            }
+            times => times.ilog2().cast_signed(),
+        };
     }
-    let points = if total <= wanted {
-        weight << (wanted / total).ilog2()
-    } else {
-        weight >> (total.div_ceil(wanted)).next_power_of_two().ilog2()
-    };
-    points.max(1)
+    let least = min_size.div_ceil(total).next_power_of_two().ilog2();
+    POINTS_LOG.max(least.cast_signed())
+}
+
+fn points_of(weight: u32, scale: i32) -> u64 {
+    let weight = u64::from(weight);
+    match weight {
+        0 => 0,
+        _ if scale >= 0 => weight << scale,
+        _ => (weight >> -scale).max(1),
+    }
 }
