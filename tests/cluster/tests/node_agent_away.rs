@@ -1,4 +1,5 @@
-//! No agent runs on any node: pods of the mesh wait and say for whom, all others start.
+//! No agent runs on any node: pods of the mesh wait and say for whom, all others start. No controller runs: a pod of which
+//! nobody knows whether it belongs to the mesh waits, and says for whom.
 
 use karst_test_cluster::{Cluster, Namespace, cluster::run, eventually, until};
 
@@ -71,28 +72,81 @@ fn while_agents_are_away_pods_of_the_mesh_wait_and_all_others_start() {
     street.apply(&pod("after"));
     cluster.wait_ready(street.name());
     shop.apply(&pod("after"));
-    let why = until("the waiting pod says why", || {
-        let mut events = cluster.kubectl();
-        let about = "involvedObject.name=after,reason=FailedCreatePodSandBox";
-        events.args([
-            "-n",
-            shop.name(),
-            "get",
-            "events",
-            "--field-selector",
-            about,
-            "-o",
-            "jsonpath={.items[*].message}",
-        ]);
-        let said = String::from_utf8_lossy(&run(&mut events).stdout).into_owned();
-        (!said.is_empty()).then_some(said)
-    });
+    let why = why_it_waits(cluster, shop.name(), "after");
     assert!(
         why.contains("the karst agent of this node") && why.contains(shop.name()),
         "{why}"
     );
     let waiting = cluster.object(&["-n", shop.name(), "pod", "after"]);
     assert_eq!(waiting["status"]["phase"], "Pending");
+
+    drop(away);
+    cluster.wait_ready(shop.name());
+    shop.wait_enrolled();
+}
+
+/// What the kubelet says of a pod that gets no sandbox.
+fn why_it_waits(cluster: &Cluster, namespace: &str, pod: &str) -> String {
+    until("the waiting pod says why", || {
+        let mut events = cluster.kubectl();
+        let about = format!("involvedObject.name={pod},reason=FailedCreatePodSandBox");
+        events.args(["-n", namespace, "get", "events", "--field-selector", &about]);
+        events.args(["-o", "jsonpath={.items[*].message}"]);
+        let said = String::from_utf8_lossy(&run(&mut events).stdout).into_owned();
+        (!said.is_empty()).then_some(said)
+    })
+}
+
+/// No controller runs until this is dropped.
+struct ControllersAway<'a>(&'a Cluster);
+
+impl<'a> ControllersAway<'a> {
+    fn send(cluster: &'a Cluster) -> Self {
+        let away = Self(cluster);
+        away.scale("0");
+        eventually("every controller has ended", || {
+            let label = "app.kubernetes.io/name=karst-controller";
+            let pods = cluster.object(&["-n", "karst-system", "pods", "-l", label]);
+            pods["items"].as_array().is_some_and(Vec::is_empty)
+        });
+        away
+    }
+
+    fn scale(&self, replicas: &str) {
+        let replicas = format!("--replicas={replicas}");
+        let mut scale = self.0.kubectl();
+        scale.args(["-n", "karst-system", "scale", "deployment/karst-controller"]);
+        run(scale.arg(&replicas));
+    }
+}
+
+impl Drop for ControllersAway<'_> {
+    fn drop(&mut self) {
+        self.scale("2");
+    }
+}
+
+#[test]
+fn while_controllers_are_away_a_new_pod_waits_and_those_that_run_go_on() {
+    let cluster = Cluster::get();
+    let shop = Namespace::new("away-controllers");
+    shop.apply(&pod("before"));
+    cluster.wait_ready(shop.name());
+    shop.label();
+    shop.wait_enrolled();
+
+    let away = ControllersAway::send(cluster);
+    shop.apply(&pod("after"));
+    let why = why_it_waits(cluster, shop.name(), "after");
+    assert!(
+        why.contains("the controller has not told this node's agent"),
+        "{why}"
+    );
+    let waiting = cluster.object(&["-n", shop.name(), "pod", "after"]);
+    assert_eq!(waiting["status"]["phase"], "Pending");
+    let name = "kubernetes.default.svc.cluster.local";
+    let lookup = cluster.exec("away-controllers/before", &["nslookup", name]);
+    assert!(lookup.status.success(), "{lookup:?}");
 
     drop(away);
     cluster.wait_ready(shop.name());
