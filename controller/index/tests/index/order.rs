@@ -112,6 +112,26 @@ const ROUTED: &str = "
 ---
 {apiVersion: gateway.networking.k8s.io/v1, kind: ReferenceGrant, metadata: {name: g, namespace: zoo}, spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: networking.istio.io, kind: ServiceEntry}]}}
 ---
+{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: d, namespace: shop}, spec: {host: web, subsets: [{name: v1, labels: {app: web}}], trafficPolicy: {outlierDetection: {interval: 1s}}}}
+---
+{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: d, namespace: shop}, spec: {host: '*.example', exportTo: ['.'], trafficPolicy: {loadBalancer: {localityLbSetting: {failoverPriority: [topology.kubernetes.io/region]}}}}}
+---
+{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: e, namespace: shop}, spec: {host: web.shop.svc.cluster.local, subsets: [{name: v1, labels: {app: db}}], trafficPolicy: {connectionPool: {tcp: {maxConnections: 0}}}}}
+---
+{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: v, namespace: shop}, spec: {hosts: [web], http: [{match: [{sourceLabels: {app: db}}], delegate: {name: leaf}}, {route: [{destination: {host: web, subset: v1}, weight: 1}, {destination: {host: x.example}, weight: 1}]}]}}
+---
+{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: v, namespace: shop}, spec: {hosts: ['*.example', y.example], exportTo: ['.'], http: [{route: [{destination: {host: web.shop.svc.cluster.local}}]}], tcp: [{route: [{destination: {host: web}}]}]}}
+---
+{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: u, namespace: shop, creationTimestamp: '2026-01-01T00:00:00Z'}, spec: {hosts: ['*'], http: [{route: [{destination: {host: web}}]}]}}
+---
+{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: u, namespace: zoo}, spec: {hosts: [web.shop.svc.cluster.local], http: [{route: [{destination: {host: x.example, subset: v1}}]}]}}
+---
+{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: leaf, namespace: shop}, spec: {http: [{route: [{destination: {host: web}}]}]}}
+---
+{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: leaf, namespace: shop}, spec: {hosts: [x.example], http: [{delegate: {name: v}}]}}
+---
+{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: d, namespace: istio-system}, spec: {host: '*', trafficPolicy: {connectionPool: {http: {maxRetries: 1}}}}}
+---
 {apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: o, namespace: shop}, spec: {targetRefs: [{kind: ServiceEntry, group: networking.istio.io, name: e}], action: DENY, rules: [{}]}}
 ---
 {apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: o, namespace: shop}, spec: {targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: w}], rules: [{}]}}
