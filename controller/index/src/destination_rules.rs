@@ -103,7 +103,9 @@ impl RuleFacts {
         let mut keys: BTreeSet<Arc<str>> = of_subsets.map(|(key, _)| key.clone()).collect();
         let of_subsets = self.subsets.iter().filter_map(|one| one.policy.as_ref());
         for partial in of_subsets.chain(&self.policy) {
-            partial.priorities(&mut |label| drop(keys.insert(label.clone())));
+            partial.priorities(&mut |label| {
+                keys.insert(label.clone());
+            });
         }
         keys.into_iter().collect()
     }

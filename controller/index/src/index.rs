@@ -5,8 +5,8 @@
 
 mod apply;
 mod attach;
-mod backing;
 mod authenticating;
+mod backing;
 mod flush;
 mod governing;
 mod limiting;

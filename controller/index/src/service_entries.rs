@@ -32,7 +32,7 @@ use crate::{
 pub(crate) fn wants_address(facts: &EntryFacts, host: &str) -> bool {
     facts.spec.addresses.is_empty()
         && facts.spec.resolution != Resolution::None
-        && !host.contains('*')
+        && (!host.contains('*') || facts.spec.resolution == Resolution::DynamicDns)
         && facts
             .labels
             .get(labels::ENABLE_AUTOALLOCATE_IP)
@@ -322,6 +322,7 @@ pub(crate) fn conditions(
     facts: &EntryFacts,
     taken: &[&str],
     without_address: &[&str],
+    bound: bool,
 ) -> Vec<Condition> {
     let spec = &facts.spec;
     let mut conditions: Vec<Condition> =
@@ -347,10 +348,16 @@ pub(crate) fn conditions(
             ),
         );
     }
-    if spec.resolution == Resolution::DynamicDns {
+    if spec.resolution == Resolution::DynamicDns && !bound {
         no(
             "UnsupportedValue",
             "resolution DYNAMIC_DNS needs a waypoint: the hosts have no endpoints".to_owned(),
+        );
+    }
+    if spec.resolution == Resolution::None && spec.addresses.is_empty() {
+        no(
+            "NoAddress",
+            "resolution NONE without addresses: nobody is led to the hosts, and connections go past the entry".to_owned(),
         );
     }
     for endpoint in spec

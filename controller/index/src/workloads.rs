@@ -29,8 +29,6 @@ pub(crate) struct Surroundings {
     pub(crate) application_tunnel: Option<ApplicationTunnel>,
     pub(crate) locality: Locality,
     pub(crate) network: Network,
-    /// Those that some rule refers to.
-    pub(crate) labels: Arc<[(Arc<str>, Arc<str>)]>,
     /// Captured and published.
     pub(crate) hbone: bool,
 }

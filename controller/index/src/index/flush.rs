@@ -398,7 +398,13 @@ impl Index {
                     .is_none()
             });
             let bare: Vec<&str> = bare.map(|host| &**host).collect();
-            conditions = service_entries::conditions(name, facts, &taken, &bare);
+            conditions = service_entries::conditions(
+                name,
+                facts,
+                &taken,
+                &bare,
+                self.entry_binding(name).gateway().is_some(),
+            );
             conditions.extend(self.attachment_conditions(name, true));
         }
         self.set_workloads(key(Kind::ServiceEntry, name), made, delta);

@@ -125,9 +125,7 @@ impl Index {
             },
         };
         let attachments = lowered.route.as_ref().map(|route| &*route.attachments);
-        let attached = self
-            .virtuals
-            .attach(key, attachments.unwrap_or_default());
+        let attached = self.virtuals.attach(key, attachments.unwrap_or_default());
         self.tell(key, &lowered, delta);
         let status = RouteStatus {
             route: routes::object_key(key),
