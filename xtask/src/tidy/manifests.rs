@@ -104,6 +104,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "karst-identity",
             "karst-hbone",
             "karst-discovery",
+            "karst-dns",
             "karst-link",
             "karst-runtime",
             "karst-telemetry",
