@@ -102,7 +102,7 @@ fn there_are_many_over_all_kinds() {
     let all = manifests();
     assert!(all.len() >= 50, "{}", all.len());
     let is_route = |kind: &Kind| kind.name().ends_with("Route");
-    for kind in Kind::all().filter(|kind| kind.is_istio() || is_route(kind)) {
+    for kind in Kind::all().filter(|kind| kind.is_shipped() || is_route(kind)) {
         assert!(
             all.iter().any(|one| one.text("kind") == kind.name()),
             "{kind} has none"

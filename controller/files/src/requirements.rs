@@ -2,6 +2,7 @@
 
 mod authorization_policy;
 mod keys;
+mod own_policies;
 mod peer_authentication;
 mod place;
 mod unhonoured;
@@ -39,9 +40,9 @@ pub(crate) fn check(kind: Kind, object: &Value, findings: &mut Vec<Finding>) {
         | Kind::TlsRoute
         | Kind::TcpRoute
         | Kind::ReferenceGrant
-        | Kind::BackendTlsPolicy
-        | Kind::RateLimit
-        | Kind::HealthCheck => {}
+        | Kind::BackendTlsPolicy => {}
+        Kind::RateLimit => own_policies::rate_limit(&mut root),
+        Kind::HealthCheck => own_policies::health_check(&mut root),
         Kind::AuthorizationPolicy => authorization_policy::check(&mut root),
         Kind::PeerAuthentication => peer_authentication::check(&mut root),
         Kind::RequestAuthentication

@@ -10,8 +10,10 @@ use karst_model::{
     enrollment::{Generation, NodeWorkload, PodCapture},
     name::{GatewayKey, PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
+    rate_limit::RateLimit,
     route::{Route, RouteKey},
     service::Service,
+    telemetry::Telemetry,
     traffic::ServiceTraffic,
     waypoint_policy::WaypointPolicy,
     workload::Workload,
@@ -38,7 +40,9 @@ pub(crate) struct Model {
     pub(crate) conditions: BTreeMap<ObjectKey, Vec<Condition>>,
     pub(crate) routes: BTreeMap<(GatewayKey, RouteKey), Arc<Route>>,
     pub(crate) waypoint_policies: BTreeMap<(GatewayKey, PolicyKey), Arc<WaypointPolicy>>,
+    pub(crate) rate_limits: BTreeMap<(GatewayKey, PolicyKey), Arc<RateLimit>>,
     pub(crate) traffic: BTreeMap<(GatewayKey, ServiceKey), Arc<ServiceTraffic>>,
+    pub(crate) telemetries: BTreeMap<Arc<str>, Arc<Telemetry>>,
     pub(crate) route_statuses: BTreeMap<ObjectKey, RouteStatus>,
 }
 
@@ -206,7 +210,9 @@ impl Model {
         put(&mut self.policies, &delta.policies);
         put(&mut self.routes, &delta.routes);
         put(&mut self.waypoint_policies, &delta.waypoint_policies);
+        put(&mut self.rate_limits, &delta.rate_limits);
         put(&mut self.traffic, &delta.traffic);
+        put(&mut self.telemetries, &delta.telemetries);
         for status in &delta.route_statuses {
             match status.parents.is_empty() {
                 true => drop(self.route_statuses.remove(&status.route)),

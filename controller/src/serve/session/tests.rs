@@ -346,6 +346,11 @@ fn a_waypoint_gets_its_own_routes_and_policies_and_an_agent_none() {
             "shop/p",
             "1",
         ),
+        put(
+            TableKey::RateLimits("shop/waypoint".parse().unwrap()),
+            "shop/limit",
+            "1",
+        ),
         put(TableKey::Node("n1".into()), "pod", "1"),
     ]);
     let all = |peer: Peer| {
@@ -354,6 +359,9 @@ fn a_waypoint_gets_its_own_routes_and_policies_and_an_agent_none() {
         for type_url in [
             type_url::NODE_WORKLOAD,
             type_url::WAYPOINT_POLICY,
+            type_url::REQUEST_AUTHENTICATION,
+            type_url::RATE_LIMIT,
+            type_url::SERVICE_TRAFFIC,
             type_url::ADDRESS,
             type_url::ROUTE,
         ] {
@@ -370,7 +378,7 @@ fn a_waypoint_gets_its_own_routes_and_policies_and_an_agent_none() {
     };
     assert_eq!(
         all(waypoint("shop/waypoint")),
-        ["shop/p", "HTTPRoute/shop/a"]
+        ["shop/p", "shop/limit", "HTTPRoute/shop/a"]
     );
     assert_eq!(all(waypoint("web/waypoint")), ["HTTPRoute/web/a"]);
     assert_eq!(all("n1".into()), ["pod"]);
