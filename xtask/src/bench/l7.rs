@@ -1,5 +1,5 @@
 //! `bench l7`: what an HTTP request costs in a waypoint, beside nginx, HAProxy and Envoy doing the same work in the same
-//! interleaved run (P20, P22, P24), and what choosing a route costs (P23).
+//! interleaved run (P20, P22, P24), what choosing a route costs (P23), and what each feature adds to a request (P25).
 //!
 //! ```text
 //!   wrk, h2load ──► proxy (one thread) ──► nginx that answers 1 KB        all on loopback
@@ -9,6 +9,7 @@
 //! The waypoint serves plain connections here (the example `plain_proxy` of its package): its comparators know no tunnel.
 //! What the tunnel adds is P21, measured between pods.
 
+mod features;
 mod load;
 mod proxies;
 
@@ -52,7 +53,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// P20, P22, P24.
+/// P20, P22, P24, P25.
 fn proxied(args: &Args) -> Result<Vec<Row>> {
     let backend = proxies::backend()?;
     let running: Vec<Running> = Proxy::ALL
@@ -81,6 +82,8 @@ fn proxied(args: &Args) -> Result<Vec<Row>> {
         rows.extend(against_others(kind, &figures));
     }
     rows.extend(memory(&idle));
+    drop(running);
+    rows.extend(features::rows(&backend, args.rounds, args.seconds)?);
     Ok(rows)
 }
 

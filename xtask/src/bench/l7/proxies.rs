@@ -178,6 +178,25 @@ pub(super) fn start(proxy: Proxy, backend: &Backend) -> Result<Running> {
     Ok(running)
 }
 
+/// Starts the waypoint with one of the features of its example, for HTTP/1.
+pub(super) fn start_with(feature: &str, backend: &Backend) -> Result<Running> {
+    let http1 = free()?;
+    let example = release::example_path("plain_proxy");
+    let mut command = Command::new(example);
+    command
+        .args(["--threads", "1", "--feature", feature, "--listen"])
+        .arg(format!("{http1}=http1:{}", backend.http1));
+    let child = spawn(&mut command).with_context(|| format!("feature {feature}"))?;
+    let running = Running {
+        proxy: Proxy::Karst,
+        child,
+        http1,
+        http2: http1,
+    };
+    listens(http1).with_context(|| feature.to_owned())?;
+    Ok(running)
+}
+
 fn karst(http1: SocketAddr, http2: SocketAddr, backend: &Backend) -> Result<Child> {
     let example = release::example_path("plain_proxy");
     spawn(
