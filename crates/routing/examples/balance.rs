@@ -1,7 +1,8 @@
 //! What a way of balancing gives clients when one endpoint is slow, in one run of a simulation; and what a choice costs.
 //!
-//! Ten endpoints, each working on one request at a time, 1 ms each in the mean (exponential); one of them takes twenty
-//! times as long. Requests come at random (Poisson) at 60 % of what the nine can do.
+//! Ten endpoints, each working on eight requests at a time, 1 ms each in the mean (exponential); one of them takes twenty
+//! times as long. Three requests come in a millisecond, at random (Poisson): with even shares the slow one is at 75 % of
+//! what it can do.
 //!
 //! ```sh
 //! cargo run --release -p karst-routing --example balance
@@ -36,7 +37,10 @@ const ENDPOINTS: usize = 10;
 const REQUESTS: u64 = 1_000_000;
 const MEAN_MICROS: f64 = 1_000.0;
 const SLOWER: f64 = 20.0;
-const LOAD: f64 = 0.6;
+/// Requests in a millisecond.
+const RATE: f64 = 3.0;
+/// Requests that an endpoint works on at once.
+const WORKERS: usize = 8;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -70,10 +74,13 @@ fn main() {
     costs();
 }
 
+/// Ends of service: when, at whom, and when the request came.
+type Ends = BinaryHeap<Reverse<(u64, usize, u64)>>;
+
 /// Endpoints with queues; times are microseconds.
 struct Endpoint {
     queue: VecDeque<u64>,
-    busy: bool,
+    busy: usize,
     mean: Ewma,
 }
 
@@ -83,19 +90,18 @@ fn simulate(way: Way) -> (Vec<u64>, Vec<u64>) {
     let mut endpoints: Vec<Endpoint> = (0..ENDPOINTS)
         .map(|_| Endpoint {
             queue: VecDeque::new(),
-            busy: false,
+            busy: 0,
             mean: Ewma::default(),
         })
         .collect();
     let mut shares = vec![0; ENDPOINTS];
     let mut times = Vec::with_capacity(REQUESTS as usize);
-    // Ends of service: when, at whom.
-    let mut ends: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
+    let mut ends = Ends::new();
     let mut next_arrival = 0_u64;
-    let gap = MEAN_MICROS / (LOAD * (ENDPOINTS - 1) as f64);
+    let gap = 1_000.0 / RATE;
     let mut arrived = 0;
     loop {
-        let end = ends.peek().map(|Reverse((at, _))| *at);
+        let end = ends.peek().map(|Reverse((at, ..))| *at);
         if arrived < REQUESTS && end.is_none_or(|end| next_arrival <= end) {
             let now = next_arrival;
             let chosen = choose(way, arrived, now, &candidates, &endpoints, &mut rng);
@@ -104,11 +110,10 @@ fn simulate(way: Way) -> (Vec<u64>, Vec<u64>) {
             endpoints[chosen].queue.push_back(now);
             begin(chosen, now, &mut endpoints, &mut ends, &mut rng);
             next_arrival += (exponential(&mut rng) * gap) as u64;
-        } else if let Some(Reverse((now, who))) = ends.pop() {
+        } else if let Some(Reverse((now, who, since))) = ends.pop() {
             let endpoint = &mut endpoints[who];
-            let since = endpoint.queue.pop_front().unwrap();
             let took = now - since;
-            endpoint.busy = false;
+            endpoint.busy -= 1;
             endpoint
                 .mean
                 .observe(Duration::from_micros(now), Duration::from_micros(took));
@@ -134,7 +139,7 @@ fn choose(
         Way::LeastRequest => Algorithm::LeastRequest,
         Way::PeakEwma => Algorithm::PeakEwma,
     };
-    let in_flight = |index: usize| endpoints[index].queue.len() as u32;
+    let in_flight = |index: usize| (endpoints[index].queue.len() + endpoints[index].busy) as u32;
     let load = |index: usize| match way {
         Way::PeakEwma => {
             let now = Duration::from_micros(now);
@@ -145,21 +150,18 @@ fn choose(
     candidates.pick(algorithm, |_| false, load, rng).unwrap()
 }
 
-fn begin(
-    who: usize,
-    now: u64,
-    endpoints: &mut [Endpoint],
-    ends: &mut BinaryHeap<Reverse<(u64, usize)>>,
-    rng: &mut SmallRng,
-) {
+fn begin(who: usize, now: u64, endpoints: &mut [Endpoint], ends: &mut Ends, rng: &mut SmallRng) {
     let endpoint = &mut endpoints[who];
-    if endpoint.busy || endpoint.queue.is_empty() {
+    if endpoint.busy == WORKERS {
         return;
     }
-    endpoint.busy = true;
+    let Some(since) = endpoint.queue.pop_front() else {
+        return;
+    };
+    endpoint.busy += 1;
     let slower = if who == ENDPOINTS - 1 { SLOWER } else { 1.0 };
     let time = exponential(rng) * MEAN_MICROS * slower;
-    ends.push(Reverse((now + (time as u64).max(1), who)));
+    ends.push(Reverse((now + (time as u64).max(1), who, since)));
 }
 
 /// Of mean 1.
@@ -233,7 +235,7 @@ fn costs() {
     ] {
         let table = Table::new(kind, &nodes);
         time(
-            &format!("{kind:?}").chars().take(6).collect::<String>(),
+            format!("{kind:?}").split(' ').next().unwrap_or_default(),
             Box::new(move |key| {
                 black_box(table.at(hash_of(&key.to_le_bytes()), |_| false));
             }),

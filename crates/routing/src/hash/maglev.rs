@@ -98,6 +98,11 @@ fn walks(size: u64, nodes: &[Node<'_>]) -> Vec<Walk> {
 
 /// The smallest prime that is not below.
 fn prime_from(size: u64) -> u64 {
-    let is_prime = |n: &u64| *n > 1 && (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let is_prime = |n: &u64| {
+        *n > 1
+            && (2..)
+                .take_while(|d| d * d <= *n)
+                .all(|d| !n.is_multiple_of(d))
+    };
     (size..).find(is_prime).unwrap_or(size)
 }
