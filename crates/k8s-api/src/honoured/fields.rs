@@ -14,12 +14,9 @@ const TARGETS: &str = "Service, ServiceEntry and Gateway of the policy's namespa
 /// Shown for conditions on requests.
 const HTTP: &str = "by a waypoint, in a policy with targetRefs; in one for workloads an ALLOW rule with it allows nothing and a DENY rule denies without it, which is more";
 /// Shown for what needs a verified token.
-const TOKEN: &str = "no token is verified yet, so that no request has one: it never matches, and its negation always does";
+const TOKEN: &str = "by a waypoint, in a policy with targetRefs, of tokens that a RequestAuthentication believes; in one for workloads an ALLOW rule with it allows nothing and a DENY rule denies without it";
 /// Shown for trust domains.
 const DOMAINS: &str = "by a waypoint, in a policy with targetRefs, with `*` at the end at most and not beside principals; in one for workloads an ALLOW rule with it allows nothing and a DENY rule denies without it: use principals such as `example.org/*`";
-/// Shown for policies of waypoints.
-const WAYPOINT: &str =
-    "tokens are not verified yet: the object is refused, so that nobody takes it for enforced";
 
 /// Every field, each kind's in the order of Istio's reference.
 pub const FIELDS: &[FieldRow] = &[
@@ -71,13 +68,13 @@ pub const FIELDS: &[FieldRow] = &[
         AuthorizationPolicy,
         "spec.action",
         Honoured,
-        "ALLOW and DENY; AUDIT by a waypoint, in a policy with targetRefs; CUSTOM is refused",
+        "ALLOW and DENY; AUDIT and CUSTOM by a waypoint, in a policy with targetRefs",
     ),
     row(
         AuthorizationPolicy,
         "spec.provider",
-        Refused,
-        "external authorization is not supported",
+        Honoured,
+        "an envoyExtAuthzHttp or envoyExtAuthzGrpc of the mesh configuration; without it what matches is denied",
     ),
     row(
         AuthorizationPolicy,
@@ -112,13 +109,13 @@ pub const FIELDS: &[FieldRow] = &[
     row(
         AuthorizationPolicy,
         "spec.rules[].from[].source.requestPrincipals",
-        NotYet,
+        Honoured,
         TOKEN,
     ),
     row(
         AuthorizationPolicy,
         "spec.rules[].from[].source.notRequestPrincipals",
-        NotYet,
+        Honoured,
         TOKEN,
     ),
     row(
@@ -310,7 +307,114 @@ pub const FIELDS: &[FieldRow] = &[
         "as mtls.mode",
     ),
     // --- RequestAuthentication
-    row(RequestAuthentication, "spec", Refused, WAYPOINT),
+    row(
+        RequestAuthentication,
+        "spec",
+        Honoured,
+        "tokens are verified by the waypoints of what targetRefs name; the ports of such services accept nobody else",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.selector",
+        NotYet,
+        "tokens are verified by waypoints: name a Service, ServiceEntry, Gateway or GatewayClass in targetRefs",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.targetRef",
+        Honoured,
+        "as targetRefs",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.targetRefs",
+        Honoured,
+        "as in AuthorizationPolicy",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules",
+        Honoured,
+        "a request without a token passes without a principal; one with a token that no rule accepts is answered with 401, or with 403 if only its audience is wrong",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].issuer",
+        Honoured,
+        "needed: a rule without it believes nobody",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].audiences",
+        Honoured,
+        "compared without scheme and final slash",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].jwksUri",
+        Honoured,
+        "fetched by the controller, every five minutes unless told otherwise; private addresses only with --jwks-allow-private",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].jwks_uri",
+        Honoured,
+        "as jwksUri",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].jwks",
+        Honoured,
+        "RSA of 2048 bits or more, P-256, P-384, P-521, Ed25519; shared secrets are refused",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].fromHeaders",
+        Honoured,
+        "the letters of a prefix may be large or small",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].fromParams",
+        Honoured,
+        "",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].fromCookies",
+        Honoured,
+        "",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].outputPayloadToHeader",
+        Honoured,
+        "what a client sends in it is taken away",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].outputClaimToHeaders",
+        Honoured,
+        "texts, numbers and truth values; what a client sends in it is taken away",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].forwardOriginalToken",
+        Honoured,
+        "without it the token is taken out of the request",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].spaceDelimitedClaims",
+        Honoured,
+        "beside scope and permission",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].timeout",
+        NoEffect,
+        "the controller fetches keys, within ten seconds",
+    ),
     // --- ServiceEntry
     row(ServiceEntry, "spec", Honoured, ""),
     row(
@@ -323,7 +427,7 @@ pub const FIELDS: &[FieldRow] = &[
         ServiceEntry,
         "spec.addresses",
         Honoured,
-        "IPs and CIDRs; without any, addresses of 240.240.0.0/16 and 2001:2::/48, which status.addresses shows",
+        "IPs and CIDRs; without any, addresses of 240.240.0.0/16 and 2001:2::/48; status.addresses is read and not written yet",
     ),
     row(ServiceEntry, "spec.ports", Honoured, "TCP"),
     row(ServiceEntry, "spec.ports[].number", Honoured, ""),
