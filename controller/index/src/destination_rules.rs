@@ -28,7 +28,7 @@ use karst_model::{
 };
 
 use self::policy::Partial;
-pub use self::values::RuleFault;
+pub(crate) use self::values::RuleFault;
 use crate::{
     facts::{Created, Name},
     selector::remove_from,
@@ -429,8 +429,8 @@ impl Merged<'_> {
     }
 }
 
-/// What is wrong with a DestinationRule by itself, for its author at admission: the field below `spec`, and why.
-pub fn check_destination_rule(object: &Object) -> Vec<RuleFault> {
+/// What is wrong with a DestinationRule by itself, for its author at admission: the field, and why.
+pub fn check_destination_rule(object: &Object) -> Vec<String> {
     let Object::DestinationRule(rule) = object else {
         return Vec::new();
     };
@@ -443,5 +443,8 @@ pub fn check_destination_rule(object: &Object) -> Vec<RuleFault> {
             "with 100 every endpoint but one may be ejected at once",
         ));
     }
-    faults
+    let shown = faults.iter();
+    shown
+        .map(|fault| format!("{}: {}", fault.field, fault.message))
+        .collect()
 }

@@ -42,7 +42,7 @@ mod workloads;
 pub use conditions::{Condition, ConditionType, ObjectConditions};
 pub use config::IndexConfig;
 pub use delta::{Awaited, Changes, Delta, NodeChange, Transition};
-pub use destination_rules::{RuleFault, check_destination_rule};
+pub use destination_rules::check_destination_rule;
 pub use event::Event;
 pub use gateways::{Address, GatewayStatus, ListenerStatus};
 pub use index::{Index, Stats};

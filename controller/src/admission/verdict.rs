@@ -2,7 +2,7 @@
 
 use karst_ca::authorize::Account;
 use karst_files::{Complaint, Severity};
-use karst_index::{check_route, check_virtual_service};
+use karst_index::{check_destination_rule, check_route, check_virtual_service};
 use karst_k8s_api::{
     Kind, Object,
     honoured::{REFUSED_KINDS, RefusedKind},
@@ -163,6 +163,7 @@ fn route(kind: Kind, object: &Value) -> Vec<Complaint> {
     let check = match kind {
         Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => check_route,
         Kind::VirtualService => check_virtual_service,
+        Kind::DestinationRule => check_destination_rule,
         _ => return Vec::new(),
     };
     let read = Object::deserialize(kind, object.clone());

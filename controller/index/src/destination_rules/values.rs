@@ -9,11 +9,11 @@ const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// What is wrong with a value, at its place below `spec`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuleFault {
+pub(crate) struct RuleFault {
     /// `trafficPolicy.outlierDetection.interval`.
-    pub field: String,
+    pub(crate) field: String,
     /// What is wrong, and what holds instead.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// Collects what is wrong below one field.
