@@ -204,6 +204,24 @@ fn a_header_sent_twice_does_not_hide_a_value_from_a_deny() {
 }
 
 #[test]
+fn an_explanation_shows_no_secret_of_a_header() {
+    let header = |name: &str| HeaderValues {
+        name: name.into(),
+        values: vec![StringMatch::Exact("hunter1".into())],
+        not_values: vec![],
+    };
+    for name in ["authorization", "cookie", "x-api-key"] {
+        let m = RequestMatch {
+            headers: vec![header(name)],
+            ..RequestMatch::default()
+        };
+        let allow = policy(RequestAction::Allow, vec![m]);
+        let shown = explain(&allow, "/", "orders", &[(name, "hunter2")]).to_string();
+        assert!(shown.contains(name) && !shown.contains("hunter"), "{shown}");
+    }
+}
+
+#[test]
 fn a_port_in_the_host_does_not_walk_around_a_deny() {
     let m = RequestMatch {
         hosts: vec![StringMatch::Exact("Pay.example.com".into())],

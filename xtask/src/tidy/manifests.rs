@@ -100,6 +100,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "karst-model",
             "karst-path",
             "karst-policy",
+            "karst-proto",
             "karst-routing",
             "karst-identity",
             "karst-hbone",

@@ -14,6 +14,7 @@ mod request_policies;
 mod routes;
 mod services;
 mod telemetry;
+mod tokens;
 mod virtual_services;
 mod waypoints;
 mod world;

@@ -294,7 +294,8 @@ fn what_cannot_be_read_fails_closed_and_is_named() {
         ..Match::default()
     };
     for rule in [
-        "{when: [{key: 'request.auth.claims[a]', values: [b]}]}",
+        "{when: [{key: 'request.auth.claims', values: [b]}]}",
+        "{when: [{key: 'request.auth.claims[a][]', values: [b]}]}",
         "{when: [{key: experimental.x, values: [b]}]}",
         "{to: [{operation: {ports: [http]}}]}",
         "{to: [{operation: {paths: ['/a/{**}/{*}']}}]}",
@@ -315,14 +316,18 @@ fn what_cannot_be_read_fails_closed_and_is_named() {
 }
 
 #[test]
-fn custom_denies_and_a_dry_run_says_so() {
+fn custom_asks_its_provider_and_a_dry_run_says_so() {
     let custom = world(
         "shop",
         CART,
         "  action: CUSTOM\n  provider: {name: x}\n  rules: [{}]",
     );
-    assert_eq!(told(&custom).unwrap().action, RequestAction::Deny);
-    assert_eq!(reasons(&custom, "shop")[0], "UnsupportedValue");
+    let unasked = told(&custom).unwrap();
+    assert_eq!(
+        (unasked.action, &unasked.provider),
+        (RequestAction::Custom, &None)
+    );
+    assert_eq!(reasons(&custom, "shop")[0], "ProviderNotFound");
 
     let text = policy("shop", CART, DENY).replace(
         "namespace: shop}",

@@ -240,10 +240,28 @@ fn written(of: &RequestAttribute, wanted: bool, m: &RequestMatch) -> Vec<String>
                 .filter(|header| header.name.eq_ignore_ascii_case(name));
             let values = named.flat_map(|header| pick(wanted, &header.values, &header.not_values));
             values
-                .map(|value| format!("{name}: {}", string_text(value)))
+                .map(|value| match is_secret(name) {
+                    true => format!("{name}: {HIDDEN}"),
+                    false => format!("{name}: {}", string_text(value)),
+                })
                 .collect()
         }
     }
+}
+
+/// Stands for what whoever reads a log need not know.
+const HIDDEN: &str = "(hidden)";
+
+/// Whether the values of a header let whoever knows them act as somebody.
+fn is_secret(name: &str) -> bool {
+    const SECRET: [&str; 5] = [
+        "authorization",
+        "proxy-authorization",
+        "cookie",
+        "x-api-key",
+        "x-auth-token",
+    ];
+    SECRET.contains(&name)
 }
 
 /// What the request has there.
@@ -254,9 +272,10 @@ fn value(of: &RequestAttribute, view: &View<'_>) -> Option<String> {
         RequestAttribute::Path if view.is_request() => Some(text(view.path())),
         RequestAttribute::Method | RequestAttribute::Path => None,
         RequestAttribute::Host => Some(text(view.host())).filter(|host| !host.is_empty()),
-        RequestAttribute::Header(name) => view
-            .header(name)
-            .map(|value| format!("{name}: {}", text(&value))),
+        RequestAttribute::Header(name) => view.header(name).map(|value| match is_secret(name) {
+            true => format!("{name}: {HIDDEN}"),
+            false => format!("{name}: {}", text(&value)),
+        }),
         RequestAttribute::RemoteIp => Some(view.remote_ip.to_string()),
         RequestAttribute::Sni => view.sni().map(text),
         RequestAttribute::RequestPrincipal => view.request_principal().map(text),
