@@ -8,8 +8,9 @@
 //! cargo run --release -p karst-routing --example balance
 //! ```
 #![expect(
+    clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "an example that cannot go on ends with the reason"
+    reason = "a program for the terminal, over inputs of its own"
 )]
 
 use std::{

@@ -45,6 +45,8 @@ pub(super) struct Tries<'a> {
     session: Option<&'a SessionPersistence>,
     /// When the whole request must be over, from now on.
     pub(super) deadline: Option<Instant>,
+    /// The caller has set it, not the route.
+    deadline_is_callers: bool,
 }
 
 impl<'a> Tries<'a> {
@@ -52,11 +54,13 @@ impl<'a> Tries<'a> {
     pub(super) fn of(rule: Option<&'a HttpRoute>, asked: &HeaderMap) -> Self {
         let timeouts = rule.map(|rule| rule.timeouts).unwrap_or_default();
         let whole = deadline::shorter(timeouts.request, deadline::of(asked));
+        let deadline_is_callers = whole != timeouts.request;
         Self {
             policy: rule.and_then(|rule| rule.retry.as_ref()),
             session: rule.and_then(|rule| rule.session.as_ref()),
             timeouts,
             deadline: whole.map(|limit| Instant::now() + limit),
+            deadline_is_callers,
         }
     }
 
@@ -72,6 +76,11 @@ impl<'a> Tries<'a> {
 
     pub(super) fn is_over(&self) -> bool {
         self.deadline.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// The caller itself did not want to wait any longer: that says nothing about an endpoint.
+    pub(super) fn caller_gave_up(&self) -> bool {
+        self.deadline_is_callers && self.is_over()
     }
 
     fn may_retry(&self, record: &Record, failure: Failure) -> Retry {
@@ -137,7 +146,7 @@ pub(super) async fn forward(
         let sent = outgoing
             .send(conversation, (&endpoint, cluster), (body, gate), until)
             .await;
-        judge::observe(cluster, member.as_ref(), began, &sent);
+        judge::observe((cluster, member.as_ref()), began, tries, &sent);
         drop(again.take());
         let failed = match sent {
             Ok(response) => match tries.may_retry(record, status_of(&response)) {

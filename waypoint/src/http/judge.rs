@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{Response, StatusCode};
 use karst_model::traffic::RetryBudget;
-use karst_routing::{breaker::retries_allowed, outlier::Outcome};
+use karst_routing::{breaker::retries_allowed, outlier::Outcome, retry::Failure};
 use karst_telemetry::metrics::http::RequestFlag;
 use tokio::time::{Instant, sleep};
 
@@ -40,9 +40,9 @@ pub(super) fn admit(cluster: Option<&Arc<Cluster>>) -> Result<Option<Taken>, Ref
 
 /// Tells the set how a try went.
 pub(super) fn observe(
-    cluster: Option<&Arc<Cluster>>,
-    member: Option<&Member>,
+    (cluster, member): (Option<&Arc<Cluster>>, Option<&Member>),
     began: Option<Instant>,
+    tries: &Tries<'_>,
     sent: &Result<Response<Content>, Failed>,
 ) {
     let Some((cluster, member)) = cluster.zip(member) else {
@@ -58,6 +58,7 @@ pub(super) fn observe(
     };
     let outcome = match sent {
         Ok(response) => Outcome::Status(status_of(response)),
+        Err(failed) if failed.failure == Failure::Timeout && tries.caller_gave_up() => return,
         Err(failed) if failed.is_of_endpoint() => Outcome::Unreached,
         Err(_) => return,
     };

@@ -114,6 +114,35 @@ async fn an_endpoint_that_fails_is_ejected_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_caller_that_does_not_wait_ejects_nobody() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http11);
+        for name in ["a", "b"] {
+            plain(&world, name, &App::new(name, Speaks::Http1)).await;
+        }
+        let with = TrafficPolicy {
+            outlier: Some(outlier()),
+            ..TrafficPolicy::default()
+        };
+        policy(&world, with, Vec::new());
+        let client = Client::new(&world);
+        for _ in 0..10 {
+            let request = "GET /never HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\
+                           x-envoy-expected-rq-timeout-ms: 20\r\n\r\n";
+            assert_eq!(status(&client.raw(vip, request).await), "504");
+        }
+        assert_eq!(world.metric(&["karst_waypoint_ejections_total"]), 0.0);
+        // Another one that answers badly is ejected, and counted.
+        while world.metric(&["karst_waypoint_endpoints_ejected"]) < 1.0 {
+            get(&client, vip, "/status/500").await;
+        }
+        assert_eq!(world.metric(&["karst_waypoint_ejections_total"]), 1.0);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_policy_that_would_eject_everybody_leaves_one() {
     local(async {
         let world = World::start(&[]).await;
@@ -366,7 +395,7 @@ impl Killer {
                 .unwrap()
                 .to_owned();
             let number: u32 = id.parse().unwrap();
-            if number % 3 == 0 && body.is_empty() {
+            if number.is_multiple_of(3) && body.is_empty() {
                 // In the middle: the head is here, the body is not.
             } else if body.len() < 8 {
                 continue;

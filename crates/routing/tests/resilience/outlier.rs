@@ -27,10 +27,7 @@ fn is_error(policy: &Outlier, outcome: Outcome) -> bool {
 }
 
 fn is_gateway(outcome: Outcome) -> bool {
-    matches!(
-        outcome,
-        Outcome::Unreached | Outcome::Status(502 | 503 | 504)
-    )
+    matches!(outcome, Outcome::Unreached | Outcome::Status(502..=504))
 }
 
 /// Whether the last `threshold` of the history are all bad.
