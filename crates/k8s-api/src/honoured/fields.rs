@@ -2,7 +2,7 @@
 
 use super::{
     FieldRow,
-    Verdict::{self, Honoured, NoEffect, NotYet, Refused},
+    Verdict::{self, Honoured, NoEffect, NotYet},
 };
 use crate::Kind::{
     self, AuthorizationPolicy, PeerAuthentication, RequestAuthentication, ServiceEntry, Telemetry,
