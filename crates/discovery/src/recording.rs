@@ -186,7 +186,9 @@ mod tests {
                 recorder.sweep(true);
                 let page = registry.encode();
                 largest = (
-                    largest.0.max(page.lines().filter(|l| !l.starts_with('#')).count()),
+                    largest
+                        .0
+                        .max(page.lines().filter(|l| !l.starts_with('#')).count()),
                     largest.1.max(page.len()),
                 );
                 assert_eq!(total(&page, "istio_tcp_connections_opened_total"), opened);
@@ -195,7 +197,10 @@ mod tests {
             }
         }
         let (series, size) = largest;
-        assert!(series < 5000 && size < 2_000_000, "{series} series, {size} bytes");
+        assert!(
+            series < 5000 && size < 2_000_000,
+            "{series} series, {size} bytes"
+        );
         assert!(series > 100, "those that live have series of their own");
     }
 }

@@ -77,11 +77,7 @@ fn main() {
         security: Security::MutualTls,
     });
     measure("a request: count and three histograms", || {
-        request.count(
-            Duration::from_micros(black_box(700)),
-            100,
-            black_box(2000),
-        );
+        request.count(Duration::from_micros(black_box(700)), 100, black_box(2000));
     });
     let header = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
     measure("the decision about a request's trace", || {

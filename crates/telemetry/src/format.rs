@@ -228,7 +228,8 @@ mod tests {
     #[test]
     fn commands_are_put_in_and_nothing_is_forged() {
         let hostile = "/x\" 200 -\n[2026] \"GET /forged\u{1b}[2J";
-        let format: Arc<str> = "%REQ(X-NONE?X-USER)% 100%% %REQ(:PATH)% %NOTHING% %BYTES_SENT".into();
+        let format: Arc<str> =
+            "%REQ(X-NONE?X-USER)% 100%% %REQ(:PATH)% %NOTHING% %BYTES_SENT".into();
         let text = with_line(hostile, "", |logged| line(logged, &LogFormat::Text(format)));
         assert_eq!(
             text,
@@ -253,6 +254,9 @@ mod tests {
         let own = crate::logging::captured(crate::logging::Format::Json, "info", |_| {
             with_line("/", "", |logged| logged.own());
         });
-        assert!(own.contains("request complete") && !own.contains(TOKEN), "{own}");
+        assert!(
+            own.contains("request complete") && !own.contains(TOKEN),
+            "{own}"
+        );
     }
 }

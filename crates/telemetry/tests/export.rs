@@ -225,10 +225,14 @@ async fn a_collector_that_is_away_costs_a_bounded_queue() {
         let rig = Rig::new(addr);
         let started = std::time::Instant::now();
         rig.push(50_000);
-        assert!(started.elapsed() < Duration::from_secs(2), "pushing never waits");
+        assert!(
+            started.elapsed() < Duration::from_secs(2),
+            "pushing never waits"
+        );
         let dropped = rig.metric(DROPPED, "reason=\"queue_full\"");
         assert!(dropped >= 50_000 - 2 * QUEUE_MAX as u64, "{dropped}");
-        rig.reaches_at_least("karst_telemetry_failed_sends_total", 1).await;
+        rig.reaches_at_least("karst_telemetry_failed_sends_total", 1)
+            .await;
         assert_eq!(rig.metric(SENT, ""), 0);
     }
 }

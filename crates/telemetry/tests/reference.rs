@@ -31,6 +31,13 @@ const SOURCES: [(&str, &[&str]); 5] = [
     ("All programs", &["crates/runtime/src"]),
 ];
 
+/// Metrics that no line with a name and a help registers.
+const READ_WHEN_SCRAPED: [(&str, &str, &str); 1] = [(
+    "Agents",
+    "karst_kernel_events",
+    "What the kernel programs did with connections, by event",
+)];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -52,7 +59,8 @@ fn sources(folder: &Path, all: &mut Vec<PathBuf>) {
 
 /// Names with their help, as the sources register them.
 fn registered(folders: &[&str]) -> BTreeMap<String, String> {
-    let pattern = r#""((?:istio|karst|workload_manager)_[a-z0-9_]+)"\s*,\s*(?:help:\s*)?"((?:[^"\\]|\\.)+)""#;
+    let pattern =
+        r#""((?:istio|karst|workload_manager)_[a-z0-9_]+)"\s*,\s*(?:help:\s*)?"((?:[^"\\]|\\.)+)""#;
     let pattern = Regex::new(pattern).unwrap();
     let mut files = Vec::new();
     folders
@@ -64,7 +72,8 @@ fn registered(folders: &[&str]) -> BTreeMap<String, String> {
         // What only tests register is nobody's metric.
         let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
         for found in pattern.captures_iter(text) {
-            if found[2].contains(' ') && !found[1].ends_with("_series") {
+            let is_help = found[2].starts_with(char::is_uppercase);
+            if is_help && !found[1].ends_with("_series") {
                 all.insert(found[1].to_owned(), found[2].to_owned());
             }
         }
@@ -122,6 +131,11 @@ fn page() -> String {
     let of_metrics = ["metric", "what it counts"];
     for (program, folders) in SOURCES {
         let all: Vec<(String, String)> = registered(folders).into_iter().collect();
+        let mut all = all;
+        let read_when_scraped = READ_WHEN_SCRAPED.iter().filter(|(of, ..)| *of == program);
+        all.extend(
+            read_when_scraped.map(|(_, name, help)| ((*name).to_owned(), (*help).to_owned())),
+        );
         if !all.is_empty() {
             writeln!(out, "### {program}\n").unwrap();
             table(&mut out, of_metrics, pairs(&all));

@@ -158,7 +158,8 @@ fn record_all(world: &World, protocol: OtlpProtocol) {
         service: key("otel"),
         port: 80,
         protocol,
-        timeout_ms: 2000,
+        // Longer than a loaded machine takes: what is sent twice would count twice.
+        timeout_ms: 20_000,
     });
     let mesh = Telemetry::Mesh(MeshTelemetry {
         providers: vec![Provider {

@@ -70,7 +70,11 @@ fn providers_are_there_when_their_service_is() {
     );
     world.apply(COLLECTOR);
     assert_eq!(names(&world), ["otel", "web", "prometheus", "envoy"]);
-    assert!(world.reasons(Kind::ConfigMap, "istio-system", "istio").is_empty());
+    assert!(
+        world
+            .reasons(Kind::ConfigMap, "istio-system", "istio")
+            .is_empty()
+    );
     let ProviderKind::Opentelemetry(web) = &mesh(&world).unwrap().providers[1].kind else {
         panic!("no collector");
     };
@@ -85,7 +89,10 @@ fn providers_are_there_when_their_service_is() {
 
 #[test]
 fn an_object_says_what_holds_of_it() {
-    let text = object("shop", "  tracing: [{providers: [{name: otel}], randomSamplingPercentage: 12.5}]");
+    let text = object(
+        "shop",
+        "  tracing: [{providers: [{name: otel}], randomSamplingPercentage: 12.5}]",
+    );
     let mut world = World::of(&format!("{MESH}{text}"));
     assert_eq!(reasons(&world, "shop"), ["CollectorNotFound"]);
     world.apply(COLLECTOR);
@@ -93,7 +100,10 @@ fn an_object_says_what_holds_of_it() {
     let scoped = told(&world, "shop/t");
     assert_eq!(scoped.scope, Scope::Namespace);
     assert_eq!(scoped.tracing[0].sampling, Some(1250));
-    world.apply(&object("shop", "  tracing: [{providers: [{name: nobody}]}]"));
+    world.apply(&object(
+        "shop",
+        "  tracing: [{providers: [{name: nobody}]}]",
+    ));
     assert_eq!(reasons(&world, "shop"), ["ProviderNotFound"]);
     world.apply(&object("shop", "  tracing: [{providers: [{name: old}]}]"));
     assert_eq!(reasons(&world, "shop"), ["ProviderNotFound"]);
@@ -175,28 +185,54 @@ fn everything_of_an_object_is_lowered() {
     assert_eq!(scoped.tracing[0].mode, Mode::Client);
     assert_eq!(scoped.tracing[0].disabled, Some(true));
     assert_eq!(scoped.tracing[0].tags[0].1, TagValue::Literal("x".into()));
-    assert!(matches!(&scoped.tracing[0].tags[1].1, TagValue::Header { name, .. } if **name == *"x-user"));
+    assert!(
+        matches!(&scoped.tracing[0].tags[1].1, TagValue::Header { name, .. } if **name == *"x-user")
+    );
     let [count, all] = &scoped.metrics[0].overrides[..] else {
         panic!("{scoped:?}");
     };
-    assert_eq!((count.metric, count.mode), (Some(Metric::RequestCount), Mode::Server));
+    assert_eq!(
+        (count.metric, count.mode),
+        (Some(Metric::RequestCount), Mode::Server)
+    );
     assert_eq!(count.tags[1], ("source_app".into(), TagChange::Remove));
-    assert_eq!(count.tags[0], ("host".into(), TagChange::Set("request.host".into())));
+    assert_eq!(
+        count.tags[0],
+        ("host".into(), TagChange::Set("request.host".into()))
+    );
     assert_eq!((all.metric, all.disabled), (None, Some(true)));
     assert_eq!(scoped.metrics[0].interval_ms, Some(5000));
-    assert_eq!(scoped.access_logs[0].filter.as_deref(), Some("response.code >= 400"));
+    assert_eq!(
+        scoped.access_logs[0].filter.as_deref(),
+        Some("response.code >= 400")
+    );
     assert!(matches!(LogFormat::default(), LogFormat::Own));
 }
 
 #[test]
 fn what_cannot_be_read_is_left_out_and_told() {
     for (spec, part) in [
-        ("  accessLogging: [{filter: {expression: 'response.code >='}}]", "no CEL expression"),
-        ("  tracing: [{randomSamplingPercentage: 120}]", "no percentage"),
-        ("  tracing: [{useRequestIdForTraceSampling: true}]", "useRequestIdForTraceSampling"),
-        ("  metrics: [{overrides: [{match: {customMetric: mine}}]}]", "customMetric mine"),
+        (
+            "  accessLogging: [{filter: {expression: 'response.code >='}}]",
+            "no CEL expression",
+        ),
+        (
+            "  tracing: [{randomSamplingPercentage: 120}]",
+            "no percentage",
+        ),
+        (
+            "  tracing: [{useRequestIdForTraceSampling: true}]",
+            "useRequestIdForTraceSampling",
+        ),
+        (
+            "  metrics: [{overrides: [{match: {customMetric: mine}}]}]",
+            "customMetric mine",
+        ),
         ("  metrics: [{reportingInterval: soon}]", "no duration"),
-        ("  metrics: [{overrides: [{match: {metric: GRPC_REQUEST_MESSAGES}}]}]", "gRPC messages"),
+        (
+            "  metrics: [{overrides: [{match: {metric: GRPC_REQUEST_MESSAGES}}]}]",
+            "gRPC messages",
+        ),
         ("  targetRefs: [{group: '', kind: Pod, name: x}]", "Pod"),
     ] {
         let world = World::of(&object("shop", spec));
