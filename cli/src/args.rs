@@ -16,6 +16,7 @@ use crate::{
     uninstall::{self, UninstallArgs},
     version,
     waypoint::{self, WaypointCommand},
+    why::{self, DescribeArgs, WhyArgs},
 };
 
 #[derive(Parser)]
@@ -125,6 +126,21 @@ enum Command {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
+    /// Say what would happen to a connection or a request, and why; or what was denied or failed lately (--last).
+    /// Ends with 0 if it would be allowed, 2 if the question is not clear, 3 denied, 4 fails, 5 it depends
+    Why {
+        #[command(flatten)]
+        args: WhyArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Show what touches an object: what it applies to, and what applies to it
+    Describe {
+        #[command(flatten)]
+        args: DescribeArgs,
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
     /// Show the versions of this program, of the controller and of the agents
     Version {
         /// This program's only; no cluster is asked
@@ -190,6 +206,18 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             split::run(&Cluster::connect(&cluster).await?, &args).await?;
             Ok(ExitCode::SUCCESS)
         }),
+        Command::Why { args, cluster } => match why::offline(&args)? {
+            Some(code) => Ok(code),
+            None => on_cluster(
+                async move { why::live(&Cluster::connect(&cluster).await?, &args).await },
+            ),
+        },
+        Command::Describe { args, cluster } => match why::describe_offline(&args)? {
+            Some(code) => Ok(code),
+            None => on_cluster(async move {
+                why::describe_live(&Cluster::connect(&cluster).await?, &args).await
+            }),
+        },
         Command::Version { client, cluster } => {
             version::client();
             if client {

@@ -20,6 +20,7 @@ mod split;
 mod uninstall;
 mod version;
 mod waypoint;
+mod why;
 
 fn main() -> ExitCode {
     match args::run(args::Args::parse()) {

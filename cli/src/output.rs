@@ -23,6 +23,18 @@ pub(crate) fn line(text: impl std::fmt::Display) {
     }
 }
 
+/// A result of several lines, which ends its last.
+pub(crate) fn text(text: &str) {
+    if write!(io::stdout(), "{text}").is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// One line about what is wrong with what was asked.
+pub(crate) fn complaint(text: impl std::fmt::Display) {
+    let _nobody_reads = writeln!(io::stderr(), "{text}");
+}
+
 /// One line of progress.
 pub(crate) fn progress(text: &str) {
     let shown = if text.contains("error: ") {

@@ -118,30 +118,47 @@ impl<'a> Reads<'a> {
         Ok(by_node(self.all("agents", None).await?))
     }
 
+    /// The answer to a question, from whichever replica answers first.
+    pub(crate) async fn post(&self, kind: &str, question: &Value) -> anyhow::Result<Value> {
+        let body = question.to_string();
+        let mut last = None;
+        for replica in &self.replicas {
+            let line = format!("POST /read/v1/{kind}");
+            match self.in_time(replica, &line, &body).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow::anyhow!("no controller is ready")))
+    }
+
     async fn ask(
         &self,
         replica: &Replica,
         kind: &str,
         namespace: Option<&str>,
     ) -> anyhow::Result<Vec<Value>> {
+        let query = namespace
+            .map(|name| format!("?namespace={name}"))
+            .unwrap_or_default();
+        let line = format!("GET /read/v1/{kind}{query}");
+        let answer = self.in_time(replica, &line, "").await?;
+        Ok(answer["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    async fn in_time(&self, replica: &Replica, line: &str, body: &str) -> anyhow::Result<Value> {
         let name = &replica.name;
-        let asked = tokio::time::timeout(PATIENCE, self.exchange(replica, kind, namespace)).await;
+        let asked = tokio::time::timeout(PATIENCE, self.exchange(replica, line, body)).await;
         let Ok(answer) = asked else {
             bail!(
                 "controller {name} did not answer within {} s",
                 PATIENCE.as_secs()
             );
         };
-        let answer = answer.with_context(|| format!("controller {name}"))?;
-        Ok(answer["items"].as_array().cloned().unwrap_or_default())
+        answer.with_context(|| format!("controller {name}"))
     }
 
-    async fn exchange(
-        &self,
-        replica: &Replica,
-        kind: &str,
-        namespace: Option<&str>,
-    ) -> anyhow::Result<Value> {
+    async fn exchange(&self, replica: &Replica, line: &str, body: &str) -> anyhow::Result<Value> {
         let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace);
         let mut forward = pods
             .portforward(&replica.name, &[replica.port])
@@ -151,12 +168,10 @@ impl<'a> Reads<'a> {
         let mut stream = forward
             .take_stream(replica.port)
             .context("port forward gave no stream")?;
-        let query = namespace
-            .map(|name| format!("?namespace={name}"))
-            .unwrap_or_default();
         let request = format!(
-            "GET /read/v1/{kind}{query} HTTP/1.1\r\nHost: karst\r\nAuthorization: Bearer {}\r\nConnection: close\r\n\r\n",
-            self.token
+            "{line} HTTP/1.1\r\nHost: karst\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            self.token,
+            body.len()
         );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();

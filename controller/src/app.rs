@@ -22,7 +22,7 @@ use karst_proto::{
     ca::istio_certificate_service_server::IstioCertificateServiceServer,
     encoded::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
     karst::{enrollment_server::EnrollmentServer, reports_server::ReportsServer},
-    reads::node_reads_server::NodeReadsServer,
+    reads::{node_reads_server::NodeReadsServer, observations_server::ObservationsServer},
 };
 use karst_runtime::{
     admin::{self, Response, Router},
@@ -53,8 +53,9 @@ use crate::{
         certificates::Certificates,
         discovery::Discovery,
         enrollment::Enroll,
-        metrics::ServeMetrics,
+        metrics::{Lag, ServeMetrics},
         nodes::{NodeReadService, Nodes},
+        observations::{ObservationService, Observed},
         reports::ReportService,
         resources::Resources,
     },
@@ -144,6 +145,7 @@ struct Base {
     commands: mpsc::Sender<MeshCommand>,
     /// Agents that can be asked.
     nodes: Arc<Nodes>,
+    observed: Arc<Observed>,
     shutdown: Shutdown,
 }
 
@@ -165,6 +167,10 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         deployments: Arc::new(Waypoints::new(source)),
         metrics: ServeMetrics::register(&registry),
     };
+    registry.register_collector(Lag {
+        resources: outputs.resources.clone(),
+        acks: outputs.acks.clone(),
+    });
     let reading = readiness.task("objects read");
     let listening = readiness.task("listening");
 
@@ -187,6 +193,7 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         health,
         commands,
         nodes: Arc::default(),
+        observed: Arc::default(),
         shutdown: shutdown.clone(),
     };
     let parts = match base.cfg.files.clone() {
@@ -248,6 +255,7 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
         outputs,
         commands,
         nodes,
+        observed,
         shutdown,
         ..
     } = base;
@@ -326,6 +334,11 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
         nodes,
         shutdown: shutdown.clone(),
     };
+    let observations = ObservationService {
+        gate: gate.clone(),
+        observed,
+        shutdown: shutdown.clone(),
+    };
     let certificates = Certificates {
         gate: gate.clone(),
         authority: authority.clone(),
@@ -362,6 +375,7 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
         .add_optional_service(enroll)
         .add_service(ReportsServer::new(reports))
         .add_service(NodeReadsServer::new(node_reads))
+        .add_service(ObservationsServer::new(observations))
         .serve_with_incoming_shutdown(connections, shutdown.cancelled());
     let deadline = async {
         shutdown.cancelled().await;

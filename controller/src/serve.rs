@@ -3,7 +3,8 @@
 //! ```text
 //!   index ──delta──► publish ──► Resources (each encoded once) ──► one Session per stream ──► agents, waypoints
 //!   agents ──reports──► mesh (the index's owner)
-//!   people ──read──► Resources, and agents through `nodes`
+//!   agents, waypoints ──observations──► what was denied or failed, who talks to whom
+//!   people ──read──► Resources, agents through `nodes`, observations
 //! ```
 //!
 //! Every call but `Enrollment.Join` carries a bearer token. Whole-mesh discovery is for node agents and
@@ -16,6 +17,7 @@ pub mod discovery;
 pub mod enrollment;
 pub mod metrics;
 pub mod nodes;
+pub mod observations;
 pub mod peer;
 pub mod publish;
 pub mod read;

@@ -136,6 +136,8 @@ async fn serve_reads(base: &Base, client: kube::Client) -> anyhow::Result<()> {
         resources: base.outputs.resources.clone(),
         acks: base.outputs.acks.clone(),
         nodes: base.nodes.clone(),
+        observed: base.observed.clone(),
+        cluster_domain: base.cfg.cluster_domain.clone(),
         replica: base.cfg.replica.clone(),
     };
     let address = read::address(base.cfg.read_port);

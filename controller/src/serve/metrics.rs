@@ -1,7 +1,19 @@
 //! What the served side counts.
 
+use std::{fmt, sync::Arc};
+
 use karst_telemetry::metrics::Registry;
-use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{
+        MetricType,
+        counter::Counter,
+        gauge::{ConstGauge, Gauge},
+    },
+};
+
+use super::{acks::Acks, resources::Resources};
 
 /// Handles to the metrics; clones share the numbers.
 #[derive(Clone, Debug, Default)]
@@ -93,5 +105,43 @@ impl ServeMetrics {
             registry.register(name, help, counter.clone());
         }
         metrics
+    }
+}
+
+/// How far agents are behind, read when the program is scraped: nodes that follow this replica, and the published
+/// changes that the furthest behind of them has not acknowledged.
+pub struct Lag {
+    pub resources: Arc<Resources>,
+    pub acks: Arc<Acks>,
+}
+
+impl fmt::Debug for Lag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lag")
+    }
+}
+
+impl Collector for Lag {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let revision = self.resources.read().revision();
+        let acked = self.acks.by_node();
+        let behind = acked
+            .values()
+            .map(|node| revision.saturating_sub(node.acked));
+        let mut gauge = |name: &str, help: &str, value: u64| {
+            let family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(family)
+        };
+        let behind = behind.max().unwrap_or(0);
+        gauge(
+            "karst_agents_behind_changes",
+            "Published changes that the agent furthest behind has not acknowledged",
+            behind,
+        )?;
+        gauge(
+            "karst_agents_connected",
+            "Nodes whose agent follows this replica",
+            u64::try_from(acked.len()).unwrap_or(u64::MAX),
+        )
     }
 }

@@ -7,11 +7,12 @@
 //! ```
 //!
 //! What may be seen is a permission to `list` the virtual resources `agents`, `workloads`, `services`, `policies`,
-//! `certificates` and `connections` of group `karst.dev`, in one namespace or in all. No user's own credential comes
-//! here.
+//! `certificates`, `connections`, `incidents` and `edges` of group `karst.dev`, in one namespace or in all. Questions
+//! ([`why`]) show of each namespace what its `policies` permission lets be seen. No user's own credential comes here.
 
 mod access;
 mod view;
+mod why;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -24,7 +25,7 @@ use karst_runtime::admin::{Request, Response, Router};
 use serde_json::{Value, json};
 
 pub use self::access::{Access, AccessError};
-use super::{acks::Acks, nodes::Nodes, resources::Resources};
+use super::{acks::Acks, nodes::Nodes, observations::Observed, resources::Resources};
 
 /// Where it listens: loopback only.
 pub fn address(port: u16) -> SocketAddr {
@@ -38,6 +39,9 @@ pub struct Reads {
     pub resources: Arc<Resources>,
     pub acks: Arc<Acks>,
     pub nodes: Arc<Nodes>,
+    pub observed: Arc<Observed>,
+    /// Domain of service names.
+    pub cluster_domain: String,
     /// Name of this replica.
     pub replica: String,
 }
@@ -50,24 +54,42 @@ const RESOURCES: &[(&str, &str)] = &[
     ("policies", "authorization policies as agents have them"),
     ("certificates", "certificates on the nodes"),
     ("connections", "live connections that policy admitted"),
+    ("incidents", "what was denied or failed lately"),
+    ("edges", "who talks to whom"),
 ];
 
 /// The pages.
 pub fn pages(reads: Reads) -> Router {
-    RESOURCES
-        .iter()
+    let questions = [
+        ("why", "what would happen to a connection or a request"),
+        ("describe", "what touches an object"),
+    ];
+    let router = questions
+        .into_iter()
         .fold(Router::new(), |router, (name, help)| {
             let reads = reads.clone();
             router.route(
-                Method::GET,
+                Method::POST,
                 &format!("/read/v1/{name}"),
                 help,
                 move |request| {
                     let reads = reads.clone();
-                    async move { reads.answer(name, &request).await }
+                    async move { reads.question(name, &request).await }
                 },
             )
-        })
+        });
+    RESOURCES.iter().fold(router, |router, (name, help)| {
+        let reads = reads.clone();
+        router.route(
+            Method::GET,
+            &format!("/read/v1/{name}"),
+            help,
+            move |request| {
+                let reads = reads.clone();
+                async move { reads.answer(name, &request).await }
+            },
+        )
+    })
 }
 
 impl Reads {
@@ -75,10 +97,7 @@ impl Reads {
         let namespace = request
             .parameter("namespace")
             .filter(|name| !name.is_empty());
-        let token = request.headers.get(header::AUTHORIZATION);
-        let token = token
-            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
-            .unwrap_or_default();
+        let token = bearer(request);
         match self.access.check(token, resource, namespace).await {
             Ok(()) => {}
             Err(error) => return refusal(&error),
@@ -87,6 +106,8 @@ impl Reads {
             "agents" => self.agents().await,
             "certificates" => self.certificates(namespace).await,
             "connections" => self.connections(namespace).await,
+            "incidents" => self.observed.incidents(namespace),
+            "edges" => self.observed.edges(namespace),
             kind => view::table(kind, &self.resources.read(), namespace),
         };
         Response::json(&json!({"replica": self.replica, "items": items}))
@@ -144,6 +165,13 @@ impl Reads {
         }
         view::within(items, namespace)
     }
+}
+
+fn bearer(request: &Request) -> &str {
+    let token = request.headers.get(header::AUTHORIZATION);
+    token
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "))
+        .unwrap_or_default()
 }
 
 fn refusal(error: &AccessError) -> Response {

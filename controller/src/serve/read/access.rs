@@ -46,6 +46,39 @@ impl Access {
         namespace: Option<&str>,
     ) -> Result<(), AccessError> {
         let user = self.user(token).await?;
+        self.may(user, resource, namespace).await
+    }
+
+    /// Which of these namespaces the owner of `token` may list `resource` in; `None`: all that there are.
+    pub async fn visible(
+        &self,
+        token: &str,
+        resource: &str,
+        namespaces: &[String],
+    ) -> Result<Option<Vec<String>>, AccessError> {
+        let user = self.user(token).await?;
+        match self.may(user.clone(), resource, None).await {
+            Ok(()) => return Ok(None),
+            Err(AccessError::Denied { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let mut visible = Vec::new();
+        for namespace in namespaces {
+            match self.may(user.clone(), resource, Some(namespace)).await {
+                Ok(()) => visible.push(namespace.clone()),
+                Err(AccessError::Denied { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(visible))
+    }
+
+    async fn may(
+        &self,
+        user: UserInfo,
+        resource: &str,
+        namespace: Option<&str>,
+    ) -> Result<(), AccessError> {
         let name = user.username.clone().unwrap_or_default();
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {

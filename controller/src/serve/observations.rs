@@ -1,0 +1,360 @@
+//! What agents and waypoints observed: their latest denials and failures, and who talks to whom. Kept in memory, bounded,
+//! gone with the process; whoever may read is asked of the API server (`read`).
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use karst_proto::reads::{
+    Edge, Incident, IncidentKind, Observation, ObservationAnswer, Peer as End,
+    observations_server::Observations as Service,
+};
+use karst_runtime::supervise::{Shutdown, spawn_connection};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::caller::Gate;
+
+/// Incidents that are kept of one program.
+const INCIDENTS_MAX: usize = 1000;
+/// Programs whose incidents are kept; the one that was heard of longest ago is forgotten first.
+const PROGRAMS_MAX: usize = 2000;
+/// Edges of the whole mesh; what belongs to further ones is only counted.
+const EDGES_MAX: usize = 50_000;
+/// Incidents and edges of one message that are looked at: as many as programs send.
+const MESSAGE_MAX: (usize, usize) = (500, 2000);
+/// Longest text of an incident, in bytes.
+const TEXT_MAX: usize = 2048;
+
+/// Everything that was observed.
+#[derive(Default)]
+pub struct Observed {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    programs: HashMap<String, Program>,
+    edges: HashMap<EdgeKey, Edge>,
+    /// Connections and requests of edges that there was no room for.
+    beyond: u64,
+    heard: u64,
+}
+
+/// One start of an agent or a waypoint.
+#[derive(Default)]
+struct Program {
+    /// Node of an agent, or `namespace/name` of a waypoint.
+    whose: String,
+    sequence: u64,
+    incidents: VecDeque<Incident>,
+    heard: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct EdgeKey {
+    direction: String,
+    source: (String, String, String),
+    destination: (String, String),
+    service: String,
+    port: u32,
+    mutual_tls: bool,
+}
+
+impl EdgeKey {
+    fn of(edge: &Edge) -> Self {
+        Self {
+            direction: edge.direction.clone(),
+            source: (
+                edge.source_namespace.clone(),
+                edge.source_workload.clone(),
+                edge.source_identity.clone(),
+            ),
+            destination: (
+                edge.destination_namespace.clone(),
+                edge.destination_workload.clone(),
+            ),
+            service: edge.service.clone(),
+            port: edge.port,
+            mutual_tls: edge.mutual_tls,
+        }
+    }
+}
+
+impl Observed {
+    /// Takes a message. One that was taken already changes nothing.
+    pub fn take(&self, whose: &str, message: Observation) {
+        let mut state = self.lock();
+        state.heard += 1;
+        let heard = state.heard;
+        let program = state.programs.entry(message.program).or_default();
+        if message.sequence <= program.sequence {
+            return;
+        }
+        whose.clone_into(&mut program.whose);
+        (program.sequence, program.heard) = (message.sequence, heard);
+        for mut incident in message.incidents.into_iter().take(MESSAGE_MAX.0) {
+            shorten(&mut incident);
+            if program.incidents.len() >= INCIDENTS_MAX {
+                program.incidents.pop_front();
+            }
+            program.incidents.push_back(incident);
+        }
+        state.trim();
+        for edge in message.edges.into_iter().take(MESSAGE_MAX.1) {
+            state.add(edge);
+        }
+    }
+
+    /// Incidents with one end in the namespace, or all.
+    pub fn incidents(&self, namespace: Option<&str>) -> Vec<Value> {
+        let state = self.lock();
+        let all = state.programs.values().flat_map(|program| {
+            let incidents = program.incidents.iter();
+            incidents.map(|incident| (program.whose.as_str(), incident))
+        });
+        let is_within = |end: &Option<End>| {
+            let of = end.as_ref().map(|end| end.namespace.as_str());
+            namespace.is_none() || of == namespace
+        };
+        let within = all.filter(|(_, incident)| {
+            is_within(&incident.source) || is_within(&incident.destination)
+        });
+        let mut shown: Vec<Value> = within
+            .map(|(whose, incident)| show(whose, incident))
+            .collect();
+        shown.sort_by_key(|incident| incident["at"].as_u64());
+        shown
+    }
+
+    /// Edges with one end in the namespace, or all.
+    pub fn edges(&self, namespace: Option<&str>) -> Vec<Value> {
+        let state = self.lock();
+        let within = state.edges.values().filter(|edge| {
+            namespace.is_none_or(|namespace| {
+                edge.source_namespace == namespace || edge.destination_namespace == namespace
+            })
+        });
+        let sorted: BTreeMap<String, Value> = within
+            .map(|edge| {
+                let shown = show_edge(edge);
+                (shown.to_string(), shown)
+            })
+            .collect();
+        sorted.into_values().collect()
+    }
+
+    /// Every critical section leaves the maps whole, so a poisoned lock is still good.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn trim(&mut self) {
+        while self.programs.len() > PROGRAMS_MAX {
+            let oldest = self.programs.iter().min_by_key(|(_, one)| one.heard);
+            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else {
+                return;
+            };
+            self.programs.remove(&oldest);
+        }
+    }
+
+    fn add(&mut self, edge: Edge) {
+        let key = EdgeKey::of(&edge);
+        let room = self.edges.len() < EDGES_MAX;
+        match self.edges.get_mut(&key) {
+            Some(known) => {
+                known.connections += edge.connections;
+                known.requests += edge.requests;
+                known.denied += edge.denied;
+                known.failed += edge.failed;
+                known.request_bytes += edge.request_bytes;
+                known.response_bytes += edge.response_bytes;
+            }
+            None if room => drop(self.edges.insert(key, edge)),
+            None => self.beyond += edge.connections + edge.requests,
+        }
+    }
+}
+
+fn shorten(incident: &mut Incident) {
+    for text in [
+        &mut incident.reason,
+        &mut incident.path,
+        &mut incident.host,
+        &mut incident.method,
+        &mut incident.route,
+        &mut incident.service,
+    ] {
+        if text.len() > TEXT_MAX {
+            text.truncate(text.floor_char_boundary(TEXT_MAX));
+        }
+    }
+}
+
+fn show(whose: &str, incident: &Incident) -> Value {
+    let end = |end: &Option<End>| {
+        let end = end.clone().unwrap_or_default();
+        json!({
+            "namespace": end.namespace,
+            "workload": end.workload,
+            "identity": end.identity,
+            "address": end.address,
+        })
+    };
+    let kind = match incident.kind() {
+        IncidentKind::Denied => "denied",
+        IncidentKind::Failed => "failed",
+    };
+    json!({
+        "at": incident.at,
+        "by": whose,
+        "number": incident.number,
+        "kind": kind,
+        "direction": incident.direction,
+        "source": end(&incident.source),
+        "destination": end(&incident.destination),
+        "service": incident.service,
+        "flag": incident.flag,
+        "reason": incident.reason,
+        "method": incident.method,
+        "path": incident.path,
+        "host": incident.host,
+        "status": incident.status,
+        "route": incident.route,
+        "traceId": incident.trace_id,
+    })
+}
+
+fn show_edge(edge: &Edge) -> Value {
+    json!({
+        "direction": edge.direction,
+        "sourceNamespace": edge.source_namespace,
+        "sourceWorkload": edge.source_workload,
+        "sourceIdentity": edge.source_identity,
+        "destinationNamespace": edge.destination_namespace,
+        "destinationWorkload": edge.destination_workload,
+        "service": edge.service,
+        "port": edge.port,
+        "mutualTls": edge.mutual_tls,
+        "connections": edge.connections,
+        "requests": edge.requests,
+        "denied": edge.denied,
+        "failed": edge.failed,
+        "requestBytes": edge.request_bytes,
+        "responseBytes": edge.response_bytes,
+    })
+}
+
+/// The service.
+pub struct ObservationService {
+    pub gate: Gate,
+    pub observed: Arc<Observed>,
+    pub shutdown: Shutdown,
+}
+
+#[tonic::async_trait]
+impl Service for ObservationService {
+    type ObserveStream =
+        Pin<Box<dyn Stream<Item = Result<ObservationAnswer, Status>> + Send + 'static>>;
+
+    async fn observe(
+        &self,
+        request: Request<Streaming<Observation>>,
+    ) -> Result<Response<Self::ObserveStream>, Status> {
+        let (peer, _caller) = self.gate.proxy(request.metadata()).await?;
+        let whose = peer.to_string();
+        let (tx, rx) = mpsc::channel(1);
+        let (observed, shutdown) = (self.observed.clone(), self.shutdown.clone());
+        let mut messages = request.into_inner();
+        spawn_connection("observations", async move {
+            let follow = async {
+                while let Ok(Some(message)) = messages.message().await {
+                    let sequence = message.sequence;
+                    observed.take(&whose, message);
+                    let answer = ObservationAnswer { sequence };
+                    if tx.send(Ok(answer)).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            // Its end is the program's to repair: it opens another stream.
+            let _ended = shutdown.run_until_cancelled(follow).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(sequence: u64, incidents: usize, ports: std::ops::Range<u32>) -> Observation {
+        let end = |namespace: &str| {
+            Some(End {
+                namespace: namespace.to_owned(),
+                ..End::default()
+            })
+        };
+        let incident = |number: usize| Incident {
+            at: number as u64,
+            source: end("shop"),
+            destination: end("bank"),
+            reason: "x".repeat(10_000),
+            ..Incident::default()
+        };
+        let edge = |port| Edge {
+            source_namespace: "shop".to_owned(),
+            port,
+            connections: 1,
+            ..Edge::default()
+        };
+        Observation {
+            program: "p".to_owned(),
+            sequence,
+            incidents: (0..incidents).map(incident).collect(),
+            edges: ports.map(edge).collect(),
+            ..Observation::default()
+        }
+    }
+
+    #[test]
+    fn a_message_that_comes_twice_counts_once() {
+        let observed = Observed::default();
+        observed.take("n1", message(1, 3, 1..3));
+        observed.take("n1", message(1, 3, 1..3));
+        assert_eq!(observed.incidents(None).len(), 3);
+        assert_eq!(observed.edges(None)[0]["connections"], 1);
+        observed.take("n1", message(2, 1, 1..2));
+        assert_eq!(observed.incidents(Some("bank")).len(), 4);
+        assert!(observed.incidents(Some("other")).is_empty());
+        assert_eq!(observed.edges(Some("shop"))[0]["connections"], 2);
+    }
+
+    #[test]
+    fn whatever_is_sent_memory_is_bounded() {
+        let observed = Observed::default();
+        for sequence in 1..=60 {
+            let first = u32::try_from(sequence).unwrap() * 2000;
+            observed.take("n1", message(sequence, 5000, first..first + 5000));
+        }
+        let state = observed.lock();
+        assert_eq!(state.programs["p"].incidents.len(), INCIDENTS_MAX);
+        assert!(state.programs["p"].incidents[0].reason.len() <= TEXT_MAX);
+        assert_eq!(state.edges.len(), EDGES_MAX);
+        assert!(state.beyond > 0);
+        drop(state);
+        for number in 0..PROGRAMS_MAX + 50 {
+            let mut one = message(1, 1, 0..0);
+            one.program = number.to_string();
+            observed.take("n1", one);
+        }
+        assert!(observed.lock().programs.len() <= PROGRAMS_MAX);
+    }
+}
