@@ -11,6 +11,7 @@ mod client;
 mod rig;
 
 mod differential;
+mod egress;
 mod external;
 mod http;
 mod limits;

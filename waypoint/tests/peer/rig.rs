@@ -142,6 +142,7 @@ impl World {
             Shutdown::new(),
         );
         spawn_connection("services", mesh.clone().follow_changes());
+        spawn_connection("names", mesh.clone().follow_names());
         let follow = mesh.recorder().follow(mesh.stopped.clone());
         spawn_connection("recording", follow);
         spawn_connection("export", mesh.export(&registry));

@@ -1,0 +1,162 @@
+//! Endpoints outside of the mesh: by name, by the address that the client dialled, by the host that it asks for.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+};
+
+use hickory_proto::{
+    op::{Message, ResponseCode},
+    rr::{RData, Record, RecordType, rdata::A},
+};
+use karst_discovery::Update;
+use karst_model::{
+    addr::Network,
+    protocol::AppProtocol,
+    service::{LoadBalancingMode, Naming, Service, ServicePort, Vip},
+    workload::{GatewayAddr, GatewayDestination, Workload},
+};
+use tokio::net::UdpSocket;
+
+use crate::{
+    app::{App, Speaks},
+    client::{Client, status},
+    rig::{World, fresh_ip, local},
+};
+
+/// The addresses of every name that the server is asked for; none: it fails.
+type Zone = Arc<Mutex<Option<Vec<Ipv4Addr>>>>;
+
+async fn dns(zone: &Zone) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let addr = socket.local_addr().unwrap();
+    let zone = zone.clone();
+    tokio::task::spawn_local(async move {
+        let mut buffer = [0; 2_048];
+        loop {
+            let (length, client) = socket.recv_from(&mut buffer).await.unwrap();
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
+            answer.add_query(query.queries[0].clone());
+            let owner = query.queries[0].name().clone();
+            match zone.lock().unwrap().clone() {
+                None => answer.metadata.response_code = ResponseCode::ServFail,
+                Some(all) if query.queries[0].query_type() == RecordType::A => {
+                    for ip in all {
+                        answer.add_answer(Record::from_rdata(owner.clone(), 0, RData::A(A(ip))));
+                    }
+                }
+                Some(_) => {}
+            }
+            let bytes = answer.to_vec().unwrap();
+            socket.send_to(&bytes, client).await.unwrap();
+        }
+    });
+    addr
+}
+
+/// A service of an external host behind the waypoint, port 80 to 8080.
+fn external(world: &World, host: &str, change: impl FnOnce(&mut Service)) -> SocketAddr {
+    let vip = fresh_ip();
+    let mut service = Service::new("shop", host);
+    service.addresses.push(Vip {
+        network: Network::default(),
+        ip: vip.into(),
+        prefix_len: None,
+    });
+    service.ports.insert(
+        80,
+        ServicePort {
+            target_port: 8080,
+            app_protocol: AppProtocol::Http11,
+        },
+    );
+    service.waypoint = Some(GatewayAddr {
+        destination: GatewayDestination::Service(world.mesh.config.own_service()),
+        hbone_port: 15008,
+    });
+    change(&mut service);
+    world.state.apply([Update::Service(Arc::new(service))]);
+    SocketAddr::new(vip.into(), 80)
+}
+
+/// The endpoint of a host that is known by its name only.
+fn named(world: &World, host: &str) {
+    let mut workload = Workload::new(&format!("entry/{host}"));
+    workload.hostname = Some(host.into());
+    let key = Service::new("shop", host).key;
+    workload.services.insert(key, [(80, 8080)].into());
+    world.state.apply([Update::Workload(Arc::new(workload))]);
+}
+
+async fn get(client: &Client, vip: SocketAddr, host: &str) -> String {
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    client.raw(vip, request).await
+}
+
+#[tokio::test]
+async fn an_external_name_is_resolved_followed_and_kept_while_the_resolver_fails() {
+    local(async {
+        let (old, new) = (fresh_ip(), fresh_ip());
+        App::new("old", Speaks::Http1).listen((old, 8080).into()).await;
+        App::new("new", Speaks::Http1).listen((new, 8080).into()).await;
+        let zone: Zone = Arc::new(Mutex::new(Some(vec![old])));
+        let server = dns(&zone).await;
+        let world = World::start(&["--dns", &server.to_string()]).await;
+        named(&world, "api.example.com");
+        let vip = external(&world, "api.example.com", |_| {});
+        let client = Client::new(&world);
+        // The first answer may not be there yet.
+        while !get(&client, vip, "api.example.com").await.ends_with("old") {
+            tokio::task::yield_now().await;
+        }
+        *zone.lock().unwrap() = None;
+        for _ in 0..20 {
+            let answer = get(&client, vip, "api.example.com").await;
+            assert!(answer.ends_with("old"), "{answer}");
+        }
+        // The name moves, and is asked for again within the bound of its time to live.
+        *zone.lock().unwrap() = Some(vec![new]);
+        while !get(&client, vip, "api.example.com").await.ends_with("new") {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_service_without_resolution_is_reached_where_the_client_dialled() {
+    local(async {
+        let world = World::start(&[]).await;
+        let app = App::new("there", Speaks::Http1);
+        let vip = external(&world, "any.example.com", |service| {
+            service.load_balancing.mode = LoadBalancingMode::Passthrough;
+        });
+        app.listen(vip).await;
+        let answer = get(&Client::new(&world), vip, "any.example.com").await;
+        assert_eq!(status(&answer), "200", "{answer}");
+        assert!(answer.ends_with("there"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_is_asked_for_must_be_of_the_service_and_lead_outside() {
+    local(async {
+        let zone: Zone = Arc::new(Mutex::new(Some(vec![Ipv4Addr::LOCALHOST])));
+        let server = dns(&zone).await;
+        let world = World::start(&["--dns", &server.to_string()]).await;
+        let vip = external(&world, "*.example.com", |service| {
+            service.naming = Naming::Asked;
+        });
+        let client = Client::new(&world);
+        let answer = get(&client, vip, "api.example.org").await;
+        assert_eq!(status(&answer), "404", "{answer}");
+        assert!(answer.contains("is none of service shop/*.example.com"), "{answer}");
+        // A name of others that leads back here is not followed.
+        let answer = get(&client, vip, "api.example.com").await;
+        assert_eq!(status(&answer), "503", "{answer}");
+        assert!(answer.contains("has no address that may be connected"), "{answer}");
+    })
+    .await;
+}
