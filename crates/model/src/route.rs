@@ -234,7 +234,7 @@ pub enum ValueMatch {
     Present,
     Absent,
     /// What the inner one does not take: a value that is not there, too, unless the inner one takes that.
-    Not(Box<ValueMatch>),
+    Not(Box<Self>),
 }
 
 /// One step that changes or answers a request or a response.

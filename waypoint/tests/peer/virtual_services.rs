@@ -8,8 +8,8 @@ use karst_model::{
     protocol::AppProtocol,
     route::{
         Backend, Fault, FaultAbort, FaultAnswer, FaultDelay, HttpFilter, HttpRule, Mirror,
-        PathChange, PathMatch, RetryPolicy, Rewrite, RouteKind, RouteRules, SourceMatch, Timeouts,
-        ValueMatch,
+        PathChange, PathMatch, QueryMatch, RetryPolicy, Rewrite, RouteKind, RouteRules,
+        SourceMatch, Timeouts, ValueMatch,
     },
 };
 use tokio::task::JoinSet;
@@ -290,27 +290,36 @@ async fn retries_are_of_the_named_statuses_alone() {
         let vip = world.service("web", AppProtocol::Http11);
         let app = App::new("busy", Speaks::Http1);
         world.workload("web", "web-1", &app).await;
-        let retried = |policy| HttpRule {
-            retry: Some(policy),
-            ..rule(&[("web", 1)])
-        };
         let none = RetryPolicy {
             on_connection_failure: false,
             avoid_previous: false,
             ..RetryPolicy::default()
         };
-        let gateway_errors = RetryPolicy {
+        let server_errors = RetryPolicy {
             attempts: 2,
             on_server_error: true,
             backoff: Some(Duration::from_millis(1)),
             ..none.clone()
         };
-        for (policy, tries) in [(none, 1), (gateway_errors, 3)] {
-            virtual_service(&world, vec![retried(policy)]);
+        let mut again = HttpRule {
+            retry: Some(server_errors),
+            ..rule(&[("web", 1)])
+        };
+        again.matches[0].query = vec![QueryMatch {
+            name: "again".into(),
+            value: ValueMatch::Present,
+        }];
+        let once = HttpRule {
+            retry: Some(none),
+            ..rule(&[("web", 1)])
+        };
+        virtual_service(&world, vec![again, once]);
+        let client = Client::new(&world);
+        for (query, tries) in [("", 1), ("?again=1", 3)] {
             let before = app.seen().len();
-            let busy = "GET /status/503 HTTP/1.1\r\nHost: web\r\n\r\n";
-            assert_eq!(status(&Client::new(&world).raw(vip, busy).await), "503");
-            assert_eq!(app.seen().len() - before, tries);
+            let request = format!("GET /status/503{query} HTTP/1.1\r\nHost: web\r\n\r\n");
+            assert_eq!(status(&client.raw(vip, request).await), "503");
+            assert_eq!(app.seen().len() - before, tries, "{query}");
         }
     })
     .await;

@@ -52,7 +52,13 @@ pub(super) struct Conditions {
 #[derive(Debug)]
 struct Rare {
     source: Source,
-    claims: Box<[(Box<[Arc<str>]>, Value)]>,
+    claims: Box<[Claim]>,
+}
+
+#[derive(Debug)]
+struct Claim {
+    path: Box<[Arc<str>]>,
+    value: Value,
 }
 
 /// Who must send.
@@ -78,7 +84,7 @@ pub(super) enum Value {
     Prefix(Arc<str>),
     Present,
     Absent,
-    Not(Box<Value>),
+    Not(Box<Self>),
 }
 
 impl Conditions {
@@ -138,10 +144,10 @@ impl Conditions {
 impl Rare {
     fn new(m: &HttpMatch, patterns: &mut Patterns) -> Result<Option<Box<Self>>, PatternError> {
         let claim = |claim: &ClaimMatch, patterns: &mut Patterns| {
-            Ok((
-                claim.path.clone().into_boxed_slice(),
-                Value::new(&claim.value, patterns)?,
-            ))
+            Ok(Claim {
+                path: claim.path.clone().into(),
+                value: Value::new(&claim.value, patterns)?,
+            })
         };
         if m.source == SourceMatch::default() && m.claims.is_empty() {
             return Ok(None);
@@ -156,8 +162,8 @@ impl Rare {
 
     fn hold(&self, request: &Request) -> bool {
         let claims = || {
-            let mut claims = self.claims.iter();
-            claims.all(|(path, value)| value.holds_of_claim(&request.claim(path)))
+            let holds = |claim: &Claim| claim.value.holds_of_claim(&request.claim(&claim.path));
+            self.claims.iter().all(holds)
         };
         self.source.takes(request.source()) && (self.claims.is_empty() || claims())
     }

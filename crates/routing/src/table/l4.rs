@@ -145,12 +145,11 @@ impl OrderedTable {
         let Some(route) = routes.first() else {
             return Self::default();
         };
-        let rules: Vec<(Option<&Arc<str>>, &[ConnectionMatch], &[WeightedBackend])> =
-            match &route.rules {
-                RouteRules::Tcp(rules) => rules.iter().map(parts_of_tcp).collect(),
-                RouteRules::Tls(rules) => rules.iter().map(parts_of_tls).collect(),
-                RouteRules::Http(_) => Vec::new(),
-            };
+        let rules: Vec<Parts<'_>> = match &route.rules {
+            RouteRules::Tcp(rules) => rules.iter().map(parts_of_tcp).collect(),
+            RouteRules::Tls(rules) => rules.iter().map(parts_of_tls).collect(),
+            RouteRules::Http(_) => Vec::new(),
+        };
         let mut ordered = Vec::new();
         let mut patterns = Patterns::default();
         for (index, (name, matches, backends)) in rules.into_iter().enumerate() {
@@ -196,11 +195,18 @@ impl OrderedTable {
     }
 }
 
-fn parts_of_tcp(rule: &TcpRule) -> (Option<&Arc<str>>, &[ConnectionMatch], &[WeightedBackend]) {
+/// Name, matches and backends of a rule.
+type Parts<'a> = (
+    Option<&'a Arc<str>>,
+    &'a [ConnectionMatch],
+    &'a [WeightedBackend],
+);
+
+fn parts_of_tcp(rule: &TcpRule) -> Parts<'_> {
     (rule.name.as_ref(), &rule.matches, &rule.backends)
 }
 
-fn parts_of_tls(rule: &TlsRule) -> (Option<&Arc<str>>, &[ConnectionMatch], &[WeightedBackend]) {
+fn parts_of_tls(rule: &TlsRule) -> Parts<'_> {
     (rule.name.as_ref(), &rule.matches, &rule.backends)
 }
 
