@@ -42,7 +42,7 @@ pub enum AskError {
 /// Asks for addresses of both families. What one family says counts where the other fails.
 pub(crate) async fn addresses(server: SocketAddr, host: &str) -> Result<Answer, AskError> {
     let name = Name::from_ascii(format!("{}.", host.trim_end_matches('.')))
-        .map_err(|_| AskError::Name(host.to_owned()))?;
+        .map_err(|_malformed| AskError::Name(host.to_owned()))?;
     let (v4, v6) = tokio::join!(
         ask(server, &name, RecordType::A),
         ask(server, &name, RecordType::AAAA)
@@ -84,7 +84,7 @@ async fn ask(server: SocketAddr, name: &Name, record: RecordType) -> Result<Answ
     let io = |error| AskError::Io(server, error);
     let bytes = query
         .to_vec()
-        .map_err(|_| AskError::Name(name.to_ascii()))?;
+        .map_err(|_too_long| AskError::Name(name.to_ascii()))?;
     let exchange = async {
         let answer = over_udp(server, &query, &bytes).await?;
         match answer.metadata.truncation {
@@ -152,14 +152,14 @@ async fn over_udp(server: SocketAddr, query: &Message, bytes: &[u8]) -> io::Resu
 async fn over_tcp(server: SocketAddr, query: &Message, bytes: &[u8]) -> io::Result<Message> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
     let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(bytes.len()).map_err(|_| invalid("the question is too long"))?;
+    let length = u16::try_from(bytes.len()).map_err(|_too_long| invalid("the question is too long"))?;
     stream
         .write_all(&[&length.to_be_bytes(), bytes].concat())
         .await?;
     let length = stream.read_u16().await?;
     let mut buffer = vec![0; usize::from(length)];
     stream.read_exact(&mut buffer).await?;
-    let message = Message::from_vec(&buffer).map_err(|_| invalid("no message of DNS"))?;
+    let message = Message::from_vec(&buffer).map_err(|_malformed| invalid("no message of DNS"))?;
     match answers(query, &message) {
         true => Ok(message),
         false => Err(invalid("an answer to another question")),

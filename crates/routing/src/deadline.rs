@@ -104,7 +104,7 @@ mod tests {
             read(&[(expected, "2000"), ("grpc-timeout", "1S")]),
             Some(1_000_000)
         );
-        assert_eq!(read(&[("grpc-timeout", "99999999H")]).is_some(), true);
+        assert!(read(&[("grpc-timeout", "99999999H")]).is_some());
         for nothing in ["0", "", "-1", "1s", "1e3"] {
             assert_eq!(read(&[(expected, nothing)]), None, "{nothing}");
         }

@@ -1,4 +1,5 @@
 //! The resolver against a server of our own: both families, cut answers over TCP, names that change, servers that fail.
+#![expect(clippy::disallowed_methods, reason = "a test has no supervisor")]
 
 use std::sync::atomic::AtomicUsize;
 

@@ -83,10 +83,7 @@ pub(super) enum RequestAttribute {
 impl RequestAttribute {
     /// Whether a connection that is no HTTP has none of it.
     fn is_of_request(&self) -> bool {
-        match self {
-            Self::RemoteIp | Self::Sni => false,
-            _ => true,
-        }
+        !matches!(self, Self::RemoteIp | Self::Sni)
     }
 }
 

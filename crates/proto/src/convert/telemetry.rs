@@ -73,7 +73,7 @@ fn provider_from(
         Some(Kind::Prometheus(wire::Scraped {})) => ProviderKind::Prometheus,
         Some(Kind::Opentelemetry(collector)) => ProviderKind::Opentelemetry(Collector {
             service: collector.service.parse()?,
-            port: u16::try_from(collector.port).map_err(|_| Problem::Port(collector.port))?,
+            port: u16::try_from(collector.port).map_err(|_too_large| Problem::Port(collector.port))?,
             protocol: match &collector.http_path {
                 Some(path) => OtlpProtocol::Http {
                     path: interner.get(path),
@@ -201,7 +201,7 @@ fn metrics_from(rule: &wire::MetricsRule, interner: &mut Interner) -> Result<Met
 
 fn metric_from(metric: i32) -> Result<Option<Metric>, Problem> {
     use wire::MetricName as Name;
-    let name = Name::try_from(metric).map_err(|_| Problem::UnknownValue(metric))?;
+    let name = Name::try_from(metric).map_err(|_unknown| Problem::UnknownValue(metric))?;
     Ok(Some(match name {
         Name::AllMetrics => return Ok(None),
         Name::RequestCount => Metric::RequestCount,

@@ -528,7 +528,7 @@ fn a_redirect_to_where_the_request_is_leads_back() {
         ("http://shop.io:8080/b?q=1", false),
         ("https://shop.io:8080/a?q=1", false),
     ] {
-        let location = http::HeaderValue::from_static(location);
+        let location = HeaderValue::from_static(location);
         assert_eq!(Redirect::leads_back(&location, &asked), expected);
     }
 }
