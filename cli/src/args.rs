@@ -208,9 +208,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }),
         Command::Why { args, cluster } => match why::offline(&args)? {
             Some(code) => Ok(code),
-            None => on_cluster(
-                async move { why::live(&Cluster::connect(&cluster).await?, &args).await },
-            ),
+            None => {
+                on_cluster(
+                    async move { why::live(&Cluster::connect(&cluster).await?, &args).await },
+                )
+            }
         },
         Command::Describe { args, cluster } => match why::describe_offline(&args)? {
             Some(code) => Ok(code),

@@ -45,6 +45,7 @@ use tonic::transport::Server;
 use crate::{
     config::{Cli, Command, Config, TokenArgs},
     deploy::Waypoints,
+    jwks::{JwksMetrics, Keeper},
     mesh::{COMMANDS_MAX, Command as MeshCommand, Memory, Mesh, Outputs, Reporter},
     problems::Problems,
     serve::{
@@ -165,6 +166,7 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         problems: Arc::new(Problems::default()),
         statuses: Arc::new(Statuses::new(source)),
         deployments: Arc::new(Waypoints::new(source)),
+        key_sources: Arc::default(),
         metrics: ServeMetrics::register(&registry),
     };
     registry.register_collector(Lag {
@@ -216,9 +218,17 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     reading.done();
     let owner_shutdown = shutdown.clone();
     spawn_essential("index", &shutdown, async move {
-        owner_shutdown.run_until_cancelled(mesh.run(received)).await;
+        let run = Box::pin(mesh.run(received));
+        owner_shutdown.run_until_cancelled(run).await;
     });
     spawn_essential("objects", &shutdown, parts.follow);
+    let keeper = Keeper::new(
+        base.cfg.jwks()?,
+        JwksMetrics::register(&base.registry),
+        base.outputs.key_sources.subscribe(),
+        base.commands.clone(),
+    );
+    spawn_essential("keys of issuers", &shutdown, keeper.run(shutdown.clone()));
 
     let listener = TcpListener::bind(base.cfg.listen)
         .await

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use karst_ca::{AuthorityConfig, authority::LEAF_TTL, token::AgentAccount};
 use karst_index::IndexConfig;
@@ -19,7 +20,7 @@ use karst_model::{
 };
 use serde::Serialize;
 
-use crate::deploy::Settings;
+use crate::{deploy::Settings, jwks::JwksConfig};
 
 /// Less, and a controller that is away for a moment would leave the mesh without certificates.
 const CERTIFICATE_TTL_SECONDS_MIN: u64 = 60;
@@ -128,6 +129,16 @@ pub struct Config {
     /// Namespace whose policies hold for the whole mesh. Default is --namespace with --kubernetes, else istio-system.
     #[arg(long, env = "ROOT_NAMESPACE")]
     pub root_namespace: Option<String>,
+    /// Seconds between fetches of the keys of token issuers (RequestAuthentication).
+    #[arg(long, env = "KARST_JWKS_REFRESH_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub jwks_refresh_seconds: u64,
+    /// Fetch keys of token issuers also from private, loopback and link-local addresses: of issuers inside the cluster.
+    /// Whoever may write a RequestAuthentication can then have the controller ask any of them.
+    #[arg(long, env = "KARST_JWKS_ALLOW_PRIVATE")]
+    pub jwks_allow_private: bool,
+    /// File of PEM certificates that servers of keys are verified by, beside the roots of the system.
+    #[arg(long, env = "KARST_JWKS_ROOTS")]
+    pub jwks_roots: Option<PathBuf>,
     /// Take every pod out of the mesh, whatever labels say; `karst uninstall` begins with it.
     #[arg(long, env = "KARST_RELEASE_ALL")]
     pub release_all: bool,
@@ -167,6 +178,25 @@ pub struct Config {
 pub struct ConfigError(pub Vec<String>);
 
 impl Config {
+    /// How keys of token issuers are fetched.
+    ///
+    /// # Errors
+    /// The file of roots cannot be read.
+    pub fn jwks(&self) -> anyhow::Result<JwksConfig> {
+        let extra = match &self.jwks_roots {
+            None => None,
+            Some(path) => {
+                let read = fs::read_to_string(path);
+                Some(read.with_context(|| format!("cannot read --jwks-roots {}", path.display()))?)
+            }
+        };
+        Ok(JwksConfig {
+            refresh: Duration::from_secs(self.jwks_refresh_seconds),
+            allow_private: self.jwks_allow_private,
+            extra_roots: extra.map(Into::into),
+        })
+    }
+
     /// Checks what clap cannot.
     pub fn check(&self) -> Result<(), ConfigError> {
         let mut mistakes = Vec::new();

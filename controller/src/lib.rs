@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod config;
 pub mod deploy;
 pub mod files;
+pub mod jwks;
 pub mod lease;
 pub mod mesh;
 pub mod pods;

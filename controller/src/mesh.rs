@@ -13,9 +13,9 @@ mod records;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use karst_ca::authorize::{Account, OwnAccounts};
-use karst_index::{Delta, Event, Index, IndexConfig, NodeChange, Transition};
+use karst_index::{Delta, Event, Index, IndexConfig, KeySource, NodeChange, Transition};
 use karst_runtime::supervise::spawn_connection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::{
     captured::CapturedPods,
@@ -85,6 +85,8 @@ pub struct Outputs {
     pub waypoints: OwnAccounts,
     pub problems: Arc<Problems>,
     pub statuses: Arc<Statuses>,
+    /// Keys of token issuers that are to be fetched.
+    pub key_sources: Arc<watch::Sender<BTreeSet<KeySource>>>,
     /// Gateways that are deployed.
     pub deployments: Arc<Waypoints>,
     pub metrics: ServeMetrics,
@@ -207,6 +209,9 @@ impl Mesh {
         self.outputs.pods.apply(&delta.node_workloads);
         admit_waypoints(&self.outputs.waypoints, &delta);
         self.outputs.deployments.said(&delta.gateways);
+        if let Some(sources) = &delta.key_sources {
+            self.outputs.key_sources.send_replace(sources.clone());
+        }
         let revision = self.outputs.resources.publish(publications(&delta));
         self.outputs.problems.set_conditions(&delta.conditions);
         self.outputs.statuses.published(&delta, revision);

@@ -38,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     targets::routing::PATH,
     targets::routing::HEAD,
     targets::routing::ROUTES,
+    targets::token::TOKEN,
     targets::waypoint::FIRST_BYTES,
 ];
 

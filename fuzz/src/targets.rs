@@ -7,5 +7,6 @@ pub mod hbone;
 pub mod identity;
 pub mod proxy_protocol;
 pub mod routing;
+pub mod token;
 pub mod waypoint;
 pub mod yaml;

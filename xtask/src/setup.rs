@@ -65,8 +65,10 @@ pub(crate) enum Group {
     Demo,
     /// `bench` and the node tests with real software.
     Load,
-    /// `bench l7`: the proxies beside which a waypoint is measured. Installed by that verb alone: no test needs them.
-    Proxies,
+    /// The peer tests and `bench l7`: HTTP servers that read requests in their own way.
+    Readers,
+    /// `bench l7`: HTTP/2 load. Installed by that verb alone: no test needs it.
+    Http2Load,
     /// The node tests against other implementations.
     Interop,
     /// `cluster` and `image`.
@@ -229,14 +231,14 @@ const NEEDS: &[Need] = &[
         present: || has("wrk"),
     },
     Need {
-        group: Group::Proxies,
+        group: Group::Readers,
         what: "HAProxy",
-        why: "does the same work as a waypoint in the benchmark",
+        why: "reads what a waypoint passes on, and does the same work in the benchmark",
         source: Source::Apt(&["haproxy"]),
         present: || has("haproxy"),
     },
     Need {
-        group: Group::Proxies,
+        group: Group::Http2Load,
         what: "h2load",
         why: "HTTP/2 load in the benchmark",
         source: Source::Apt(&["nghttp2-client"]),
@@ -379,6 +381,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Group::Lab,
         Group::Demo,
         Group::Load,
+        Group::Readers,
         Group::Interop,
     ];
     if !skips_cluster() {

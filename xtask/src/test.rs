@@ -246,6 +246,7 @@ impl Ladder {
 
     /// The `tests/` folders of the product's packages, but for what needs root.
     fn peer(&mut self, deadline: Instant) -> Result<()> {
+        setup::ensure(&[Group::Demo, Group::Readers])?;
         let workspace = Workspace::load()?;
         let wanted = |package: &Package, test: &str| {
             !is_rung_of_its_own(package) && !NEEDS_ROOT.contains(&test)

@@ -20,7 +20,7 @@ use karst_model::{
 };
 use karst_netns::{Netns, NetnsCookie};
 use karst_runtime::{drain, liveness::Liveness, supervise::Shutdown};
-use karst_telemetry::metrics::Registry;
+use karst_telemetry::{hub::Hub, metrics::Registry};
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::*;
@@ -190,6 +190,7 @@ impl World {
             identities,
             datapath: kernel.clone(),
             metrics: Arc::new(Metrics::register(&Registry::new())),
+            hub: Arc::new(Hub::new(&Registry::new())),
         });
         let (workers, _threads) = Workers::start(1, &mesh, &Liveness::default()).unwrap();
         let (trigger, watch) = drain::channel();

@@ -74,7 +74,14 @@ mod tests {
                 replicas.iter().map(|one| (one, one.addresses[0])).collect();
             streams.draw(&usable).1
         };
-        let count = |uid: &str| streams.0.lock().unwrap().get(&uid.into()).copied();
+        let count = |uid: &str| {
+            streams
+                .0
+                .lock()
+                .unwrap()
+                .get(&WorkloadUid::from(uid))
+                .copied()
+        };
         let mut open: Vec<Stream> = (0..10).map(|_| draw(&replicas)).collect();
         assert_eq!((count("w-1"), count("w-2")), (Some(5), Some(5)));
         replicas.push(replica(3));

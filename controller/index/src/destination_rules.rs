@@ -217,12 +217,14 @@ pub(crate) fn covers(host: &str, hostname: &str) -> bool {
     }
 }
 
+type OldestFirst = BTreeSet<(Created, Name)>;
+
 /// All DestinationRules.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
     facts: HashMap<Name, RuleFacts>,
     /// Rules of each namespace by their host, oldest first.
-    by_host: HashMap<Arc<str>, HashMap<Arc<str>, BTreeSet<(Created, Name)>>>,
+    by_host: HashMap<Arc<str>, HashMap<Arc<str>, OldestFirst>>,
     /// The same for people: rules of whatever namespace by their host, wildcards apart.
     exact: HashMap<Arc<str>, HashSet<Name>>,
     wild: HashMap<Arc<str>, HashSet<Name>>,

@@ -3,9 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
-use karst_ca::{
-    Authority, KeySet, KeySetAuthenticator, Tokens, token::AgentAccount,
-};
+use karst_ca::{Authority, KeySet, KeySetAuthenticator, Tokens, token::AgentAccount};
 use karst_identity::clock::Clock;
 
 use super::{Base, Parts};

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
+use karst_index::Event;
 use karst_k8s_api::{
     Kind, Object, ObjectKey,
     istio::mesh_config::{CONFIG_MAP, KEY, MeshConfig},
     k8s_openapi::api::core::v1::ConfigMap,
 };
-use karst_index::Event;
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::error_chain::Chain;
 use kube::{Api, Client};

@@ -152,7 +152,8 @@ async fn over_udp(server: SocketAddr, query: &Message, bytes: &[u8]) -> io::Resu
 async fn over_tcp(server: SocketAddr, query: &Message, bytes: &[u8]) -> io::Result<Message> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
     let mut stream = TcpStream::connect(server).await?;
-    let length = u16::try_from(bytes.len()).map_err(|_too_long| invalid("the question is too long"))?;
+    let length =
+        u16::try_from(bytes.len()).map_err(|_too_long| invalid("the question is too long"))?;
     stream
         .write_all(&[&length.to_be_bytes(), bytes].concat())
         .await?;

@@ -13,9 +13,9 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    traffic::SessionPersistence,
     name::{NameError, ServiceKey},
     policy::IpBlock,
+    traffic::SessionPersistence,
 };
 
 /// Key of a route: `<kind>/<namespace>/<name>` on the wire.

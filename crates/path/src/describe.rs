@@ -354,7 +354,7 @@ impl Wanted<'_> {
         let attachments = route.attachments.iter().map(|one| {
             let port = one
                 .port
-                .map_or("every port".to_owned(), |port| format!("port {port}"));
+                .map_or_else(|| "every port".to_owned(), |port| format!("port {port}"));
             let clients = match &one.clients {
                 Clients::All => "all clients".to_owned(),
                 Clients::Namespace(namespace) => format!("clients of namespace {namespace}"),

@@ -28,8 +28,8 @@ pub mod request;
 pub mod retry;
 pub mod session;
 pub mod table;
-pub mod warm_up;
 pub mod token;
+pub mod warm_up;
 pub mod weights;
 
 // The reference's files name this crate as every test in `tests/` does.

@@ -162,9 +162,7 @@ impl Group {
                 Self::Tls(TlsTable::new(kind, &routes, problems))
             }
             RouteKind::TcpRoute => l4::tcp_rule(&routes).map_or(Self::None, Self::Tcp),
-            RouteKind::VirtualServiceTcp => {
-                Self::OrderedTcp(OrderedTable::new(&routes, problems))
-            }
+            RouteKind::VirtualServiceTcp => Self::OrderedTcp(OrderedTable::new(&routes, problems)),
         }
     }
 }

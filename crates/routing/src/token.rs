@@ -126,13 +126,23 @@ mod tests {
         assert!(texts(&[]).is_empty());
         assert_eq!(token.claim_readings(&["level"]), ["7"]);
         assert_eq!(token.claim_readings(&["admin"]), ["true"]);
-        assert_eq!(token.claim_readings(&["scope"]), ["read write", "read", "write"]);
-        assert_eq!(token.claim_readings(&["realm", "groups"]), ["x", "3", "y", "x", "y"]);
+        assert_eq!(
+            token.claim_readings(&["scope"]),
+            ["read write", "read", "write"]
+        );
+        assert_eq!(
+            token.claim_readings(&["realm", "groups"]),
+            ["x", "3", "y", "x", "y"]
+        );
     }
 
     #[test]
     fn without_a_subject_there_is_no_principal() {
-        for claims in [r#"{"iss":"i"}"#, r#"{"iss":"i","sub":""}"#, r#"{"iss":"i","sub":4}"#] {
+        for claims in [
+            r#"{"iss":"i"}"#,
+            r#"{"iss":"i","sub":""}"#,
+            r#"{"iss":"i","sub":4}"#,
+        ] {
             assert_eq!(token(claims).principal(), None, "{claims}");
         }
     }

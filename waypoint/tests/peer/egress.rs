@@ -98,8 +98,12 @@ async fn get(client: &Client, vip: SocketAddr, host: &str) -> String {
 async fn an_external_name_is_resolved_followed_and_kept_while_the_resolver_fails() {
     local(async {
         let (old, new) = (fresh_ip(), fresh_ip());
-        App::new("old", Speaks::Http1).listen((old, 8080).into()).await;
-        App::new("new", Speaks::Http1).listen((new, 8080).into()).await;
+        App::new("old", Speaks::Http1)
+            .listen((old, 8080).into())
+            .await;
+        App::new("new", Speaks::Http1)
+            .listen((new, 8080).into())
+            .await;
         let zone: Zone = Arc::new(Mutex::new(Some(vec![old])));
         let server = dns(&zone).await;
         let world = World::start(&["--dns", &server.to_string()]).await;
@@ -152,11 +156,17 @@ async fn a_host_that_is_asked_for_must_be_of_the_service_and_lead_outside() {
         let client = Client::new(&world);
         let answer = get(&client, vip, "api.example.org").await;
         assert_eq!(status(&answer), "404", "{answer}");
-        assert!(answer.contains("is none of service shop/*.example.com"), "{answer}");
+        assert!(
+            answer.contains("is none of service shop/*.example.com"),
+            "{answer}"
+        );
         // A name of others that leads back here is not followed.
         let answer = get(&client, vip, "api.example.com").await;
         assert_eq!(status(&answer), "503", "{answer}");
-        assert!(answer.contains("has no address that may be connected"), "{answer}");
+        assert!(
+            answer.contains("has no address that may be connected"),
+            "{answer}"
+        );
     })
     .await;
 }

@@ -194,12 +194,14 @@ async fn an_authorizer_over_http_decides_and_may_not_reframe_the_request() {
         assert!(!denied.contains("secret"), "{denied}");
         assert_eq!(status(&ask("/free", "no").await), "200", "no rule matches: nobody is asked");
 
-        let asked = authorizer.asked.borrow();
-        assert_eq!(asked.len(), 2);
-        assert_eq!(asked[0].uri(), "/check/a?b=c");
-        assert_eq!(asked[0].headers()["host"], "web");
-        assert_eq!(asked[0].headers()["x-mesh"], "karst");
-        assert!(!asked[0].headers().contains_key("x-private"));
+        {
+            let asked = authorizer.asked.borrow();
+            assert_eq!(asked.len(), 2);
+            assert_eq!(asked[0].uri(), "/check/a?b=c");
+            assert_eq!(asked[0].headers()["host"], "web");
+            assert_eq!(asked[0].headers()["x-mesh"], "karst");
+            assert!(!asked[0].headers().contains_key("x-private"));
+        }
         world.metric_reaches(&["karst_waypoint_external_denied"], 1.0).await;
         world.metric_reaches(&["karst_waypoint_external_headers_refused"], 1.0).await;
     })

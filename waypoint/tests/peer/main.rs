@@ -3,7 +3,8 @@
 
 #![expect(
     clippy::unwrap_used,
-    reason = "helpers of tests may panic like the tests themselves"
+    clippy::print_stdout,
+    reason = "helpers of tests may panic like the tests themselves; some tests measure"
 )]
 
 mod app;

@@ -443,8 +443,9 @@ impl Otelcol {
                     attributes: attributes
                         .map(|one| {
                             let value = &one["value"];
-                            let value =
-                                value["stringValue"].as_str().or(value["intValue"].as_str());
+                            let value = value["stringValue"]
+                                .as_str()
+                                .or_else(|| value["intValue"].as_str());
                             let key = one["key"].as_str().unwrap();
                             (key.to_owned(), value.unwrap_or_default().to_owned())
                         })

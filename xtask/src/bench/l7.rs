@@ -38,7 +38,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Group::Ebpf,
         Group::Demo,
         Group::Load,
-        Group::Proxies,
+        Group::Readers,
+        Group::Http2Load,
         Group::Interop,
     ])?;
     if !args.no_build {

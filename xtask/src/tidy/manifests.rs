@@ -163,7 +163,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "karst-controller",
         ],
     ),
-    ("hickory-proto", &["karst-agent", "karst-lab"]),
+    ("hickory-proto", &["karst-agent", "karst-dns", "karst-lab"]),
     (
         "serde-saphyr",
         // The controller: parts of objects that a user keeps as text in a ConfigMap.

@@ -117,7 +117,7 @@ fn table(spec: &HashSpec, place: &mut Place<'_>) -> HashTable {
 
 fn is_prime(number: u64) -> bool {
     let mut divisors = (2..).take_while(|divisor| divisor * divisor <= number);
-    number > 1 && divisors.all(|divisor| number % divisor != 0)
+    number > 1 && divisors.all(|divisor| !number.is_multiple_of(divisor))
 }
 
 fn cookie(spec: &CookieSpec, place: &mut Place<'_>) -> HashCookie {

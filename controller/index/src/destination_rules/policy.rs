@@ -3,7 +3,11 @@
 //! What a port says replaces all four of its parts, said or not; what a subset says replaces the parts that it says.
 //! Source: Istio reference, "TrafficPolicy.PortTrafficPolicy": settings of the destination are not inherited.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use karst_k8s_api::istio::destination_rule::{
     ConnectionPool, OutlierDetection, PortTrafficPolicy, RetryBudget as BudgetSpec,
@@ -74,13 +78,13 @@ impl Partial {
                 continue;
             };
             let parts = of_port(port, &mut below);
-            if ports.contains_key(&number) {
+            if let Entry::Vacant(free) = ports.entry(number) {
+                free.insert(parts);
+            } else {
                 below.fault(
                     "port.number",
                     format!("port {number} has settings already: the first hold"),
                 );
-            } else {
-                ports.insert(number, parts);
             }
         }
         Self {

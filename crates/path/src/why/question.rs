@@ -1,7 +1,11 @@
 //! What is asked, and who is meant by it. A name that means nothing, or more than one thing, is an error that says what
 //! there is instead.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use karst_model::{
     service::Service,
@@ -128,7 +132,7 @@ impl Client {
                     .find(|ip| ip.is_ipv4() == like.is_ipv4());
                 same.or_else(|| workload.addresses.first())
                     .copied()
-                    .unwrap_or(IpAddr::from([0, 0, 0, 0]))
+                    .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
             }
         }
     }
@@ -253,10 +257,8 @@ pub(super) fn dialled(
         });
     }
     let named = Named::of(host);
-    let near = question.namespace.as_deref().or(match client.namespace() {
-        "" => None,
-        namespace => Some(namespace),
-    });
+    let own = Some(client.namespace()).filter(|namespace| !namespace.is_empty());
+    let near = question.namespace.as_deref().or(own);
     let wants_pod = named
         .kind
         .is_some_and(|kind| !matches!(kind, "service" | "svc"));
@@ -300,7 +302,7 @@ fn service(
             near.into_iter().chain(rest).collect()
         }
     };
-    let own = named.namespace.unwrap_or(client.namespace());
+    let own = named.namespace.unwrap_or_else(|| client.namespace());
     for host in &hosts {
         let found = facts
             .mesh

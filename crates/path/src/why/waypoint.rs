@@ -1,7 +1,7 @@
 //! What happens at a waypoint: the phases of a request in their order, as `waypoint/src/http/phases.rs` has them.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -475,7 +475,7 @@ impl Ask<'_> {
             return fate;
         }
         let hop = outbound::hop(&workload, at.dialled, &[]);
-        self.from_waypoint(at, workload, hop)
+        self.at_workload(at, workload, hop)
     }
 
     fn pinned(
@@ -677,11 +677,11 @@ impl Ask<'_> {
             };
             let target = SocketAddr::new(ip, choice.target_port);
             let hop = outbound::hop(&choice.workload, target, &names);
-            ask.from_waypoint(at, choice.workload, hop)
+            ask.at_workload(at, choice.workload, hop)
         })
     }
 
-    fn from_waypoint(&mut self, at: &AtWaypoint<'_>, workload: Arc<Workload>, hop: Hop) -> Fate {
+    fn at_workload(&mut self, at: &AtWaypoint<'_>, workload: Arc<Workload>, hop: Hop) -> Fate {
         let (target, identity) = match hop {
             Hop::Direct { addr } => (addr, None),
             Hop::Tunnel(tunnel) => (tunnel.target, Some(at.replica.identity())),
@@ -701,7 +701,7 @@ impl Ask<'_> {
             workload: Some(workload),
             target,
             identity,
-            ip: ip.unwrap_or(target.ip()),
+            ip: ip.unwrap_or_else(|| target.ip()),
         })
     }
 
@@ -852,5 +852,5 @@ fn backend_name(backend: &Backend) -> String {
 fn family(service: &Service, replica: &Workload) -> IpAddr {
     let vip = service.addresses.first().map(|vip| vip.ip);
     vip.or_else(|| replica.addresses.first().copied())
-        .unwrap_or(IpAddr::from([0, 0, 0, 0]))
+        .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }

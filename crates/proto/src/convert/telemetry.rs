@@ -73,7 +73,8 @@ fn provider_from(
         Some(Kind::Prometheus(wire::Scraped {})) => ProviderKind::Prometheus,
         Some(Kind::Opentelemetry(collector)) => ProviderKind::Opentelemetry(Collector {
             service: collector.service.parse()?,
-            port: u16::try_from(collector.port).map_err(|_too_large| Problem::Port(collector.port))?,
+            port: u16::try_from(collector.port)
+                .map_err(|_too_large| Problem::Port(collector.port))?,
             protocol: match &collector.http_path {
                 Some(path) => OtlpProtocol::Http {
                     path: interner.get(path),

@@ -120,7 +120,9 @@ fn connections_from(limits: &wire::ConnectionLimits) -> Result<Connections, Prob
     })
 }
 
-pub(super) fn session_from(session: &wire::SessionPersistence) -> Result<SessionPersistence, Problem> {
+pub(super) fn session_from(
+    session: &wire::SessionPersistence,
+) -> Result<SessionPersistence, Problem> {
     use wire::session_persistence::Kind;
     let kind = match session.kind.as_ref().ok_or(Problem::Missing)? {
         Kind::CookiePermanent(permanent) => SessionKind::Cookie {

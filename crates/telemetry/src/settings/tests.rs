@@ -1,3 +1,5 @@
+//! Which settings of the Telemetry API hold for whom, and what they change.
+
 use karst_model::telemetry::{
     AccessLog, Metrics, MetricsOverride, OtlpProtocol, Provider, Tracing as Rule,
 };

@@ -1,3 +1,5 @@
+//! Label sets that come, idle and leave: sums stay exact, bounds hold.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
