@@ -220,7 +220,7 @@ fn what_others_wrote_forges_no_line_and_no_escape() {
     fs::write(dir.path().join("evil.yaml"), hostile).unwrap();
     let question = [
         "shop/front",
-        "shop/shop",
+        "shop/shop:80",
         "GET",
         "/a",
         "--header",
@@ -233,8 +233,14 @@ fn what_others_wrote_forges_no_line_and_no_escape() {
         let bad = |letter: char| (letter.is_control() && letter != '\n') || letter == '\u{202e}';
         assert!(said.contains("evil"), "{said}");
         assert!(!said.contains(bad), "{said:?}");
+        // What the policy wants is told, and stays within the line that tells it.
+        let forged: Vec<&str> = said
+            .lines()
+            .filter(|line| line.contains("ALLOWED"))
+            .collect();
+        assert!(!forged.is_empty(), "{said}");
         assert!(
-            !said.lines().any(|line| line.starts_with("ALLOWED")),
+            forged.iter().all(|line| line.contains("wants header x-a")),
             "{said}"
         );
     }

@@ -1,6 +1,7 @@
 //! What happens at the server's node: the agent's policies decide, then the application has the connection.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -13,7 +14,8 @@ use karst_model::{
     workload::Workload,
 };
 use karst_policy::{
-    Compiled, Connection, DenyReason, DryRunAllow, Explanation, Verdict as Decided,
+    Attribute, Compiled, Connection, DenyReason, DryRunAllow, Explanation, Outcome as TraceOutcome,
+    PolicyTrace, RuleRef, Unmet, Verdict as Decided,
 };
 
 use super::{Ask, Detail, Fate, Object, Outcome, StepName, Verdict, question::shown};
@@ -97,18 +99,7 @@ impl Ask<'_> {
         };
         let details = details(explained);
         let (outcome, fate) = match &explained.decision.verdict {
-            Decided::Allow => {
-                let because = match &explained.allowed_by {
-                    Some(rule) => format!("{rule} allows it at {name}"),
-                    None => format!("no policy of {name} refuses it, and none must allow it"),
-                };
-                let fate = Fate::new(Verdict::Allowed, StepName::Policy, because);
-                let fate = match &explained.allowed_by {
-                    Some(rule) => fate.by(Object::of_policy(&rule.policy), Some(rule.rule)),
-                    None => fate,
-                };
-                (Outcome::Passes, fate)
-            }
+            Decided::Allow => (Outcome::Passes, allowed(name, explained)),
             Decided::Deny(reason) => (Outcome::Stops, denied(name, reason, explained)),
         };
         let text = format!(
@@ -139,6 +130,55 @@ pub(crate) fn explain(
     })
 }
 
+fn allowed(name: &str, explained: &Explanation) -> Fate {
+    let fate = |because: String| Fate::new(Verdict::Allowed, StepName::Policy, because);
+    if let Some(rule) = &explained.allowed_by {
+        return fate(format!("{rule} allows it at {name}"))
+            .by(Object::of_policy(&rule.policy), Some(rule.rule));
+    }
+    let Some(rule) = port_left_out(explained) else {
+        return fate(format!(
+            "no policy of {name} refuses it, and none must allow it"
+        ));
+    };
+    let object = Object::of_policy(&rule.policy);
+    let port = explained.connection.destination.port();
+    fate(format!(
+        "{object} takes mutual TLS only at {name} and leaves out port {port}; no other policy refuses it"
+    ))
+    .by(object, Some(rule.rule))
+}
+
+/// The rule of a PeerAuthentication that refuses plain text on other ports than this one: without the exception it would
+/// have refused.
+fn port_left_out(explained: &Explanation) -> Option<RuleRef> {
+    if explained.connection.source.is_some() {
+        return None;
+    }
+    explained.policies.iter().find_map(|trace| {
+        let TraceOutcome::NotMatched { rules } = &trace.outcome else {
+            return None;
+        };
+        if Object::of_policy(&trace.policy).kind != "PeerAuthentication" {
+            return None;
+        }
+        let is_port = |unmet: &Unmet| {
+            matches!(
+                unmet,
+                Unmet::Excludes {
+                    attribute: Attribute::DestinationPort,
+                    ..
+                }
+            )
+        };
+        let rule = rules.iter().find(|rule| rule.unmet.iter().any(is_port))?;
+        Some(RuleRef {
+            policy: trace.policy.clone(),
+            rule: rule.rule,
+        })
+    })
+}
+
 fn denied(name: &str, reason: &DenyReason, explained: &Explanation) -> Fate {
     let fate = |because: String| Fate::new(Verdict::Denied, StepName::Policy, because);
     match reason {
@@ -164,7 +204,7 @@ fn denied(name: &str, reason: &DenyReason, explained: &Explanation) -> Fate {
             let lines: Vec<String> = allowing
                 .iter()
                 .take(3)
-                .flat_map(|trace| lines_of(&trace.to_string()))
+                .flat_map(|trace| lines_of(trace))
                 .collect();
             let because = format!(
                 "ALLOW policies apply to {name} and none matches: {}",
@@ -187,7 +227,7 @@ fn details(explained: &Explanation) -> Vec<Detail> {
     });
     let traces = explained.policies.iter().flat_map(|trace| {
         let object = Object::of_policy(&trace.policy);
-        lines_of(&trace.to_string())
+        lines_of(trace)
             .into_iter()
             .map(move |line| Detail::about(object.clone(), line))
     });
@@ -218,8 +258,36 @@ pub(super) fn dry_run(dry_run: &karst_policy::DryRun) -> Vec<Detail> {
     details
 }
 
-/// The lines of an explanation. What others wrote there cannot add one: explanations print it escaped or it has no
-/// line ends, as names have none.
-pub(super) fn lines_of(text: &str) -> Vec<String> {
-    text.lines().map(str::to_owned).collect()
+/// The lines of what a policy said.
+fn lines_of(trace: &PolicyTrace) -> Vec<String> {
+    one_by_one(&trace.outcome, |outcome| PolicyTrace {
+        policy: trace.policy.clone(),
+        action: trace.action,
+        dry_run: trace.dry_run,
+        outcome,
+    })
+}
+
+/// One line for each rule that does not match, or one for the policy. Line ends in values that others wrote stay within
+/// their line: the text is never taken apart at line ends.
+pub(super) fn one_by_one<T: fmt::Display>(
+    outcome: &TraceOutcome,
+    trace: impl Fn(TraceOutcome) -> T,
+) -> Vec<String> {
+    let parts = match outcome {
+        TraceOutcome::NotMatched { rules } if !rules.is_empty() => rules
+            .iter()
+            .map(|rule| TraceOutcome::NotMatched {
+                rules: vec![rule.clone()],
+            })
+            .collect(),
+        whole => vec![whole.clone()],
+    };
+    parts
+        .into_iter()
+        .map(|part| {
+            let line = trace(part).to_string();
+            line.strip_suffix('\n').unwrap_or(&line).to_owned()
+        })
+        .collect()
 }

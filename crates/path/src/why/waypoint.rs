@@ -16,7 +16,8 @@ use karst_model::{
 use karst_policy::{
     Connection, DenyReason, Verdict as Decided,
     request::{
-        Asked, AskedConnection, GatewayRef, RequestExplanation, RequestPolicies, applies, is_target,
+        Asked, AskedConnection, GatewayRef, RequestExplanation, RequestPolicies, RequestTrace,
+        applies, is_target,
     },
     token::TokenRules,
 };
@@ -319,7 +320,7 @@ impl Ask<'_> {
             .iter()
             .flat_map(|trace| {
                 let object = Object::of_policy(&trace.policy);
-                arrival::lines_of(&trace.to_string())
+                lines_of(trace)
                     .into_iter()
                     .map(move |line| Detail::about(object.clone(), line))
             })
@@ -776,7 +777,7 @@ fn denied(name: &str, reason: &DenyReason, explained: &RequestExplanation) -> Fa
             let lines: Vec<String> = allowing
                 .iter()
                 .take(3)
-                .flat_map(|trace| arrival::lines_of(&trace.to_string()))
+                .flat_map(|trace| lines_of(trace))
                 .collect();
             let because = format!(
                 "ALLOW policies apply to {name} and none matches: {}",
@@ -788,6 +789,16 @@ fn denied(name: &str, reason: &DenyReason, explained: &RequestExplanation) -> Fa
             }
         }
     }
+}
+
+/// The lines of what a policy said.
+fn lines_of(trace: &RequestTrace) -> Vec<String> {
+    arrival::one_by_one(&trace.outcome, |outcome| RequestTrace {
+        policy: trace.policy.clone(),
+        action: trace.action,
+        dry_run: trace.dry_run,
+        outcome,
+    })
 }
 
 /// Seconds since the epoch.
