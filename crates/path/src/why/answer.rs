@@ -13,6 +13,14 @@ use super::printable::printable;
 /// Lines of one step that the text form shows before it says how many more there are.
 const SHOWN: usize = 40;
 
+/// What the names of policies begin with that the controller derives, and what users know them as. The rest of the name
+/// is that of the PeerAuthentication, the sealed service, or the waypoint.
+const DERIVED: [(&str, &str); 3] = [
+    ("converted_peer_authentication_", "PeerAuthentication"),
+    ("karst-seal-", "Seal"),
+    ("karst-allow-waypoint-", "WaypointAllowance"),
+];
+
 /// The answer to one question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -127,14 +135,10 @@ impl Object {
     pub fn of_policy(key: &PolicyKey) -> Self {
         let (kind, name) = match &*key.name {
             "istio_converted_static_strict" => ("PeerAuthentication", "STRICT"),
-            name => match (
-                name.strip_prefix("converted_peer_authentication_"),
-                name.strip_prefix("karst-seal-"),
-            ) {
-                (Some(name), _) => ("PeerAuthentication", name),
-                (_, Some(service)) => ("Seal", service),
-                _ => ("AuthorizationPolicy", name),
-            },
+            name => DERIVED
+                .iter()
+                .find_map(|(start, kind)| Some((*kind, name.strip_prefix(start)?)))
+                .unwrap_or(("AuthorizationPolicy", name)),
         };
         Self::new(kind, &key.namespace, name)
     }

@@ -196,11 +196,15 @@ fn denied(name: &str, reason: &DenyReason, explained: &Explanation) -> Fate {
         ))
         .by(Object::of_policy(key), None),
         DenyReason::NotAllowed => {
-            let allowing: Vec<_> = explained
+            let mut allowing: Vec<_> = explained
                 .policies
                 .iter()
                 .filter(|trace| trace.action == Action::Allow && !trace.dry_run)
                 .collect();
+            // What somebody wrote decides; what was derived from it only lets waypoints in beside it.
+            allowing.sort_by_key(|trace| {
+                Object::of_policy(&trace.policy).kind != "AuthorizationPolicy"
+            });
             let lines: Vec<String> = allowing
                 .iter()
                 .take(3)
