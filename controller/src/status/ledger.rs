@@ -374,6 +374,10 @@ fn statements(entry: &Entry, said: &[Condition], reach: Reach) -> Vec<Statement>
     let mut by_kind: BTreeMap<String, Statement> = BTreeMap::new();
     let mut add = |statement: Statement| match by_kind.get_mut(&statement.kind) {
         Some(present) => {
+            if present.status && !statement.status {
+                // A reason belongs to the status that it explains.
+                present.reason.clone_from(&statement.reason);
+            }
             present.status &= statement.status;
             present.message = cut(format!("{}; {}", present.message, statement.message));
         }

@@ -235,15 +235,15 @@ mod tests {
     #[test]
     fn what_is_set_and_not_honoured_is_found_once_with_its_place() {
         let found = reported(
-            Kind::AuthorizationPolicy,
-            json!({"rules": [{}, {"from": [{"source": {"requestPrincipals": ["a"], "ipBlocks": ["10.0.0.1"], "namespaces": []}}]}]}),
+            Kind::VirtualService,
+            json!({"http": [{}, {"retries": {"attempts": 2, "retryRemoteLocalities": true}, "match": []}]}),
         );
         let [(path, Verdict::NotYet)] = &found[..] else {
             panic!("{found:?}")
         };
-        assert_eq!(path.len(), 7, "{path:?}");
+        assert_eq!(path.len(), 5, "{path:?}");
         assert_eq!(path[2], Step::Index(1));
-        assert_eq!(path[6], Step::Key("requestPrincipals".to_owned()));
+        assert_eq!(path[4], Step::Key("retryRemoteLocalities".to_owned()));
     }
 
     #[test]

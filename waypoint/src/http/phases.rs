@@ -140,7 +140,8 @@ async fn live(
     if tries.may_repeat() || !filtered.mirrors.is_empty() {
         record.body.keep();
     }
-    let outgoing = outgoing(asked, &backend, request)?;
+    // Boxed, as the future has room for the request already.
+    let outgoing = Box::new(outgoing(asked, &backend, request)?);
     mirror(conversation, &filtered.mirrors, &outgoing, record);
     let mut response = forward(conversation, &backend, &outgoing, &tries, record).await?;
     filtered.finish(response.headers_mut(), asked);

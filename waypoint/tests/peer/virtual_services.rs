@@ -119,7 +119,14 @@ async fn faults_hit_their_share_within_one_point_of_20_000_requests() {
         let expected = f64::from(MANY - aborted) * 0.05;
         assert!(
             (delayed - expected).abs() <= f64::from(MANY) * 0.01,
-            "{delayed} of {expected}"
+            "{delayed} of {expected}: {}",
+            world
+                .registry
+                .encode()
+                .lines()
+                .filter(|line| line.contains("istio_requests_total{"))
+                .collect::<Vec<_>>()
+                .join("\n")
         );
     })
     .await;

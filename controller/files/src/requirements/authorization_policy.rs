@@ -105,9 +105,17 @@ fn targets(spec: &mut Place<'_>) {
 
 fn action(spec: &mut Place<'_>, enforcer: Enforcer) {
     let has_rules = spec.says("rules");
+    let is_custom = spec.text("action") == Some("CUSTOM");
+    if is_custom != spec.says("provider") {
+        let message = match is_custom {
+            true => "missing: CUSTOM asks an external authorizer, name one of MeshConfig's extensionProviders",
+            false => "an external authorizer is asked by action CUSTOM alone",
+        };
+        return spec.field("provider").report(message.to_owned());
+    }
     let message = match spec.text("action") {
-        Some("CUSTOM") => {
-            "CUSTOM is refused: external authorization is not supported; use DENY meanwhile"
+        Some("CUSTOM") if enforcer == Enforcer::Agent => {
+            "CUSTOM needs targetRefs, as a waypoint asks the external authorizer; use DENY meanwhile"
         }
         Some("DENY") if !has_rules => {
             "DENY without rules denies nothing; `rules: [{}]` denies everything"

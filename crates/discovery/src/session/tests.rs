@@ -62,7 +62,8 @@ fn a_stream_opens_with_a_wildcard_per_kind_and_the_node_once() {
         [
             type_url::AUTHORIZATION,
             type_url::ADDRESS,
-            type_url::NODE_WORKLOAD
+            type_url::NODE_WORKLOAD,
+            type_url::TELEMETRY
         ]
     );
     assert_eq!(requests.iter().filter(|r| r.node.is_some()).count(), 1);
