@@ -108,7 +108,9 @@ fn action(spec: &mut Place<'_>, enforcer: Enforcer) {
     let is_custom = spec.text("action") == Some("CUSTOM");
     if is_custom != spec.says("provider") {
         let message = match is_custom {
-            true => "missing: CUSTOM asks an external authorizer, name one of MeshConfig's extensionProviders",
+            true => {
+                "missing: CUSTOM asks an external authorizer, name one of MeshConfig's extensionProviders"
+            }
             false => "an external authorizer is asked by action CUSTOM alone",
         };
         return spec.field("provider").report(message.to_owned());

@@ -13,6 +13,9 @@ pub(super) const SECRET_HEADER: &str = "x-admin";
 /// One way to write a request.
 pub(super) struct Form {
     pub(super) bytes: Vec<u8>,
+    /// What is wrong comes after the head, which is on its way by then: the request is broken off, and nothing may
+    /// follow it.
+    pub(super) breaks_in_its_body: bool,
 }
 
 impl fmt::Debug for Form {
@@ -27,7 +30,9 @@ const SMUGGLED: &str = "GET /evil HTTP/1.1\r\nHost: a\r\nX-Tail: 1\r\n\r\n";
 pub(super) fn all() -> Vec<Form> {
     let mut heads = Vec::new();
     lengths_and_codings(&mut heads);
+    let before = heads.len();
     chunks(&mut heads);
+    let bodies = before..heads.len();
     request_lines(&mut heads);
     header_names(&mut heads);
     let numbered = heads.into_iter().enumerate();
@@ -36,6 +41,7 @@ pub(super) fn all() -> Vec<Form> {
             bytes: text
                 .replace("{n}", &format!("{FIRST}{number}"))
                 .into_bytes(),
+            breaks_in_its_body: bodies.contains(&number),
         })
         .collect()
 }
