@@ -11,6 +11,7 @@ mod app;
 mod client;
 mod rig;
 
+mod backends;
 mod differential;
 mod egress;
 mod external;
