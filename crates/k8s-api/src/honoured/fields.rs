@@ -319,6 +319,21 @@ pub const FIELDS: &[FieldRow] = &[
         NotYet,
         "tokens are verified by waypoints: name a Service, ServiceEntry, Gateway or GatewayClass in targetRefs",
     ),
+    row(RequestAuthentication, "spec.targetRef.*", Honoured, ""),
+    row(RequestAuthentication, "spec.targetRefs.*", Honoured, ""),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].fromHeaders.*",
+        Honoured,
+        "",
+    ),
+    row(
+        RequestAuthentication,
+        "spec.jwtRules[].outputClaimToHeaders.*",
+        Honoured,
+        "",
+    ),
+    row(AuthorizationPolicy, "spec.provider.*", Honoured, ""),
     row(
         RequestAuthentication,
         "spec.targetRef",
