@@ -280,6 +280,8 @@ impl Services {
         let mut changes = self.state.changes();
         let mut tick = tokio::time::interval(TICK);
         let mut names = self.names.changes();
+        // What changed before anybody listened.
+        self.start_over();
         loop {
             let changed = tokio::select! {
                 changed = changes.next() => changed,
@@ -295,14 +297,16 @@ impl Services {
             };
             match changed {
                 Some(Changed::Some(changes)) => self.apply(&changes),
-                Some(Changed::Everything) => {
-                    self.refresh_tokens();
-                    let all = self.state.services();
-                    self.prepare(all.iter().map(|service| &service.key));
-                }
+                Some(Changed::Everything) => self.start_over(),
                 None => return,
             }
         }
+    }
+
+    fn start_over(&self) {
+        self.refresh_tokens();
+        let all = self.state.services();
+        self.prepare(all.iter().map(|service| &service.key));
     }
 
     /// A name stands for other addresses, or several do.
@@ -398,6 +402,7 @@ impl Services {
 
     fn apply(&self, changes: &[Change]) {
         let mut touched = HashSet::new();
+        let (mut tokens, mut every) = (false, false);
         for change in changes {
             match change {
                 Change::Service(key)
@@ -406,12 +411,16 @@ impl Services {
                 | Change::Traffic(key) => {
                     touched.insert(key);
                 }
-                Change::RequestAuthentication(_) => return self.refresh_tokens(),
-                Change::WaypointPolicy(_) | Change::RateLimit(_) => return self.refresh(None),
+                Change::RequestAuthentication(_) => tokens = true,
+                Change::WaypointPolicy(_) | Change::RateLimit(_) => every = true,
                 _ => {}
             }
         }
-        self.refresh(Some(&touched));
+        match (tokens, every) {
+            (true, _) => self.refresh_tokens(),
+            (false, true) => self.refresh(None),
+            (false, false) => self.refresh(Some(&touched)),
+        }
         self.prepare(touched.into_iter());
     }
 

@@ -137,7 +137,7 @@ async fn a_bad_token_is_401_and_policies_ask_what_a_good_one_says() {
         let client = Client::new(&world);
         let forged = stranger.token(TESTER);
         let good = issuer.token(TESTER);
-        // The two objects take effect one after the other; until the second has, nobody is believed.
+        // Both objects take effect a moment later; until then nobody is believed.
         while status(&client.raw(vip, get(Some(&good))).await) != "200" {
             tokio::task::yield_now().await;
         }
