@@ -21,6 +21,7 @@ use karst_discovery::{Change, Changed, State};
 use karst_model::{
     name::{GatewayKey, ServiceKey},
     service::Service,
+    waypoint_policy::WAYPOINT_CLASS,
     workload::{GatewayAddr, GatewayDestination, Workload},
 };
 use karst_policy::{
@@ -64,9 +65,6 @@ pub(crate) struct Services {
 
 /// How often it is looked whether an ejected endpoint may come back; the policy's own interval is longer.
 const TICK: Duration = Duration::from_millis(100);
-
-/// Class of the Gateways that stand for waypoints.
-const CLASS: &str = "istio-waypoint";
 
 /// Which services this waypoint serves.
 struct Whose {
@@ -457,7 +455,7 @@ impl Whose {
         GatewayRef {
             namespace: &self.gateway.namespace,
             name: &self.gateway.name,
-            class: CLASS,
+            class: WAYPOINT_CLASS,
         }
     }
 

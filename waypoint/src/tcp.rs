@@ -8,6 +8,7 @@ use karst_identity::tls::Inside;
 use karst_model::{
     route::Backend,
     traffic::{BalanceAlgorithm, HashKey},
+    waypoint_policy::WAYPOINT_CLASS,
     workload::Workload,
 };
 use karst_routing::{
@@ -36,9 +37,6 @@ use crate::{
     stream::Stream,
     workers::Worker,
 };
-
-/// Class of the Gateways that stand for waypoints.
-const WAYPOINT_CLASS: &str = "istio-waypoint";
 
 /// Endpoints that are tried before a connection is given up; nothing was sent to any of them.
 const TRIES: usize = 3;

@@ -30,6 +30,9 @@ pub struct WaypointPolicy {
     pub rules: Vec<RequestRule>,
 }
 
+/// Class of the Gateways that stand for waypoints.
+pub const WAYPOINT_CLASS: &str = "istio-waypoint";
+
 /// What a policy is attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PolicyTarget {

@@ -20,7 +20,7 @@ use hyper::{Request as HttpRequest, body::Incoming};
 use karst_policy::Connection;
 use karst_routing::{
     request::{Request, Scheme, Seen},
-    table::{HttpRoute, Picked, Routes},
+    table::{Picked, Routes},
 };
 use karst_telemetry::metrics::http::{RequestFlag, RequestProtocol};
 use tokio::time::Instant;
@@ -92,7 +92,7 @@ async fn live(
     record.body = ClientBody::new(body);
     authenticate(conversation, served, &mut request)?;
     let mut picked = route(conversation, served, &mut request)?;
-    record.route = picked.map(|picked| named(picked.rule));
+    record.route = picked.map(|picked| picked.rule.label.clone());
     let mut told = None;
     let asks = external(conversation, served, &client, &request);
     if !asks.is_empty() {
@@ -100,7 +100,7 @@ async fn live(
         let answered = Box::pin(asked).await?;
         if answered.reroute {
             picked = route(conversation, served, &mut request)?;
-            record.route = picked.map(|picked| named(picked.rule));
+            record.route = picked.map(|picked| picked.rule.label.clone());
         }
         told = Some(Box::new(answered));
     }
@@ -269,14 +269,6 @@ fn route<'a>(
         Routes::Tls(_) | Routes::Tcp(_) | Routes::OrderedTcp(_) => Err(no_route(
             "the service's routes are for connections, and this is an HTTP request",
         )),
-    }
-}
-
-/// A rule as the access log names it.
-fn named(rule: &HttpRoute) -> Arc<str> {
-    match &rule.name {
-        Some(name) => format!("{}/{name}", rule.route.key).into(),
-        None => format!("{}/{}", rule.route.key, rule.index).into(),
     }
 }
 

@@ -15,6 +15,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use karst_model::waypoint_policy::WAYPOINT_CLASS;
 use karst_runtime::drain;
 use karst_telemetry::{error_chain::Chain, hub::Recording};
 use tokio::{
@@ -24,9 +25,6 @@ use tokio::{
 
 use super::{Client, LocalExec, limits, phases, record::KeptHandles};
 use crate::{bounds::Place, destination::Destination, stream::HttpIo, workers::Worker};
-
-/// The class of every waypoint.
-const CLASS: &str = "istio-waypoint";
 
 /// What all requests of one connection share.
 pub(crate) struct Conversation {
@@ -73,7 +71,9 @@ impl Conversation {
             return (generation, recording.clone());
         }
         let service = self.destination.slot.as_ref().map(|slot| &slot.key);
-        let recording = mesh.hub.for_requests(&mesh.gateway, CLASS, service);
+        let recording = mesh
+            .hub
+            .for_requests(&mesh.gateway, WAYPOINT_CLASS, service);
         *held = Some((generation, recording.clone()));
         (generation, recording)
     }

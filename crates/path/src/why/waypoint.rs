@@ -11,6 +11,7 @@ use karst_model::{
     protocol::AppProtocol,
     route::{Backend, RouteRules},
     service::Service,
+    waypoint_policy::WAYPOINT_CLASS,
     workload::Workload,
 };
 use karst_policy::{
@@ -36,9 +37,6 @@ use super::{
 };
 use crate::outbound::{self, Hop, Way};
 
-/// Class of the Gateways that stand for waypoints.
-const CLASS: &str = "istio-waypoint";
-
 /// A client at a waypoint.
 struct AtWaypoint<'a> {
     source: &'a Workload,
@@ -53,7 +51,7 @@ impl AtWaypoint<'_> {
         GatewayRef {
             namespace: &self.gateway.namespace,
             name: &self.gateway.name,
-            class: CLASS,
+            class: WAYPOINT_CLASS,
         }
     }
 
@@ -221,7 +219,7 @@ impl Ask<'_> {
         let (outcome, text) = match picked {
             Some(picked) => (
                 Outcome::Passes,
-                format!("{} takes the request", rule_name(picked.rule)),
+                format!("{} takes the request", picked.rule.label),
             ),
             None => (
                 Outcome::Stops,
@@ -842,13 +840,6 @@ fn weights(rule: &HttpRoute) -> Vec<u32> {
             rule.backends.iter().map(|backend| backend.weight).collect()
         }),
         RouteRules::Tls(_) | RouteRules::Tcp(_) => Vec::new(),
-    }
-}
-
-fn rule_name(rule: &HttpRoute) -> String {
-    match &rule.name {
-        Some(name) => format!("{}/{name}", rule.route.key),
-        None => format!("{}/{}", rule.route.key, rule.index),
     }
 }
 

@@ -33,7 +33,8 @@ pub struct HttpRoute {
     pub route: Arc<Route>,
     /// Index of the rule in its route.
     pub index: usize,
-    pub name: Option<Arc<str>>,
+    /// As people read it: the route's key, then the rule's name or its index.
+    pub label: Arc<str>,
     /// In the order in which they are applied.
     pub filters: Vec<Filter>,
     pub backends: Vec<RouteBackend>,
@@ -310,7 +311,10 @@ impl HttpRoute {
         Self {
             route: route.clone(),
             index,
-            name: rule.name.clone(),
+            label: match &rule.name {
+                Some(name) => format!("{}/{name}", route.key).into(),
+                None => format!("{}/{index}", route.key).into(),
+            },
             filters: compile(&rule.filters),
             backends: rule
                 .backends
