@@ -4,7 +4,7 @@ mod last;
 mod offline;
 mod suppose;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::SystemTime};
 
 use anyhow::Context as _;
 use karst_path::{
@@ -127,7 +127,7 @@ pub(crate) fn offline(args: &WhyArgs) -> anyhow::Result<Option<ExitCode>> {
     };
     let question = args.question()?;
     let facts = offline::facts(dir, &args.offline)?;
-    Ok(Some(match answer(&facts, &question) {
+    Ok(Some(match answer(&facts, &question, SystemTime::now()) {
         Ok(answer) => show(&answer, args.output)?,
         Err(error) => unclear(&error),
     }))

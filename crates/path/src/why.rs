@@ -22,6 +22,7 @@ use std::{
     cell::Cell,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::SystemTime,
 };
 
 use karst_model::{
@@ -51,17 +52,20 @@ const BRANCHES_MAX: usize = 100;
 /// Names of branches in one line.
 const NAMES_SHOWN: usize = 4;
 
-/// Answers a question.
+/// Answers a question as things are at `now`, by which tokens hold or have expired.
 ///
 /// # Errors
 /// That it is not clear what is meant, or that it does not exist.
-pub fn answer(facts: &Facts, question: &Question) -> Result<Answer, AskError> {
+pub fn answer(facts: &Facts, question: &Question, now: SystemTime) -> Result<Answer, AskError> {
     let (host, port) = split_port(&question.destination)?;
     let client = question::client(facts, question)?;
     let dialled = question::dialled(facts, question, host, &client)?;
     let port = port_of(&dialled, host, port)?;
     let mut ask = Ask {
         facts,
+        now: now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
         client,
         port,
         request: question.request.as_ref(),
@@ -113,6 +117,8 @@ fn port_of(dialled: &Dialled, host: &str, port: Option<u16>) -> Result<u16, AskE
 /// A question being answered.
 struct Ask<'a> {
     facts: &'a Facts,
+    /// Seconds since the epoch.
+    now: u64,
     client: Client,
     port: u16,
     request: Option<&'a AskedRequest>,

@@ -4,7 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use karst_discovery::{State, Update};
 use karst_model::{
@@ -547,7 +547,7 @@ fn what_is_answered_is_what_happens() {
             namespace: None,
             request: Some(request.clone()),
         };
-        let said = answer(&mesh.facts, &question).unwrap();
+        let said = answer(&mesh.facts, &question, SystemTime::now()).unwrap();
         let plane = Plane {
             mesh: &mesh,
             source: &source,

@@ -1,7 +1,7 @@
 //! Questions of people: the mesh is put together from the resources as agents and waypoints get them, read by the same
 //! code as theirs, and asked. Nothing is kept between questions.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use http::StatusCode;
 use karst_discovery::{Kind, Update, session::Session};
@@ -127,7 +127,7 @@ fn ask(which: &str, facts: &Facts, body: &[u8]) -> Result<Answered, Wrong> {
     match which {
         "why" => {
             let question: Question = serde_json::from_slice(body).map_err(unreadable)?;
-            let answer = answer(facts, &question).map_err(Wrong::Unclear)?;
+            let answer = answer(facts, &question, SystemTime::now()).map_err(Wrong::Unclear)?;
             Ok(Answered::Why(Box::new(answer)))
         }
         _ => {

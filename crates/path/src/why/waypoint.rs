@@ -250,7 +250,7 @@ impl Ask<'_> {
             return Ok(request);
         }
         let names: Vec<String> = objects.iter().map(ToString::to_string).collect();
-        let (outcome, text, fate) = match rules.authenticate(&mut request, now()) {
+        let (outcome, text, fate) = match rules.authenticate(&mut request, self.now) {
             Ok(()) => {
                 let who = match request.token() {
                     Some(_) => "the request's token is verified",
@@ -797,12 +797,6 @@ fn lines_of(trace: &RequestTrace) -> Vec<String> {
         dry_run: trace.dry_run,
         outcome,
     })
-}
-
-/// Seconds since the epoch.
-fn now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 /// The services behind this waypoint of which a port is this target port at the workload.
