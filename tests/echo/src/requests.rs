@@ -70,6 +70,9 @@ pub(crate) struct RequestsArgs {
     /// Milliseconds that one answer may take
     #[arg(long, default_value_t = 5_000)]
     timeout_ms: u64,
+    /// Count the answers that took at least so many milliseconds
+    #[arg(long, default_value_t = 1_000)]
+    slow_ms: u32,
 }
 
 #[derive(Default, Serialize)]
@@ -82,6 +85,8 @@ struct Report {
     answered_by: BTreeMap<String, u64>,
     failures: u64,
     failures_by_kind: BTreeMap<String, u64>,
+    /// Answers that took `--slow-ms` or longer.
+    slow: u64,
     p50_us: u32,
     p99_us: u32,
     max_us: u32,
@@ -435,6 +440,7 @@ impl Run {
         let us = u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX);
         let mut report = self.report();
         report.requests += 1;
+        report.slow += u64::from(us / 1_000 >= self.args.slow_ms);
         report.latencies_us.push(us);
         *report.statuses.entry(status).or_default() += 1;
         if !host.is_empty() {

@@ -13,12 +13,13 @@ use tokio_rustls::TlsAcceptor;
 
 mod http;
 mod modes;
+mod told;
 
 pub(crate) use self::http::{
     Body, EchoMessage, GRPC_METHOD, GRPC_STREAM_METHOD, full, grpc_frame, grpc_message,
     serve_connection, text,
 };
-use self::modes::Mode;
+use self::{modes::Mode, told::Told};
 
 /// Ports and what they speak. With none, HTTP on 8080.
 #[derive(Args, Debug)]
@@ -29,6 +30,9 @@ pub(crate) struct ServerArgs {
     /// Which of the `--port`s speak TLS
     #[arg(long)]
     pub(crate) tls: Vec<u16>,
+    /// Names in the certificate of the TLS ports
+    #[arg(long, value_delimiter = ',', default_value = "echo")]
+    tls_names: Vec<String>,
     /// TCP: describes the connection, then echoes
     #[arg(long)]
     tcp: Vec<u16>,
@@ -74,7 +78,10 @@ impl FromStr for ModePort {
 
 /// Serves until a listener fails or the program is told to stop (SIGTERM, SIGINT).
 pub(crate) async fn run(args: ServerArgs) -> anyhow::Result<()> {
-    let tls = TlsAcceptor::from(crate::tls::server_config()?);
+    let names = args.tls_names.clone();
+    let (tls, certificate) = crate::tls::server_config(names)?;
+    let tls = TlsAcceptor::from(tls);
+    let told = Arc::new(Told::with_certificate(certificate));
     let mut loops = JoinSet::new();
     let mut http_ports: Vec<u16> = args.port.iter().chain(&args.grpc).copied().collect();
     if http_ports.is_empty() && args.tcp.is_empty() && args.mode.is_empty() {
@@ -82,7 +89,7 @@ pub(crate) async fn run(args: ServerArgs) -> anyhow::Result<()> {
     }
     for port in http_ports {
         let tls = args.tls.contains(&port).then(|| tls.clone());
-        loops.spawn(accept_http(listen(port)?, port, tls));
+        loops.spawn(accept_http(listen(port)?, port, tls, told.clone()));
     }
     let described = args.tcp.iter().map(|&port| ModePort {
         mode: Mode::Describe,
@@ -141,8 +148,9 @@ async fn accept_http(
     listener: TcpListener,
     port: u16,
     tls: Option<TlsAcceptor>,
+    told: Arc<Told>,
 ) -> anyhow::Result<()> {
-    let handler = Arc::new(http::Echo { port });
+    let handler = Arc::new(http::Echo { port, told });
     loop {
         let (stream, remote) = accept(&listener).await;
         let (tls, handler) = (tls.clone(), Arc::clone(&handler));

@@ -14,15 +14,16 @@ pub(crate) fn install_provider() {
     let _already_there = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// A server configuration with a fresh self-signed certificate, for HTTP/1.1 and HTTP/2.
-pub(crate) fn server_config() -> anyhow::Result<Arc<ServerConfig>> {
-    let made = rcgen::generate_simple_self_signed(["echo".to_owned()])?;
+/// A server configuration with a fresh self-signed certificate for these names, for HTTP/1.1 and HTTP/2; and the
+/// certificate as PEM.
+pub(crate) fn server_config(names: Vec<String>) -> anyhow::Result<(Arc<ServerConfig>, String)> {
+    let made = rcgen::generate_simple_self_signed(names)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), made.cert.pem()))
 }
 
 /// A client configuration that takes whatever certificate the server shows.

@@ -1,13 +1,13 @@
 //! The HTTP side: HTTP/1.1 and h2c told apart by the first bytes, WebSocket upgrades, gRPC by content type.
 //!
 //! Query parameters ask for trouble: `delay=MS` waits, `status=CODE` answers so, `bytes=N` sends N bytes of the
-//! pattern, `abort=1` breaks the connection in the middle of the body.
+//! pattern, `abort=1` breaks the connection in the middle of the body. What lasts longer than a request is in `told`.
 
 use std::{collections::HashMap, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use futures_util::{SinkExt as _, StreamExt as _, stream};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -19,10 +19,16 @@ use tokio_tungstenite::{
     tungstenite::{handshake::derive_accept_key, protocol::Role},
 };
 
+use super::told::Told;
 use crate::{
     bytes_pattern::{Account, Pattern},
     describe::Received,
 };
+
+/// What a test tells a server or wants to know: counted as nobody's request.
+const OWN: [&str; 3] = ["/told", "/seen", "/certificate"];
+/// What probes ask: they count as nobody's request either, and nothing makes them fail.
+const READY: &str = "/ready";
 
 /// The one gRPC method that the suite calls; its messages are one string in field 1.
 pub(crate) const GRPC_METHOD: &str = "/proto.EchoTestService/Echo";
@@ -68,6 +74,7 @@ where
 /// Answers every request with what it received.
 pub(crate) struct Echo {
     pub(crate) port: u16,
+    pub(crate) told: Arc<Told>,
 }
 
 impl Echo {
@@ -77,6 +84,11 @@ impl Echo {
         remote: SocketAddr,
     ) -> Response<Body> {
         let lines = self.describe(&req, remote);
+        if OWN.contains(&req.uri().path()) {
+            let answer = self.told.answer(req).await;
+            return answer.unwrap_or_else(|_req| text(StatusCode::NOT_FOUND, "no such path\n"));
+        }
+        let _counted = (req.uri().path() != READY).then(|| self.told.count());
         if req.uri().path() == GRPC_METHOD {
             return grpc(req, lines).await;
         }
@@ -90,7 +102,21 @@ impl Echo {
         {
             return websocket(req);
         }
-        plain(req, lines).await
+        let ready = req.uri().path() == READY;
+        let delay = number(&query(req.uri()), "delay");
+        let req = match self.told.answer(req).await {
+            Ok(answer) => {
+                // The whole chain waits: each before it answers.
+                tokio::time::sleep(Duration::from_millis(delay.unwrap_or_default())).await;
+                return answer;
+            }
+            Err(req) => req,
+        };
+        let mut answer = plain(req, lines).await;
+        if let Some(status) = self.told.status().filter(|_| !ready) {
+            *answer.status_mut() = status;
+        }
+        answer
     }
 
     fn describe(&self, req: &Request<Incoming>, remote: SocketAddr) -> String {
@@ -126,16 +152,21 @@ fn version(version: Version) -> &'static str {
     }
 }
 
-async fn plain(req: Request<Incoming>, mut lines: String) -> Response<Body> {
-    let query: HashMap<String, String> = req
-        .uri()
-        .query()
-        .unwrap_or_default()
-        .split('&')
+fn query(uri: &Uri) -> HashMap<String, String> {
+    let pairs = uri.query().unwrap_or_default().split('&');
+    pairs
         .filter_map(|pair| pair.split_once('='))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
-    let number = |name: &str| query.get(name).and_then(|value| value.parse::<u64>().ok());
+        .collect()
+}
+
+fn number(query: &HashMap<String, String>, name: &str) -> Option<u64> {
+    query.get(name)?.parse().ok()
+}
+
+async fn plain(req: Request<Incoming>, mut lines: String) -> Response<Body> {
+    let query = query(req.uri());
+    let number = |name: &str| number(&query, name);
     let Ok(account) = drain(req.into_body()).await else {
         return text(StatusCode::BAD_REQUEST, "the request body ended early\n");
     };

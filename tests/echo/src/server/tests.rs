@@ -53,7 +53,9 @@ async fn http_1_is_answered_with_the_description() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     spawn_connection("test", async move {
-        accept_http(listener, 8080, None).await.unwrap()
+        accept_http(listener, 8080, None, Arc::default())
+            .await
+            .unwrap()
     });
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream
@@ -73,4 +75,49 @@ async fn http_1_is_answered_with_the_description() {
     ] {
         assert!(answer.contains(line), "{line:?} missing in {answer}");
     }
+}
+
+async fn ask(addr: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let request = format!("{request}Host: web\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_server_does_what_it_is_told_and_says_what_it_has_seen() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    spawn_connection("test", async move {
+        let told = Told::with_certificate("PEM".to_owned());
+        accept_http(listener, 8080, None, Arc::new(told))
+            .await
+            .unwrap();
+    });
+    let get = async |path: &str| ask(addr, &format!("GET {path} HTTP/1.1\r\n")).await;
+    assert!(get("/").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/told?status=503").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/").await.starts_with("HTTP/1.1 503"));
+    assert!(get("/ready").await.starts_with("HTTP/1.1 200"), "probes");
+    get("/told?status=200").await;
+    assert!(get("/").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/seen").await.contains("Requests=3\nAtOnce=1\n"));
+    assert!(get("/certificate").await.ends_with("PEM"));
+
+    assert!(get("/kept/a").await.starts_with("HTTP/1.1 404"));
+    ask(addr, "PUT /kept/a HTTP/1.1\r\nX-Keep: text\r\n").await;
+    assert!(get("/kept/a").await.ends_with("text"));
+    assert!(get("/authorize/x").await.starts_with("HTTP/1.1 403"));
+    let allowed = ask(addr, "GET /authorize/x HTTP/1.1\r\nX-Ext-Authz: allow\r\n").await;
+    assert!(allowed.starts_with("HTTP/1.1 200"), "{allowed}");
+
+    let chain = format!(
+        "GET /via/{addr}/via/{addr}/end HTTP/1.1\r\nX-Envoy-Expected-Rq-Timeout-Ms: 70\r\n"
+    );
+    let answer = ask(addr, &chain).await;
+    assert_eq!(answer.matches("Via=").count(), 2, "{answer}");
+    assert_eq!(answer.matches("Deadline=70").count(), 2, "{answer}");
+    assert!(answer.contains("URL=/end"), "{answer}");
 }
