@@ -76,6 +76,7 @@ impl Follower {
                 | Change::WaypointPolicy(_)
                 | Change::RequestAuthentication(_)
                 | Change::RateLimit(_)
+                | Change::TrustDomains
                 | Change::Telemetry => continue,
             };
             difference.add.extend(step.add);

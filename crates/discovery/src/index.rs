@@ -15,6 +15,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 use karst_model::{
     enrollment::NodeWorkload,
+    identity::TrustDomains,
     name::{PodUid, WorkloadUid},
     workload::Workload,
 };
@@ -49,6 +50,7 @@ pub(crate) struct Index {
     pub(crate) telemetries: Telemetries,
     pub(crate) request_authentications: RequestAuthentications,
     pub(crate) rate_limits: RateLimits,
+    pub(crate) trust_domains: Option<Arc<TrustDomains>>,
 }
 
 /// How much the state holds; for metrics and dumps.
@@ -108,6 +110,7 @@ impl Index {
             Update::Telemetry(one) => self.telemetries.insert(one, changes),
             Update::WaypointPolicy(policy) => self.waypoint_policies.insert(policy, changes),
             Update::ServiceTraffic(traffic) => self.traffic.insert(traffic, changes),
+            Update::TrustDomains(domains) => self.trust(Some(domains), changes),
             Update::RateLimit(limit) => self.rate_limits.insert(limit, changes),
             Update::RequestAuthentication(one) => {
                 self.request_authentications.insert(one, changes);
@@ -138,6 +141,7 @@ impl Index {
                 }
             }
             Kind::Telemetry => self.telemetries.remove(&name, changes),
+            Kind::TrustDomains => self.trust(None, changes),
             Kind::ServiceTraffic => {
                 if let Ok(key) = name.parse() {
                     self.traffic.remove(&key, changes);
@@ -158,6 +162,13 @@ impl Index {
                     self.request_authentications.remove(&key, changes);
                 }
             }
+        }
+    }
+
+    fn trust(&mut self, domains: Option<Arc<TrustDomains>>, changes: &mut HashSet<Change>) {
+        if self.trust_domains != domains {
+            self.trust_domains = domains;
+            changes.insert(Change::TrustDomains);
         }
     }
 

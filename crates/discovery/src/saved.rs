@@ -236,6 +236,9 @@ fn update(record: Record, interner: &mut Interner) -> Result<Update, ConvertErro
         Record::WaypointPolicy(bytes) => {
             Update::WaypointPolicy(convert::decode_waypoint_policy(&bytes, interner)?.into())
         }
+        Record::TrustDomains(domains) => {
+            Update::TrustDomains(convert::trust_domains_from(domains)?.into())
+        }
         Record::RateLimit(bytes) => {
             Update::RateLimit(convert::decode_rate_limit(&bytes, interner)?.into())
         }
@@ -262,6 +265,9 @@ fn records(state: &State, part: Part) -> Vec<u8> {
                 .for_each(|pod| add(Record::NodeWorkload(convert::node_workload_to(pod))));
         }
         Part::Mesh => {
+            if let Some(domains) = state.trust_domains() {
+                add(Record::TrustDomains(convert::trust_domains_to(&domains)));
+            }
             let policies = state.policies();
             policies.iter().for_each(|p| {
                 add(Record::Authorization(
@@ -340,6 +346,7 @@ fn save(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use karst_model::{
         enrollment::{CaptureOptions, EnrollMode, Generation, NodeWorkload, Plaintext},
+        identity::{TrustDomain, TrustDomains},
         rate_limit::{Enforcement, LimitHeaders, LimitScope, RateLimit},
         route::{Attachment, Clients, Route, RouteRules},
         service::Service,
@@ -367,6 +374,10 @@ mod tests {
             probe_ports: vec![8080],
         };
         state.apply([
+            Update::TrustDomains(Arc::new(TrustDomains {
+                own: TrustDomain("new.example".into()),
+                aliases: vec![TrustDomain::default()],
+            })),
             Update::Workload(Arc::new(Workload {
                 cluster_id: "c".into(),
                 ..Workload::new("c//Pod/shop/a")
@@ -426,6 +437,7 @@ mod tests {
         assert_eq!(*again.origin().borrow(), Origin::Disk);
         assert_eq!(again.workloads(), state.workloads());
         assert_eq!(again.services(), state.services());
+        assert_eq!(again.trust_domains(), state.trust_domains());
         assert_eq!(again.node_workloads(), state.node_workloads());
         assert_eq!(again.routes(), state.routes());
         assert_eq!(again.waypoint_policies(), state.waypoint_policies());

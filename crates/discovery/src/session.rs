@@ -230,6 +230,13 @@ fn read(
             let one = convert::decode_telemetry(bytes, interner)?;
             (one.name(), Update::Telemetry(one.into()))
         }
+        Kind::TrustDomains => {
+            let domains = convert::decode_trust_domains(bytes)?;
+            (
+                convert::TRUST_DOMAINS_NAME.into(),
+                Update::TrustDomains(domains.into()),
+            )
+        }
         Kind::RateLimit => {
             let limit = convert::decode_rate_limit(bytes, interner)?;
             (policy_name(&limit.key), Update::RateLimit(limit.into()))

@@ -13,6 +13,7 @@ use hashbrown::HashSet;
 use karst_model::{
     addr::{Network, NetworkAddr},
     enrollment::NodeWorkload,
+    identity::TrustDomains,
     name::{PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
     rate_limit::RateLimit,
@@ -24,6 +25,7 @@ use karst_model::{
     waypoint_policy::WaypointPolicy,
     workload::{Health, Workload},
 };
+use karst_proto::convert;
 use tokio::sync::{broadcast, watch};
 
 use crate::{
@@ -56,6 +58,8 @@ pub enum Change {
     RateLimit(PolicyKey),
     /// What is to be recorded.
     Telemetry,
+    /// The names of the mesh's trust domain.
+    TrustDomains,
 }
 
 impl Change {
@@ -259,6 +263,11 @@ impl State {
         self.read().telemetries.iter().cloned().collect()
     }
 
+    /// The names of the mesh's trust domain, where a controller has said them.
+    pub fn trust_domains(&self) -> Option<Arc<TrustDomains>> {
+        self.read().trust_domains.clone()
+    }
+
     /// Every RequestAuthentication, in the order of their keys: the controller sends a waypoint only those that concern it.
     pub fn request_authentications(&self) -> Vec<Arc<RequestAuthentication>> {
         self.read()
@@ -364,6 +373,11 @@ impl State {
                 .map(|policy| policy.key.to_string().into())
                 .collect(),
             Kind::Telemetry => index.telemetries.iter().map(|one| one.name()).collect(),
+            Kind::TrustDomains => index
+                .trust_domains
+                .iter()
+                .map(|_| convert::TRUST_DOMAINS_NAME.into())
+                .collect(),
             Kind::RateLimit => index
                 .rate_limits
                 .iter()

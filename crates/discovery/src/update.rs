@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use karst_model::{
-    enrollment::NodeWorkload, policy::Authorization, rate_limit::RateLimit, route::Route,
-    service::Service, telemetry::Telemetry, token::RequestAuthentication, traffic::ServiceTraffic,
-    waypoint_policy::WaypointPolicy, workload::Workload,
+    enrollment::NodeWorkload, identity::TrustDomains, policy::Authorization, rate_limit::RateLimit,
+    route::Route, service::Service, telemetry::Telemetry, token::RequestAuthentication,
+    traffic::ServiceTraffic, waypoint_policy::WaypointPolicy, workload::Workload,
 };
 use karst_proto::type_url;
 
@@ -22,6 +22,7 @@ pub enum Update {
     RequestAuthentication(Arc<RequestAuthentication>),
     Telemetry(Arc<Telemetry>),
     RateLimit(Arc<RateLimit>),
+    TrustDomains(Arc<TrustDomains>),
     /// The name is a workload's uid or a service's `<namespace>/<hostname>`.
     Removed(Kind, Arc<str>),
 }
@@ -45,18 +46,23 @@ pub enum Kind {
     Route,
     /// Only a Karst controller serves it.
     Telemetry,
+    /// Only a Karst controller serves it.
+    TrustDomains,
 }
 
 impl Kind {
-    /// What an agent follows, in the order in which it asks: policies arrive before the workloads that they protect.
-    pub const ALL: [Self; 4] = [
+    /// What an agent follows, in the order in which it asks: names of the mesh before what names it, policies before the
+    /// workloads that they protect.
+    pub const ALL: [Self; 5] = [
+        Self::TrustDomains,
         Self::Authorization,
         Self::Address,
         Self::NodeWorkload,
         Self::Telemetry,
     ];
     /// What a waypoint follows, in the order in which it asks: policies arrive before the services that they protect.
-    pub const WAYPOINT: [Self; 7] = [
+    pub const WAYPOINT: [Self; 8] = [
+        Self::TrustDomains,
         Self::WaypointPolicy,
         Self::RequestAuthentication,
         Self::ServiceTraffic,
@@ -77,6 +83,7 @@ impl Kind {
             Self::Route => type_url::ROUTE,
             Self::ServiceTraffic => type_url::SERVICE_TRAFFIC,
             Self::Telemetry => type_url::TELEMETRY,
+            Self::TrustDomains => type_url::TRUST_DOMAINS,
         }
     }
 

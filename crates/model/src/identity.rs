@@ -26,6 +26,40 @@ impl fmt::Display for TrustDomain {
     }
 }
 
+/// All names of this mesh's trust domain, under the same roots. An identity is the same in each of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TrustDomains {
+    /// The one in which certificates are issued.
+    pub own: TrustDomain,
+    /// Its other names: those that it had before, and those that it will have.
+    pub aliases: Vec<TrustDomain>,
+}
+
+impl TrustDomains {
+    /// One without aliases.
+    pub fn only(own: TrustDomain) -> Self {
+        Self {
+            own,
+            aliases: Vec::new(),
+        }
+    }
+
+    /// Whether `trust_domain` is this mesh's.
+    pub fn covers(&self, trust_domain: &TrustDomain) -> bool {
+        self.iter().any(|one| one == trust_domain)
+    }
+
+    /// All names, the one of certificates first.
+    pub fn iter(&self) -> impl Iterator<Item = &TrustDomain> {
+        std::iter::once(&self.own).chain(&self.aliases)
+    }
+
+    /// Whether two identities are the same, by whatever name of this mesh.
+    pub fn same(&self, a: &SpiffeId, b: &SpiffeId) -> bool {
+        a == b || a.same_account(b) && self.covers(&a.trust_domain) && self.covers(&b.trust_domain)
+    }
+}
+
 /// Who a workload is: the service account that it runs as, in a trust domain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
@@ -52,6 +86,21 @@ impl SpiffeId {
             namespace: namespace.into(),
             service_account: service_account.into(),
         }
+    }
+
+    /// The same service account in another trust domain.
+    #[must_use]
+    pub fn in_trust_domain(&self, trust_domain: &TrustDomain) -> Self {
+        Self {
+            trust_domain: trust_domain.clone(),
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+        }
+    }
+
+    /// Whether both are the same service account, each in a trust domain that was checked elsewhere.
+    pub fn same_account(&self, other: &Self) -> bool {
+        self.namespace == other.namespace && self.service_account == other.service_account
     }
 
     /// The identity without its scheme, the form that policies compare: `cluster.local/ns/shop/sa/orders`.
@@ -137,6 +186,21 @@ mod tests {
             id.principal().to_string(),
             "cluster.local/ns/shop/sa/orders"
         );
+    }
+
+    #[test]
+    fn an_identity_is_the_same_by_every_name_of_its_mesh_and_by_no_other() {
+        let domain = |name: &str| TrustDomain(name.into());
+        let mesh = TrustDomains {
+            own: domain("new.example"),
+            aliases: vec![domain("cluster.local")],
+        };
+        let orders = SpiffeId::new(&mesh.own, "shop", "orders");
+        assert!(mesh.same(&orders, &orders.in_trust_domain(&TrustDomain::default())));
+        assert!(!mesh.same(&orders, &orders.in_trust_domain(&domain("foreign"))));
+        assert!(!mesh.same(&orders, &SpiffeId::new(&mesh.own, "shop", "carts")));
+        let foreign = orders.in_trust_domain(&domain("foreign"));
+        assert!(mesh.same(&foreign, &foreign));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod service;
 mod telemetry;
 mod token;
 mod traffic;
+mod trust_domains;
 mod waypoint_policy;
 mod workload;
 
@@ -35,5 +36,8 @@ pub use service::{service_aliases, service_to};
 pub use telemetry::{decode_telemetry, telemetry_to};
 pub use token::{decode_request_authentication, request_authentication_to};
 pub use traffic::{decode_service_traffic, service_traffic_to};
+pub use trust_domains::{
+    TRUST_DOMAINS_NAME, decode_trust_domains, trust_domains_from, trust_domains_to,
+};
 pub use waypoint_policy::{decode_waypoint_policy, waypoint_policy_to};
 pub use workload::{workload_aliases, workload_to};

@@ -22,5 +22,7 @@ pub const RATE_LIMIT: &str = "type.googleapis.com/karst.v1.RateLimit";
 pub const WORKLOAD_EXTENSION: &str = "type.googleapis.com/karst.v1.WorkloadExtension";
 /// What Karst adds to a service, inside its extensions.
 pub const SERVICE_EXTENSION: &str = "type.googleapis.com/karst.v1.ServiceExtension";
+/// All names of the mesh's trust domain.
+pub const TRUST_DOMAINS: &str = "type.googleapis.com/karst.v1.TrustDomains";
 /// What is recorded of connections and requests, and where it goes.
 pub const TELEMETRY: &str = "type.googleapis.com/karst.v1.Telemetry";

@@ -60,6 +60,7 @@ fn a_stream_opens_with_a_wildcard_per_kind_and_the_node_once() {
     assert_eq!(
         urls,
         [
+            type_url::TRUST_DOMAINS,
             type_url::AUTHORIZATION,
             type_url::ADDRESS,
             type_url::NODE_WORKLOAD,

@@ -125,6 +125,16 @@ pub struct SealedPort {
     #[prost(message, optional, tag = "2")]
     pub waypoint: ::core::option::Option<super::super::istio::workload::GatewayAddress>,
 }
+/// All names of the mesh's trust domain. Discovery resource; there is one, named `mesh`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrustDomains {
+    /// The one in which certificates are asked for.
+    #[prost(string, tag = "1")]
+    pub own: ::prost::alloc::string::String,
+    /// Others under the same roots; an identity is the same in each.
+    #[prost(string, repeated, tag = "2")]
+    pub aliases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinRequest {
     #[prost(string, tag = "1")]
@@ -200,6 +210,8 @@ pub mod saved_record {
         Authorization(::prost::alloc::vec::Vec<u8>),
         #[prost(message, tag = "3")]
         NodeWorkload(super::NodeWorkload),
+        #[prost(message, tag = "7")]
+        TrustDomains(super::TrustDomains),
         /// Encoded Route.
         #[prost(bytes, tag = "4")]
         Route(::prost::alloc::vec::Vec<u8>),
