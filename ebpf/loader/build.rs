@@ -22,20 +22,17 @@ fn main() {
     .expect("OUT_DIR is writable");
 }
 
-/// The target directory of this build: what lies above `PROFILE/build/PACKAGE/out`.
+/// The target directory of this build: what lies above `PROFILE/build/PACKAGE/out`, and with `--target TRIPLE` one level
+/// higher. The kernel programs tell which; where none were built, either will do until they are.
 fn target_dir(out: &Path) -> PathBuf {
     let mut above = out
         .ancestors()
         .skip_while(|dir| dir.file_name() != Some("build".as_ref()));
     let profile = above.nth(1).expect("OUT_DIR lies in build/");
-    let target = profile
+    let nearest = profile
         .parent()
         .expect("a profile lies in the target directory");
-    // With `--target TRIPLE` there is one more level.
-    if target.join("CACHEDIR.TAG").exists() {
-        target
-    } else {
-        target.parent().unwrap_or(target)
-    }
-    .to_path_buf()
+    let has_programs = |dir: &&Path| dir.join("bpf/karst.o").exists();
+    let found = nearest.ancestors().take(2).find(has_programs);
+    found.unwrap_or(nearest).to_path_buf()
 }
