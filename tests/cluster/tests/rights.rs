@@ -81,6 +81,23 @@ kind: TCPRoute
 metadata: {name: tcp}
 spec: {parentRefs: [{group: \"\", kind: Service, name: orders, port: 83}], rules: [{backendRefs: [{name: orders, port: 83}]}]}
 ---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: tls}
+spec:
+  targetRefs: [{group: \"\", kind: Service, name: orders, sectionName: tls}]
+  validation: {wellKnownCACertificates: System, hostname: orders.example}
+---
+apiVersion: policy.karst.io/v1alpha1
+kind: RateLimit
+metadata: {name: limit}
+spec: {targetRefs: [{group: \"\", kind: Service, name: orders}], rules: [{requests: 10, per: 1s}]}
+---
+apiVersion: policy.karst.io/v1alpha1
+kind: HealthCheck
+metadata: {name: check}
+spec: {targetRefs: [{group: \"\", kind: Service, name: orders}], tcp: {}}
+---
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: overlay}
@@ -108,6 +125,17 @@ spec:
   infrastructure:
     parametersRef: {group: \"\", kind: ConfigMap, name: overlay}
   listeners: [{name: mesh, port: 15008, protocol: HBONE}]
+";
+
+/// Two of them on a node change what is noted of it twice.
+const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME}
+spec:
+  nodeSelector: {kubernetes.io/hostname: n1}
+  terminationGracePeriodSeconds: 1
+  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
 ";
 
 /// What a rule allows, one verb of one resource.
@@ -141,6 +169,11 @@ fn every_right_of_the_controller_is_used_and_none_is_missing() {
     let namespace = Namespace::new("rights");
     namespace.apply(OBJECTS);
     overlay_is_there(cluster);
+    namespace.label();
+    for name in ["first", "second"] {
+        namespace.apply(&POD.replace("NAME", name));
+        is_captured(cluster, name);
+    }
     run(cluster.karst().args(["status"]));
     // A new root: its first step is the one change of that Secret.
     let rotate = [
@@ -173,6 +206,14 @@ fn every_right_of_the_controller_is_used_and_none_is_missing() {
         .filter_map(|one| one.forbidden)
         .collect();
     assert!(forbidden.is_empty(), "{forbidden:#?}");
+}
+
+fn is_captured(cluster: &Cluster, name: &str) {
+    eventually(&format!("{name} is in the mesh"), || {
+        let workloads = cluster.workloads("rights").unwrap_or_default();
+        let captured = |one: &Value| one["name"] == name && one["protocol"] == "HBONE";
+        workloads.iter().any(captured)
+    });
 }
 
 fn overlay_is_there(cluster: &Cluster) {
