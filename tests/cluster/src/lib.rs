@@ -15,6 +15,7 @@ pub mod load;
 pub mod namespace;
 pub mod orders;
 pub mod shop;
+pub mod tokens;
 pub mod wait;
 
 pub use capture::Capture;

@@ -97,6 +97,23 @@ impl Orders {
         Load::spawn(Cluster::get(), &self.pod("client"), &all)
     }
 
+    /// Makes every answer of a pod have this status from now on; 200 takes that back.
+    pub fn tell(&self, pod: &str, status: u16) {
+        let url = format!("http://127.0.0.1:8080/told?status={status}");
+        run_in(&self.pod(pod), &url);
+    }
+
+    /// How many requests reached a pod, and how many at once at most.
+    pub fn seen(&self, pod: &str) -> (u64, u64) {
+        let said = run_in(&self.pod(pod), "http://127.0.0.1:8080/seen");
+        let number = |name: &str| {
+            let found = said.lines().find_map(|line| line.split_once(name));
+            found.and_then(|(_, number)| number.trim().parse().ok())
+        };
+        let seen = number("Requests=").zip(number("AtOnce="));
+        seen.unwrap_or_else(|| panic!("{pod} does not say what it has seen: {said}"))
+    }
+
     /// A route to both versions by weight; whoever sends `x-user: tester` gets v2.
     pub fn route(&self, v1: u32, v2: u32) {
         self.namespace.apply(&format!(
@@ -177,6 +194,45 @@ spec:
         let said = logs.output().map(|said| said.stdout).unwrap_or_default();
         String::from_utf8_lossy(&said).into_owned()
     }
+}
+
+/// A pod of karst-echo on port 8080, whose service account is its name's default; `labels` as YAML writes a mapping.
+pub fn echo(name: &str, node: &str, labels: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{{labels}}}}}
+spec:
+  nodeSelector: {{kubernetes.io/hostname: {node}}}
+  containers:
+    - name: echo
+      image: karst.test/echo:1
+      command: [karst-echo, server, --port=8080, --port=8443, --tls=8443, --tls-names=api.bank.example]
+      readinessProbe: {{httpGet: {{path: /ready, port: 8080}}, periodSeconds: 1}}
+---"
+    )
+}
+
+/// A service of port 80 for such pods.
+pub fn service(name: &str, labels: &str, selector: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, labels: {{{labels}}}}}
+spec:
+  selector: {{{selector}}}
+  ports: [{{name: http, port: 80, targetPort: 8080}}]
+---"
+    )
+}
+
+/// A request of a pod to itself, which must be answered.
+fn run_in(pod: &str, url: &str) -> String {
+    let said = Cluster::get().exec(pod, &["karst-echo", "client", url]);
+    assert!(said.status.success(), "{pod}: {url}: {said:?}");
+    String::from_utf8_lossy(&said.stdout).into_owned()
 }
 
 /// The status of the first answer in what `karst-echo client` says.
