@@ -8,6 +8,7 @@
 //!
 //! Binaries of a release are linked statically, so that an image holds nothing else. `KARST_PROFILE=dev` packs what
 //! the tests have already built, with the libraries it needs: nothing is compiled twice in a loop of trying things out.
+//! So does `KARST_BIN_DIR=DIR` with the programs of a folder, such as those of an older version.
 
 mod debian;
 mod oci;
@@ -217,7 +218,7 @@ fn archive(name: Name, tag: &str) -> Result<PathBuf> {
     let (references, file) = (image.names.join(", "), archive_of(&name.word()));
     let size = oci::write_archive(image, &file)?;
     println!("image: {references}: {:.1} MB", size as f64 / 1e6);
-    let small = name.recipe().purpose == Purpose::Tests || release::is_dev() || size <= LIMIT_BYTES;
+    let small = name.recipe().purpose == Purpose::Tests || !are_static() || size <= LIMIT_BYTES;
     ensure!(
         small,
         "{references} has {size} bytes, more than the {LIMIT_BYTES} that an image of the product may have"
@@ -236,9 +237,14 @@ fn target() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
+/// Whether binaries of a release are packed, linked for it.
+fn are_static() -> bool {
+    !release::is_dev() && release::given().is_none()
+}
+
 /// Where the binaries for images are.
 fn binaries() -> PathBuf {
-    if release::is_dev() {
+    if !are_static() {
         return release::folder();
     }
     shell::root()
@@ -256,7 +262,7 @@ fn build(names: &[Name]) -> Result<()> {
         .collect();
     binaries.sort_unstable();
     binaries.dedup();
-    if binaries.is_empty() {
+    if binaries.is_empty() || release::given().is_some() {
         return Ok(());
     }
     release::ebpf()?;
@@ -266,7 +272,7 @@ fn build(names: &[Name]) -> Result<()> {
         // Every program's package has its name.
         cargo.args(["-p", binary, "--bin", binary]);
     }
-    if !release::is_dev() {
+    if are_static() {
         let flags = format!(
             "CARGO_TARGET_{}_RUSTFLAGS",
             target().to_uppercase().replace('-', "_")

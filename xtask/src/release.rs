@@ -22,8 +22,19 @@ pub(crate) fn profile() -> String {
     std::env::var(PROFILE_VARIABLE).unwrap_or_else(|_| "release".to_owned())
 }
 
+/// A folder with all of our programs, built elsewhere or earlier: they are used as they are, and nothing is built.
+const GIVEN_VARIABLE: &str = "KARST_BIN_DIR";
+
+/// The folder of programs that was given.
+pub(crate) fn given() -> Option<PathBuf> {
+    std::env::var_os(GIVEN_VARIABLE).map(PathBuf::from)
+}
+
 /// Where those binaries are.
 pub(crate) fn folder() -> PathBuf {
+    if let Some(given) = given() {
+        return given;
+    }
     let profile = profile();
     let name = if profile == "dev" { "debug" } else { &profile };
     shell::root().join("target").join(name)
@@ -35,8 +46,11 @@ pub(crate) fn ebpf() -> Result<()> {
     crate::ebpf::build()
 }
 
-/// Builds the kernel programs, then every binary, optimised.
+/// Builds the kernel programs, then every binary, optimised, unless they are given.
 pub(crate) fn run() -> Result<()> {
+    if given().is_some() {
+        return Ok(());
+    }
     ebpf()?;
     let mut build = shell::cargo();
     build.args([
