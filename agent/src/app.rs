@@ -407,7 +407,7 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
     );
     spawn_essential("answers", &shutdown, answers);
     let observed = observed::install(&registry);
-    let observe = karst_link::observe(link.clone(), observed, shutdown.clone());
+    let observe = karst_link::observe(link.clone(), observed, mesh.hub.clone(), shutdown.clone());
     spawn_essential("observations", &shutdown, observe);
     if let Some(installer) = Installer::of(&mesh.config) {
         let keep = installer.keep(readiness.clone(), mesh.metrics.clone(), shutdown.clone());

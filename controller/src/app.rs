@@ -52,6 +52,7 @@ use crate::{
         acks::Acks,
         caller::Gate,
         certificates::Certificates,
+        collectors,
         discovery::Discovery,
         enrollment::Enroll,
         metrics::{Lag, ServeMetrics},
@@ -229,6 +230,12 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         base.commands.clone(),
     );
     spawn_essential("keys of issuers", &shutdown, keeper.run(shutdown.clone()));
+    let collectors = collectors::follow(
+        base.observed.clone(),
+        base.commands.clone(),
+        shutdown.clone(),
+    );
+    spawn_essential("collectors", &shutdown, collectors);
 
     let listener = TcpListener::bind(base.cfg.listen)
         .await

@@ -13,6 +13,7 @@
 pub mod acks;
 pub mod caller;
 pub mod certificates;
+pub mod collectors;
 pub mod discovery;
 pub mod enrollment;
 pub mod metrics;

@@ -156,7 +156,7 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
     spawn_essential("memory", &shutdown, mesh.clone().follow_memory());
     record(&mesh, &registry);
     let observed = observed::install(&registry);
-    let observe = karst_link::observe(link.clone(), observed, shutdown.clone());
+    let observe = karst_link::observe(link.clone(), observed, mesh.hub.clone(), shutdown.clone());
     spawn_essential("observations", &shutdown, observe);
     if let Some(saved) = saved {
         let keep = saved.keep(mesh.state.clone(), shutdown.clone());

@@ -1,6 +1,6 @@
 //! What can happen to the index.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use karst_k8s_api::{Object, ObjectKey};
 use karst_model::{enrollment::PodCapture, name::PodUid};
@@ -43,6 +43,9 @@ pub enum Event {
         source: KeySource,
         fetched: FetchedKeys,
     },
+    /// Collectors that do not take what agents and waypoints send, by provider, and why. This is a level: it replaces what
+    /// was said before.
+    FailingCollectors(BTreeMap<Arc<str>, Arc<str>>),
     /// Every peer has acknowledged what a transition published.
     Acknowledged(Transition),
     /// A transition has taken too long: nobody is waited for.

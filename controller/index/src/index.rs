@@ -260,6 +260,7 @@ impl Index {
                 Event::NodeElsewhere { node, published } => self.elsewhere(node, published),
                 Event::NodeHere { node } => self.here(&node),
                 Event::Keys { source, fetched } => self.keys(source, fetched),
+                Event::FailingCollectors(failing) => self.failing_collectors(failing),
                 Event::Acknowledged(transition) => {
                     self.capture.acknowledged(&transition);
                     self.mark_pod(&transition.pod_uid);

@@ -5,13 +5,16 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use karst_k8s_api::istio::{
-    Telemetry,
-    mesh_config::{LogForm, ProviderSpec},
-    telemetry::{
-        self as source, AccessLogging, CustomTag, Metric as Named, MetricsOverride as Change,
-        WorkloadMode,
+use karst_k8s_api::{
+    istio::{
+        Telemetry,
+        mesh_config::{LogForm, ProviderSpec},
+        telemetry::{
+            self as source, AccessLogging, CustomTag, Metric as Named, MetricsOverride as Change,
+            WorkloadMode,
+        },
     },
+    labels,
 };
 use karst_model::{
     name::{PolicyKey, ServiceKey},
@@ -78,11 +81,7 @@ impl TelemetryFacts {
             scope,
             tracing: spec.tracing.iter().map(|one| reader.tracing(one)).collect(),
             metrics: spec.metrics.iter().map(|one| reader.metrics(one)).collect(),
-            access_logs: spec
-                .access_logging
-                .iter()
-                .map(|one| reader.access_log(one))
-                .collect(),
+            access_logs: reader.access_logs(object),
         };
         Self {
             scoped,
@@ -297,7 +296,38 @@ impl Reader {
             providers: self.named(&from.providers),
             disabled: from.disabled,
             filter,
+            sampling: None,
         }
+    }
+
+    /// The share of the access log that the object's annotation asks for; the Telemetry API has no field for it.
+    fn log_sampling(&mut self, object: &Telemetry) -> Option<u32> {
+        let annotations = object.metadata.annotations.as_ref()?;
+        let text = annotations.get(labels::ACCESS_LOG_SAMPLING)?;
+        let percent = text.trim().parse::<f64>().ok();
+        let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+        if percent.is_none() {
+            self.refuse(
+                "UnsupportedValue",
+                format!(
+                    "annotation {} {text:?} is no percentage: as if unset",
+                    labels::ACCESS_LOG_SAMPLING
+                ),
+            );
+        }
+        percent.map(|percent| (percent * 100.0).round() as u32)
+    }
+
+    /// The rules for access logs, each with the object's share; a share without a rule is one.
+    fn access_logs(&mut self, object: &Telemetry) -> Vec<AccessLog> {
+        let sampling = self.log_sampling(object);
+        let rules = object.spec.access_logging.iter();
+        let mut rules: Vec<AccessLog> = rules.map(|one| self.access_log(one)).collect();
+        if rules.is_empty() && sampling.is_some() {
+            rules.push(AccessLog::default());
+        }
+        rules.iter_mut().for_each(|rule| rule.sampling = sampling);
+        rules
     }
 
     /// A CEL expression that can be compiled.

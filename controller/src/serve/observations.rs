@@ -27,8 +27,13 @@ const PROGRAMS_MAX: usize = 2000;
 const EDGES_MAX: usize = 50_000;
 /// Incidents and edges of one message that are looked at: as many as programs send.
 const MESSAGE_MAX: (usize, usize) = (500, 2000);
+/// Failing collectors of one program.
+const COLLECTORS_MAX: usize = 64;
 /// Longest text of an incident, in bytes.
 const TEXT_MAX: usize = 2048;
+
+/// By provider: which program says that its collector fails, and why.
+pub type Failing = BTreeMap<Arc<str>, (Arc<str>, Arc<str>)>;
 
 /// Everything that was observed.
 #[derive(Default)]
@@ -52,6 +57,8 @@ struct Program {
     whose: String,
     sequence: u64,
     incidents: VecDeque<Incident>,
+    /// Providers whose collector does not take what the program sends, and why.
+    failing: BTreeMap<Arc<str>, Arc<str>>,
     heard: u64,
 }
 
@@ -104,10 +111,43 @@ impl Observed {
             }
             program.incidents.push_back(incident);
         }
+        program.failing = message
+            .failing_collectors
+            .into_iter()
+            .take(COLLECTORS_MAX)
+            .map(|mut one| {
+                truncate(&mut one.error);
+                (one.provider.into(), one.error.into())
+            })
+            .collect();
         state.trim();
         for edge in message.edges.into_iter().take(MESSAGE_MAX.1) {
             state.add(edge);
         }
+    }
+
+    /// The program's stream has ended: what it said of collectors is not known to hold.
+    pub fn ended(&self, program: &str) {
+        if let Some(program) = self.lock().programs.get_mut(program) {
+            program.failing.clear();
+        }
+    }
+
+    /// Collectors that do not take what some program sends: by provider who says so, and why. Of several programs one is
+    /// named; `before` if it still says so.
+    pub fn failing(&self, before: &Failing) -> Failing {
+        let state = self.lock();
+        let mut failing = Failing::new();
+        for program in state.programs.values() {
+            for (provider, error) in &program.failing {
+                let said: (Arc<str>, Arc<str>) = (program.whose.as_str().into(), error.clone());
+                match before.get(provider) == Some(&said) {
+                    true => drop(failing.insert(provider.clone(), said)),
+                    false => drop(failing.entry(provider.clone()).or_insert(said)),
+                }
+            }
+        }
+        failing
     }
 
     /// Incidents with one end in the namespace, or all.
@@ -192,9 +232,13 @@ fn shorten(incident: &mut Incident) {
         &mut incident.route,
         &mut incident.service,
     ] {
-        if text.len() > TEXT_MAX {
-            text.truncate(text.floor_char_boundary(TEXT_MAX));
-        }
+        truncate(text);
+    }
+}
+
+fn truncate(text: &mut String) {
+    if text.len() > TEXT_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_MAX));
     }
 }
 
@@ -274,9 +318,11 @@ impl Service for ObservationService {
         let (observed, shutdown) = (self.observed.clone(), self.shutdown.clone());
         let mut messages = request.into_inner();
         spawn_connection("observations", async move {
+            let mut program = String::new();
             let follow = async {
                 while let Ok(Some(message)) = messages.message().await {
                     let sequence = message.sequence;
+                    program.clone_from(&message.program);
                     observed.take(&whose, message);
                     let answer = ObservationAnswer { sequence };
                     if tx.send(Ok(answer)).await.is_err() {
@@ -286,6 +332,7 @@ impl Service for ObservationService {
             };
             // Its end is the program's to repair: it opens another stream.
             let _ended = shutdown.run_until_cancelled(follow).await;
+            observed.ended(&program);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
     }
@@ -293,6 +340,8 @@ impl Service for ObservationService {
 
 #[cfg(test)]
 mod tests {
+    use karst_proto::reads::FailingCollector;
+
     use super::*;
 
     fn message(sequence: u64, incidents: usize, ports: std::ops::Range<u32>) -> Observation {
@@ -344,6 +393,34 @@ mod tests {
         assert_eq!(observed.incidents(Some("bank")).len(), 4);
         assert!(observed.incidents(Some("other")).is_empty());
         assert_eq!(connections(&observed.edges(Some("shop"))), [1, 2]);
+    }
+
+    #[test]
+    fn a_failing_collector_is_said_by_one_as_long_as_any_program_says_so() {
+        let says = |program: &str, sequence, errors: &[&str]| Observation {
+            program: program.to_owned(),
+            sequence,
+            failing_collectors: errors
+                .iter()
+                .map(|error| FailingCollector {
+                    provider: "otel".to_owned(),
+                    error: (*error).to_owned(),
+                })
+                .collect(),
+            ..Observation::default()
+        };
+        let observed = Observed::default();
+        observed.take("n1", says("a", 1, &["refused"]));
+        let one = observed.failing(&Failing::new());
+        assert_eq!(*one["otel"].0, *"n1");
+        for node in 2..9 {
+            observed.take(&format!("n{node}"), says(&node.to_string(), 1, &["late"]));
+            assert_eq!(observed.failing(&one), one);
+        }
+        observed.take("n1", says("a", 2, &[]));
+        assert_eq!(*observed.failing(&one)["otel"].1, *"late");
+        (2..9).for_each(|node| observed.ended(&node.to_string()));
+        assert!(observed.failing(&one).is_empty());
     }
 
     #[test]

@@ -101,3 +101,5 @@ pub const LOAD_BALANCER: &str = "karst.dev/load-balancer";
 // --- Policy (annotations)
 /// `true`: the policy is only logged and counted.
 pub const DRY_RUN: &str = "istio.io/dry-run";
+/// Annotation of a Telemetry object: percent of what its access logs would take, 0 to 100.
+pub const ACCESS_LOG_SAMPLING: &str = "karst.dev/access-log-sampling-percentage";

@@ -7,11 +7,13 @@ use std::{
 };
 
 use karst_proto::reads::{
-    Edge, Incident, IncidentKind, Observation, Peer, observations_client::ObservationsClient,
+    Edge, FailingCollector, Incident, IncidentKind, Observation, Peer,
+    observations_client::ObservationsClient,
 };
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::{
     error_chain::Chain,
+    hub::Hub,
     observed::{self, Batch, EdgeKey, End, Observed, Traffic},
 };
 use tokio::sync::mpsc;
@@ -22,17 +24,22 @@ use crate::Link;
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Incidents of one message.
 const INCIDENTS_MAX: usize = 500;
+/// Failing collectors of one message, and the longest text about one.
+const COLLECTORS_MAX: usize = 64;
+const ERROR_BYTES_MAX: usize = 512;
 /// First and longest pause between streams.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Tells until shutdown, over as many streams as it takes.
-pub async fn observe(link: Link, observed: Arc<Observed>, shutdown: Shutdown) {
+pub async fn observe(link: Link, observed: Arc<Observed>, hub: Arc<Hub>, shutdown: Shutdown) {
     let mut teller = Teller {
         program: program(),
         sequence: 0,
         last_totals: (0, 0, 0),
         unanswered: None,
+        last_failing: Vec::new(),
         observed,
+        hub,
     };
     let mut pause = BACKOFF.0;
     loop {
@@ -63,7 +70,9 @@ struct Teller {
     last_totals: (u64, u64, u64),
     /// What the controller may not have: it is sent again.
     unanswered: Option<Observation>,
+    last_failing: Vec<FailingCollector>,
     observed: Arc<Observed>,
+    hub: Arc<Hub>,
 }
 
 impl Teller {
@@ -97,15 +106,29 @@ impl Teller {
         tokio::time::sleep(INTERVAL).await;
         let batch = self.observed.take(INCIDENTS_MAX);
         let totals = (batch.denied_total, batch.failed_total, batch.overflow_total);
-        if batch.incidents.is_empty() && batch.edges.is_empty() && totals == self.last_totals {
+        let failing = failing(&self.hub);
+        let is_old = totals == self.last_totals && failing == self.last_failing;
+        if batch.incidents.is_empty() && batch.edges.is_empty() && is_old {
             return None;
         }
         self.last_totals = totals;
+        self.last_failing.clone_from(&failing);
         self.sequence += 1;
-        let message = message(batch, self.program.clone(), self.sequence);
+        let mut message = message(batch, self.program.clone(), self.sequence);
+        message.failing_collectors = failing;
         self.unanswered = Some(message.clone());
         Some(message)
     }
+}
+
+/// Collectors that do not take what is sent.
+fn failing(hub: &Hub) -> Vec<FailingCollector> {
+    let failing = hub.failing().into_iter().take(COLLECTORS_MAX);
+    let failing = failing.map(|(provider, error)| FailingCollector {
+        provider: provider.to_string(),
+        error: error[..error.floor_char_boundary(ERROR_BYTES_MAX)].to_owned(),
+    });
+    failing.collect()
 }
 
 fn message(batch: Batch, program: String, sequence: u64) -> Observation {
@@ -121,6 +144,7 @@ fn message(batch: Batch, program: String, sequence: u64) -> Observation {
             .map(|(key, traffic)| edge(key, traffic))
             .collect(),
         edges_overflow_total: batch.overflow_total,
+        failing_collectors: Vec::new(),
     }
 }
 

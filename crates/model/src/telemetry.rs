@@ -222,4 +222,6 @@ pub struct AccessLog {
     pub disabled: Option<bool>,
     /// A CEL expression: only what it is true of is logged.
     pub filter: Option<Arc<str>>,
+    /// Hundredths of a percent, up to 10,000, of what the filter takes.
+    pub sampling: Option<u32>,
 }

@@ -26,6 +26,7 @@ use crate::{
     format::{self, Logged},
     metrics::Registry,
     settings::{Chain, LogTo, Plan, Settings, Side},
+    trace::ALWAYS,
 };
 
 /// Most headers that one scope may ask for.
@@ -61,6 +62,38 @@ pub struct Recording {
 struct Sink {
     to: To,
     filter: Option<Arc<Expression>>,
+    sample: Sample,
+}
+
+/// A share of what comes, in no pattern that traffic could have too.
+struct Sample {
+    /// Hundredths of a percent.
+    share: u32,
+    seen: AtomicU64,
+}
+
+impl Sample {
+    fn new(share: u32) -> Self {
+        Self {
+            share,
+            seen: AtomicU64::new(0),
+        }
+    }
+
+    fn takes(&self) -> bool {
+        self.share >= ALWAYS || {
+            let number = self.seen.fetch_add(1, Ordering::Relaxed);
+            mixed(number) % u64::from(ALWAYS) < u64::from(self.share)
+        }
+    }
+}
+
+/// SplitMix64: <https://prng.di.unimi.it/splitmix64.c>.
+fn mixed(number: u64) -> u64 {
+    let mut bits = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
 }
 
 enum To {
@@ -120,6 +153,16 @@ impl Hub {
     /// The collectors, for [`crate::export::run`].
     pub fn exporters(&self) -> watch::Receiver<Exporters> {
         self.exporters.subscribe()
+    }
+
+    /// Collectors that do not take what is sent now: name, and why.
+    pub fn failing(&self) -> Vec<(Arc<str>, Arc<str>)> {
+        let current = self.current();
+        let failing = current.outboxes.iter().filter_map(|outbox| {
+            let error = outbox.failing()?;
+            Some((outbox.name.clone(), error))
+        });
+        failing.collect()
     }
 
     /// What is recorded of connections of a local workload.
@@ -184,6 +227,7 @@ impl Current {
             logs.extend(to.map(|to| Sink {
                 to,
                 filter: log.filter.clone(),
+                sample: Sample::new(log.sampling),
             }));
         }
         let spans = plan.tracing.collectors.iter();
@@ -194,7 +238,8 @@ impl Current {
                 logs.as_slice(),
                 [Sink {
                     to: To::Own,
-                    filter: None
+                    filter: None,
+                    sample: Sample { share: ALWAYS, .. }
                 }]
             ),
             logs,
@@ -272,7 +317,7 @@ impl Recording {
             let takes = sink.filter.as_ref().is_none_or(|filter| {
                 filter.is_true(attributes.get_or_insert_with(|| logged.attributes()))
             });
-            if !takes {
+            if !takes || !sink.sample.takes() {
                 continue;
             }
             match &sink.to {

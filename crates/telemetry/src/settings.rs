@@ -22,6 +22,7 @@ use karst_model::{
 use crate::{
     expression::Expression,
     metrics::plan::{Changes, MetricPlan},
+    trace::ALWAYS,
 };
 
 /// Sampling where nobody says, as Istio has it: 1 %.
@@ -93,6 +94,8 @@ pub struct Log {
     pub to: LogTo,
     /// Only what it is true of.
     pub filter: Option<Arc<Expression>>,
+    /// Hundredths of a percent of that.
+    pub sampling: u32,
 }
 
 /// Where lines of an access log go.
@@ -309,7 +312,12 @@ impl Settings {
             }
         };
         let filter = wish.filter.as_deref().and_then(compiled);
-        Some(Log { to, filter })
+        let sampling = wish.sampling.unwrap_or(ALWAYS).min(ALWAYS);
+        Some(Log {
+            to,
+            filter,
+            sampling,
+        })
     }
 }
 
@@ -319,6 +327,7 @@ struct Wish {
     provider: Option<Arc<str>>,
     disabled: bool,
     filter: Option<Arc<str>>,
+    sampling: Option<u32>,
 }
 
 impl Wish {
@@ -327,6 +336,7 @@ impl Wish {
             provider: provider.cloned(),
             disabled: false,
             filter: None,
+            sampling: None,
         }
     }
 
@@ -335,6 +345,7 @@ impl Wish {
         if rule.filter.is_some() {
             self.filter.clone_from(&rule.filter);
         }
+        self.sampling = rule.sampling.or(self.sampling);
     }
 }
 

@@ -78,7 +78,7 @@ impl TraceService for Scripted {
 struct Rig {
     registry: Registry,
     recording: Arc<Recording>,
-    _hub: Arc<Hub>,
+    hub: Arc<Hub>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -120,7 +120,7 @@ impl Rig {
         Self {
             registry,
             recording,
-            _hub: hub,
+            hub,
             task,
         }
     }
@@ -139,6 +139,23 @@ impl Rig {
         lines
             .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
             .sum()
+    }
+
+    /// Waits until the collector is said to fail, or no more; why.
+    async fn fails(&self, fails: bool) -> String {
+        let wait = async {
+            loop {
+                let failing = self.hub.failing();
+                if failing.is_empty() != fails {
+                    return failing
+                        .first()
+                        .map_or_else(String::new, |one| one.1.to_string());
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(10), wait).await;
+        waited.unwrap_or_else(|_elapsed| panic!("waited for failing: {fails}"))
     }
 
     async fn reaches(&self, name: &str, part: &str, value: u64) {
@@ -247,4 +264,40 @@ impl Rig {
         let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
         assert!(waited.is_ok(), "{}", self.registry.encode());
     }
+}
+
+/// Before anything is recorded, and within the time in which it is to be told.
+#[tokio::test]
+async fn a_wrong_endpoint_is_known_before_anything_is_sent() {
+    let addr = {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let said = Rig::new(None).fails(true).await;
+    assert!(said.contains("no ready endpoint"), "{said}");
+    let rig = Rig::new(Some(addr));
+    let said = rig.fails(true).await;
+    assert!(
+        said.contains("cannot be reached: Connection refused"),
+        "{said}"
+    );
+    let _listening = TcpListener::bind(addr).await.unwrap();
+    rig.fails(false).await;
+}
+
+/// Somebody who listens there and does not take what is sent.
+#[tokio::test]
+async fn a_collector_that_takes_nothing_is_said_to_fail_until_it_does() {
+    for (does, why) in [(Does::Refuse, "no"), (Does::Never, "no answer within")] {
+        let (addr, _scripted) = collector(does).await;
+        let rig = Rig::new(Some(addr));
+        rig.push(1);
+        let said = rig.fails(true).await;
+        assert!(said.contains(why), "{said}");
+    }
+    let (addr, _scripted) = collector(Does::BusyTwice).await;
+    let rig = Rig::new(Some(addr));
+    rig.push(1);
+    rig.fails(true).await;
+    rig.fails(false).await;
 }

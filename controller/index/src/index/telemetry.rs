@@ -1,6 +1,6 @@
 //! Telemetry objects and the mesh configuration: looked up, and handed out.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
 use karst_k8s_api::{
@@ -34,6 +34,8 @@ pub(super) struct Recording {
     pub(super) objects: HashMap<Name, TelemetryFacts>,
     /// The mesh configuration, for everyone who reads it.
     pub(super) mesh_config: MeshConfig,
+    /// Providers whose collector does not take what is sent, and why.
+    failing: BTreeMap<Arc<str>, Arc<str>>,
     /// Something of it has changed.
     dirty: bool,
     /// Objects that were handed out.
@@ -82,6 +84,11 @@ impl Index {
         let after = keys(self.recording.objects.get(name));
         self.refer_labels(&before, &after);
         self.recording.dirty = true;
+    }
+
+    pub(super) fn failing_collectors(&mut self, failing: BTreeMap<Arc<str>, Arc<str>>) {
+        self.recording.dirty |= failing != self.recording.failing;
+        self.recording.failing = failing;
     }
 
     /// Hands out what is different, if anything that matters has changed.
@@ -164,15 +171,21 @@ impl Index {
             .filter(|name| providers.iter().all(|one| *one.name != **name))
             .filter(|name| !failed.contains_key(*name))
             .collect();
+        let is_asked = |name: &str| {
+            let mut names = asked.iter().copied().flatten();
+            names.any(|one| one == name)
+        };
         let mut conditions: Vec<Condition> = failed
             .iter()
-            .filter(|(name, _)| {
-                asked
-                    .iter()
-                    .any(|list| list.iter().any(|one| **one == ***name))
-            })
+            .filter(|(name, _)| is_asked(name))
             .map(|(name, why)| refused("CollectorNotFound", format!("provider {name}: {why}")))
             .collect();
+        let failing = self.recording.failing.iter();
+        conditions.extend(
+            failing
+                .filter(|(name, _)| is_asked(name) && !failed.contains_key(*name))
+                .map(|(name, why)| silent(name, why)),
+        );
         if !unknown.is_empty() {
             conditions.push(refused(
                 "ProviderNotFound",
@@ -275,6 +288,8 @@ impl Index {
                     "CollectorNotFound",
                     format!("provider {provider}: {why}"),
                 ));
+            } else if let Some(why) = self.recording.failing.get(provider) {
+                conditions.push(silent(provider, why));
             } else if known.iter().all(|one| *one.name != **provider)
                 && !BUILT_IN.contains(&&**provider)
             {
@@ -317,4 +332,14 @@ impl Index {
             TargetRef::GatewayClass(_) => true,
         }
     }
+}
+
+/// A collector that is configured rightly and does not take what is sent.
+fn silent(provider: &str, why: &str) -> Condition {
+    refused(
+        "CollectorFailing",
+        format!(
+            "provider {provider}: {why}; what does not fit into the queues is dropped and counted"
+        ),
+    )
 }

@@ -1,5 +1,6 @@
 //! Telemetry objects and the providers of the mesh configuration: what everybody records, and what their author hears.
 
+use karst_index::Event;
 use karst_k8s_api::Kind;
 use karst_model::{
     telemetry::{
@@ -240,4 +241,55 @@ fn what_cannot_be_read_is_left_out_and_told() {
         assert!(said.contains(part), "{spec}: {said}");
         assert!(!reasons(&world, "shop").contains(&"Accepted"), "{spec}");
     }
+}
+
+#[test]
+fn a_collector_that_takes_nothing_is_said_of_whoever_names_it() {
+    let text = object("shop", "  tracing: [{providers: [{name: otel}]}]");
+    let mut world = World::of(&format!("{MESH}{COLLECTOR}{text}"));
+    let both = |world: &World| {
+        let of_map = world.reasons(Kind::ConfigMap, "istio-system", "istio");
+        (reasons(world, "shop"), of_map)
+    };
+    let said = |names: &[&str]| {
+        let names = names.iter().map(|name| ((*name).into(), "n1: no".into()));
+        vec![Event::FailingCollectors(names.collect())]
+    };
+    assert_eq!(both(&world), (vec!["Accepted"], vec![]));
+    world.take(said(&["otel"]));
+    let failing = vec!["CollectorFailing"];
+    assert_eq!(both(&world), (failing.clone(), failing));
+    world.take(said(&["web"]));
+    assert_eq!(both(&world), (vec!["Accepted"], vec![]));
+}
+
+#[test]
+fn an_annotation_says_which_share_is_logged() {
+    let annotated = |percent: &str, spec: &str| {
+        let text = object("shop", spec).replace(
+            "namespace: shop}",
+            &format!("namespace: shop, annotations: {{karst.dev/access-log-sampling-percentage: \"{percent}\"}}}}"),
+        );
+        let world = World::of(&text);
+        let shares: Vec<Option<u32>> = told(&world, "shop/t")
+            .access_logs
+            .iter()
+            .map(|rule| rule.sampling)
+            .collect();
+        (shares, reasons(&world, "shop"))
+    };
+    assert_eq!(
+        annotated("2.5", "  tracing: []"),
+        (vec![Some(250)], vec!["Accepted"])
+    );
+    let filtered = "  accessLogging: [{filter: {expression: response.code >= 400}}]";
+    assert_eq!(annotated("0", filtered).0, [Some(0)]);
+    assert_eq!(
+        annotated("101", filtered),
+        (vec![None], vec!["UnsupportedValue"])
+    );
+    assert_eq!(
+        annotated("many", "  tracing: []"),
+        (vec![], vec!["UnsupportedValue"])
+    );
 }

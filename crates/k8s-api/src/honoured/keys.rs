@@ -324,6 +324,14 @@ pub const KEYS: &[KeyRow] = &[
     ),
     row(
         Annotation,
+        "karst.dev/access-log-sampling-percentage",
+        "Telemetry",
+        &["0 to 100"],
+        Honoured,
+        "Karst's own: the share of its access logs, after the filter, that is written",
+    ),
+    row(
+        Annotation,
         "karst.dev/load-balancer",
         "DestinationRule",
         &["peak-ewma"],

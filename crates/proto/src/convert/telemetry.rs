@@ -133,6 +133,7 @@ fn scoped_from(
                 providers: texts(&rule.providers, interner),
                 disabled: rule.disabled,
                 filter: rule.filter.as_deref().map(|text| interner.get(text)),
+                sampling: rule.sampling,
             })
         })?,
     })
@@ -306,6 +307,7 @@ fn scoped_to(scoped: &ScopedTelemetry) -> wire::ScopedTelemetry {
                 providers: names_to(&rule.providers),
                 disabled: rule.disabled,
                 filter: rule.filter.as_deref().map(str::to_owned),
+                sampling: rule.sampling,
             })
             .collect(),
     }
@@ -494,6 +496,7 @@ mod tests {
                     providers: vec!["otel".into()],
                     disabled: Some(false),
                     filter: Some("response.code >= 400".into()),
+                    sampling: Some(250),
                 }],
             }));
         }

@@ -423,6 +423,19 @@ pub struct Observation {
     /// Connections and requests since the program's start that are in no edge, since there were too many.
     #[prost(uint64, tag = "7")]
     pub edges_overflow_total: u64,
+    /// Collectors that do not take what this program sends them, all of them in each message; at most 64.
+    #[prost(message, repeated, tag = "8")]
+    pub failing_collectors: ::prost::alloc::vec::Vec<FailingCollector>,
+}
+/// A collector that does not take what it is sent, or that cannot be reached.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FailingCollector {
+    /// As the mesh configuration names it.
+    #[prost(string, tag = "1")]
+    pub provider: ::prost::alloc::string::String,
+    /// Why, with its causes.
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ObservationAnswer {

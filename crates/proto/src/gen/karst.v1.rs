@@ -195,7 +195,7 @@ pub struct ReportResponse {
 /// One record of an agent's last known state on disk.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SavedRecord {
-    #[prost(oneof = "saved_record::Kind", tags = "1, 2, 3, 4, 5, 10, 6, 20, 21")]
+    #[prost(oneof = "saved_record::Kind", tags = "1, 2, 3, 7, 4, 5, 10, 6, 20, 21")]
     pub kind: ::core::option::Option<saved_record::Kind>,
 }
 /// Nested message and enum types in `SavedRecord`.
@@ -2553,6 +2553,9 @@ pub struct AccessLogRule {
     /// A CEL expression.
     #[prost(string, optional, tag = "4")]
     pub filter: ::core::option::Option<::prost::alloc::string::String>,
+    /// Hundredths of a percent of what the filter takes; unset: as the next wider scope has it.
+    #[prost(uint32, optional, tag = "5")]
+    pub sampling: ::core::option::Option<u32>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

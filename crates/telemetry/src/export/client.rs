@@ -133,6 +133,13 @@ impl Client {
             .unwrap_or(Err(SendError::TimedOut(limit)))
     }
 
+    /// Whether one of its endpoints takes a connection, which is closed again.
+    pub(super) async fn reach(&self) -> Result<(), SendError> {
+        dial(&self.collector, &self.connect, &self.turn)
+            .await
+            .map(drop)
+    }
+
     async fn grpc(&self, batch: &Batch) -> Result<Rejected, SendError> {
         let channel = self.channel.clone();
         let rejected = match batch {

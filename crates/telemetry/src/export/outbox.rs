@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -16,7 +16,8 @@ use prometheus_client::{
 };
 use tokio::sync::Notify;
 
-use crate::metrics::Registry;
+use super::client::SendError;
+use crate::{error_chain::Chain, metrics::Registry};
 
 /// Spans, and access logs, that may wait for one collector.
 pub const QUEUE_MAX: usize = 8192;
@@ -119,6 +120,17 @@ pub struct Outbox {
     /// Nobody pushes any more.
     closed: AtomicBool,
     metrics: ExportMetrics,
+    trouble: Mutex<Option<Trouble>>,
+}
+
+/// The collector does not take what is sent.
+struct Trouble {
+    /// With its causes.
+    error: Arc<str>,
+    /// It could not be reached at all: whoever reaches it knows that this is over.
+    unreached: bool,
+    /// Once may be an accident.
+    is_sure: bool,
 }
 
 impl Outbox {
@@ -131,6 +143,7 @@ impl Outbox {
             some: Notify::new(),
             closed: AtomicBool::new(false),
             metrics,
+            trouble: Mutex::default(),
         })
     }
 
@@ -176,6 +189,41 @@ impl Outbox {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Why the collector does not take what is sent, as long as it does not.
+    pub fn failing(&self) -> Option<Arc<str>> {
+        let trouble = self.trouble();
+        let sure = trouble.as_ref().filter(|trouble| trouble.is_sure);
+        sure.map(|trouble| trouble.error.clone())
+    }
+
+    pub(super) fn troubled(&self, error: &SendError) {
+        let mut trouble = self.trouble();
+        let at_once = matches!(error, SendError::TimedOut(_) | SendError::Refused(_));
+        *trouble = Some(Trouble {
+            error: Chain(error).to_string().into(),
+            unreached: matches!(error, SendError::Nowhere(_) | SendError::Unreachable(_)),
+            is_sure: at_once || trouble.is_some(),
+        });
+    }
+
+    /// It was reached: what it makes of a batch is not known.
+    pub(super) fn reached(&self) {
+        self.trouble().take_if(|trouble| trouble.unreached);
+    }
+
+    /// It took a batch.
+    pub(super) fn took(&self) {
+        self.trouble().take();
+    }
+
+    pub(super) fn is_troubled(&self) -> bool {
+        self.trouble().is_some()
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn labels(&self, signal: Signal, loss: Option<Loss>) -> Labels {

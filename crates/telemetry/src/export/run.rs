@@ -48,6 +48,9 @@ const TRIES: u32 = 5;
 /// After the first failure; twice as long after each further one.
 const BACKOFF: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// Between two looks whether anybody is there, while nobody was, and while nothing was sent to one that was.
+const PROBE: Duration = Duration::from_secs(1);
+const PROBE_WELL: Duration = Duration::from_secs(30);
 /// Between two pushes of metrics, where nobody says.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// For what is left when the program ends.
@@ -141,6 +144,7 @@ async fn serve(outbox: Arc<Outbox>, sending: &Sending) {
     let mut ending = sending.ending.clone();
     let mut pushed = Instant::now();
     let mut told = false;
+    let mut tried = None;
     loop {
         let is_ending = *ending.borrow_and_update() || outbox.is_closed();
         let batches = batches(&outbox, sending, &mut pushed, is_ending);
@@ -150,16 +154,38 @@ async fn serve(outbox: Arc<Outbox>, sending: &Sending) {
             tell(&outbox, sent.as_ref().err(), &mut told);
         }
         if any {
+            tried = Some(Instant::now());
             continue;
         }
         if is_ending {
             return;
+        }
+        let is_due = |at: Instant| at.elapsed() >= probe_pause(&outbox);
+        if tried.is_none_or(is_due) {
+            tried = Some(Instant::now());
+            probe(&outbox, &client).await;
+            continue;
         }
         tokio::select! {
             () = outbox.some.notified() => {}
             () = sleep(PAUSE) => {}
             _ended = ending.changed() => {}
         }
+    }
+}
+
+fn probe_pause(outbox: &Outbox) -> Duration {
+    match outbox.is_troubled() {
+        true => PROBE,
+        false => PROBE_WELL,
+    }
+}
+
+/// Whether anybody is there, while there is nothing to send: a wrong endpoint is to be told before it is needed.
+async fn probe(outbox: &Outbox, client: &Client) {
+    match client.reach().await {
+        Ok(()) => outbox.reached(),
+        Err(error) => outbox.troubled(&error),
     }
 }
 
@@ -354,6 +380,7 @@ async fn deliver(
         let error = match client.send(batch).await {
             Ok(rejected) => {
                 let rejected = usize::try_from(rejected).unwrap_or(0).min(count);
+                outbox.took();
                 outbox.sent(signal, count - rejected);
                 if rejected > 0 {
                     outbox.lost(signal, Loss::Refused, rejected);
@@ -363,6 +390,7 @@ async fn deliver(
             Err(error) => error,
         };
         outbox.failed(signal);
+        outbox.troubled(&error);
         let loss = match error.may_retry() {
             false => Loss::Refused,
             true if number >= tries => Loss::GaveUp,

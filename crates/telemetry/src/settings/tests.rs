@@ -82,7 +82,8 @@ fn without_anything_the_own_log_is_written_and_nobody_traces() {
         plan.logs,
         [Log {
             to: LogTo::Lines(LogFormat::Own),
-            filter: None
+            filter: None,
+            sampling: ALWAYS,
         }]
     );
 }
@@ -174,6 +175,7 @@ fn logs_are_switched_filtered_and_sent_elsewhere() {
     let elsewhere = AccessLog {
         providers: vec!["otel".into()],
         filter: Some("response.code >= 500".into()),
+        sampling: Some(250),
         ..AccessLog::default()
     };
     let all = [
@@ -184,6 +186,7 @@ fn logs_are_switched_filtered_and_sent_elsewhere() {
     assert_eq!(logs.len(), 1);
     assert_eq!(logs[0].to, LogTo::Collector("otel".into()));
     assert!(logs[0].filter.is_some());
+    assert_eq!(logs[0].sampling, 250);
 }
 
 #[test]
