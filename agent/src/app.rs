@@ -13,12 +13,12 @@ use karst_discovery::{
     recording::{self, Recorder},
     saved::Saved,
     state::Origin,
+    trust,
 };
 use karst_ebpf_loader::{Kernel, KernelConfig, probe};
 use karst_hbone::server::peers::Peers;
-use karst_identity::{PeerTrust, Store, StoreConfig};
-use karst_link::{Asks, ControllerSigner, JoinError, Link};
-use karst_model::identity::TrustDomain;
+use karst_identity::{Store, StoreConfig};
+use karst_link::{ControllerSigner, JoinError, Link};
 use karst_netns::{cgroup_exists, cgroup_id, own_cgroup_id, raise_nofile_limit};
 use karst_runtime::{
     admin, drain,
@@ -335,10 +335,7 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
     };
     joined.done();
     let store = StoreConfig {
-        trust: PeerTrust {
-            own: TrustDomain(config.trust_domain.as_str().into()),
-            ..PeerTrust::default()
-        },
+        trust: config.trust_domains(),
         persist_dir: Some(config.run_dir.join("identity")),
         ..StoreConfig::default()
     };
@@ -373,6 +370,13 @@ async fn serve(config: Config, node: Node, logs: LogHandle) -> anyhow::Result<()
         &shutdown,
         mesh.identities.clone().run(stopped.clone()),
     );
+    let trust = trust::follow(
+        mesh.state.clone(),
+        mesh.identities.clone(),
+        mesh.config.trust_domains(),
+        shutdown.clone(),
+    );
+    spawn_essential("trust domain", &shutdown, trust);
     spawn_essential(
         "discovery",
         &shutdown,
@@ -512,7 +516,6 @@ async fn takeover(state: Arc<State>, cgroup_root: PathBuf, earlier: u64, shutdow
 fn signer(link: &Link) -> ControllerSigner {
     ControllerSigner {
         link: link.clone(),
-        asks: Asks::OnBehalf,
     }
 }
 

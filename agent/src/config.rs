@@ -11,7 +11,10 @@ use std::{
 use clap::Parser;
 use karst_ebpf_loader::MapSizes;
 use karst_link::LinkConfig;
-use karst_model::{addr::Network, identity::DEFAULT_TRUST_DOMAIN};
+use karst_model::{
+    addr::Network,
+    identity::{DEFAULT_TRUST_DOMAIN, TrustDomain, TrustDomains},
+};
 use serde::Serialize;
 
 /// Per-node proxy of the Karst mesh.
@@ -165,6 +168,11 @@ pub(crate) struct Config {
 pub(crate) struct ConfigError(pub Vec<String>);
 
 impl Config {
+    /// The names of the mesh while no controller has said others.
+    pub(crate) fn trust_domains(&self) -> TrustDomains {
+        TrustDomains::only(TrustDomain(self.trust_domain.as_str().into()))
+    }
+
     /// Checks what clap cannot, and reports all mistakes at once.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         let mut mistakes = Vec::new();

@@ -17,10 +17,10 @@ use karst_discovery::{
     client::{self, ClientConfig, ClientStats, NodeIdentity, TokenSource},
     saved::Saved,
     state::Origin,
+    trust,
 };
-use karst_identity::{PeerTrust, Store, StoreConfig};
-use karst_link::{Asks, ControllerSigner, JoinError, Link};
-use karst_model::identity::TrustDomain;
+use karst_identity::{Store, StoreConfig};
+use karst_link::{ControllerSigner, JoinError, Link};
 use karst_runtime::{
     admin, drain,
     readiness::{Pending, Readiness},
@@ -146,6 +146,13 @@ async fn serve(config: Config, logs: LogHandle) -> anyhow::Result<()> {
         &shutdown,
         mesh.identities.clone().run(mesh.stopped.clone()),
     );
+    let trust = trust::follow(
+        mesh.state.clone(),
+        mesh.identities.clone(),
+        mesh.config.trust_domains(),
+        shutdown.clone(),
+    );
+    spawn_essential("trust domain", &shutdown, trust);
     spawn_essential(
         "discovery",
         &shutdown,
@@ -228,10 +235,7 @@ fn join_threads(threads: Vec<JoinHandle<()>>) {
 
 fn store_config(config: &Config) -> StoreConfig {
     StoreConfig {
-        trust: PeerTrust {
-            own: TrustDomain(config.trust_domain.as_str().into()),
-            ..PeerTrust::default()
-        },
+        trust: config.trust_domains(),
         persist_dir: config.run_dir.as_ref().map(|dir| dir.join("identity")),
         ..StoreConfig::default()
     }
@@ -240,7 +244,6 @@ fn store_config(config: &Config) -> StoreConfig {
 fn signer(link: &Link) -> ControllerSigner {
     ControllerSigner {
         link: link.clone(),
-        asks: Asks::ForItself,
     }
 }
 

@@ -12,7 +12,7 @@ use clap::Parser;
 use karst_link::LinkConfig;
 use karst_model::{
     addr::Network,
-    identity::{DEFAULT_TRUST_DOMAIN, SpiffeId, TrustDomain},
+    identity::{DEFAULT_TRUST_DOMAIN, SpiffeId, TrustDomain, TrustDomains},
     name::{ServiceKey, WorkloadUid},
     protocol::HBONE_PORT,
 };
@@ -140,6 +140,11 @@ pub struct Config {
 pub struct ConfigError(pub Vec<String>);
 
 impl Config {
+    /// The names of the mesh while no controller has said others.
+    pub fn trust_domains(&self) -> TrustDomains {
+        TrustDomains::only(TrustDomain(self.trust_domain.as_str().into()))
+    }
+
     /// Checks what clap cannot, and reports all mistakes at once.
     ///
     /// # Errors

@@ -159,7 +159,7 @@ impl Session {
             .mesh
             .state
             .workload_at(&at)
-            .filter(|workload| workload.identity() == identity);
+            .filter(|workload| workload.identity().same_account(&identity));
         let labels = Arc::new(labels::peer(workload.as_deref(), Some(&identity)));
         let key = worker.upstreams.client(Some(&identity));
         Self {

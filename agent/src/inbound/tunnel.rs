@@ -258,7 +258,7 @@ fn is_its_waypoint(mesh: &Mesh, own: &Workload, peer: &SpiffeId) -> bool {
     waypoints
         .into_iter()
         .flat_map(|waypoint| replicas(&mesh.state, &waypoint))
-        .any(|replica| replica.identity() == *peer)
+        .any(|replica| replica.identity().same_account(peer))
 }
 
 /// The service that telemetry names: the one the peer says it meant if it is ours, else the first with this port.

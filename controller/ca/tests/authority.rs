@@ -17,8 +17,8 @@ use karst_ca::{
     root::RootError,
     rotation::{Phase, Step},
 };
-use karst_identity::{Credential, PeerTrust, PrivateKey, TrustBundle, clock::Clock, peer_id, tls};
-use karst_model::identity::{SpiffeId, TrustDomain};
+use karst_identity::{Credential, PrivateKey, TrustBundle, clock::Clock, peer_id, tls};
+use karst_model::identity::{SpiffeId, TrustDomain, TrustDomains};
 use rcgen::{CertificateParams, KeyPair};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -41,7 +41,7 @@ fn credential(ca: &Authority, name: &str, ttl: Duration, now: SystemTime) -> Cre
         &id(name),
         key,
         &signed,
-        Arc::new(PeerTrust::default()),
+        Arc::new(TrustDomains::default()),
         Clock::from_fn(move || now),
     )
     .unwrap()

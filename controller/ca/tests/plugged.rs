@@ -11,8 +11,8 @@ use std::{
 };
 
 use karst_ca::{Authority, AuthorityConfig, AuthorityError, Material, PluggedCa, PluggedError};
-use karst_identity::{Credential, PeerTrust, PrivateKey, clock::Clock, tls};
-use karst_model::identity::{SpiffeId, TrustDomain};
+use karst_identity::{Credential, PrivateKey, clock::Clock, tls};
+use karst_model::identity::{SpiffeId, TrustDomain, TrustDomains};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
     SignatureAlgorithm,
@@ -104,7 +104,7 @@ fn credential(ca: &Authority, name: &str) -> Credential {
     let signed = ca
         .sign_workload(&csr, &id, Duration::ZERO, SystemTime::now())
         .unwrap();
-    let trust = Arc::new(PeerTrust::default());
+    let trust = Arc::new(TrustDomains::default());
     Credential::from_signed(&id, key, &signed, trust, Clock::system()).unwrap()
 }
 

@@ -15,6 +15,7 @@ pub mod recording;
 pub mod saved;
 pub mod session;
 pub mod state;
+pub mod trust;
 pub mod update;
 
 pub use index::{Counts, PoliciesFor};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use karst_model::identity::{SpiffeId, TrustDomain};
+use karst_model::identity::{SpiffeId, TrustDomains};
 use rustls::{
     ClientConfig, ServerConfig,
     client::Resumption,
@@ -29,20 +29,6 @@ use crate::{
 /// Most client configurations kept per credential; one per distinct set of accepted identities.
 pub const MAX_CLIENT_CONFIGS: usize = 1024;
 
-/// Whose clients a server believes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PeerTrust {
-    pub own: TrustDomain,
-    /// Other names of the same mesh, under the same roots.
-    pub aliases: Vec<TrustDomain>,
-}
-
-impl PeerTrust {
-    pub(crate) fn covers(&self, trust_domain: &TrustDomain) -> bool {
-        *trust_domain == self.own || self.aliases.contains(trust_domain)
-    }
-}
-
 /// A workload's certificate, key and trust. Immutable: renewal makes a new one, and connections keep theirs.
 pub struct Credential {
     pub id: SpiffeId,
@@ -53,7 +39,7 @@ pub struct Credential {
     key: Arc<PrivateKey>,
     certified: Arc<CertifiedKey>,
     bundle: Arc<TrustBundle>,
-    trust: Arc<PeerTrust>,
+    trust: Arc<TrustDomains>,
     clock: Clock,
     server: OnceLock<Arc<ServerConfig>>,
     clients: Mutex<HashMap<Box<[SpiffeId]>, Arc<ClientConfig>>>,
@@ -90,7 +76,7 @@ impl Credential {
         id: &SpiffeId,
         key: Arc<PrivateKey>,
         signed: &SignedCertificate,
-        trust: Arc<PeerTrust>,
+        trust: Arc<TrustDomains>,
         clock: Clock,
     ) -> Result<Self, CredentialError> {
         let (chain, bundle) = split_chain(id, signed)?;
@@ -132,6 +118,16 @@ impl Credential {
     /// The same certificate, trusting other roots from now on. Live connections are not touched.
     #[must_use]
     pub fn with_bundle(&self, bundle: Arc<TrustBundle>) -> Self {
+        self.trusting(bundle, self.trust.clone())
+    }
+
+    /// The same certificate, taking these names for those of our mesh from now on. Live connections are not touched.
+    #[must_use]
+    pub fn with_trust(&self, trust: Arc<TrustDomains>) -> Self {
+        self.trusting(self.bundle.clone(), trust)
+    }
+
+    fn trusting(&self, bundle: Arc<TrustBundle>, trust: Arc<TrustDomains>) -> Self {
         Self {
             id: self.id.clone(),
             not_before: self.not_before,
@@ -140,7 +136,7 @@ impl Credential {
             key: self.key.clone(),
             certified: self.certified.clone(),
             bundle,
-            trust: self.trust.clone(),
+            trust,
             clock: self.clock.clone(),
             server: OnceLock::new(),
             clients: Mutex::default(),
@@ -152,7 +148,7 @@ impl Credential {
         now <= self.not_after
     }
 
-    /// For tunnels that arrive: TLS 1.3, ALPN h2, a client certificate of our trust domain or an alias. Made once.
+    /// For tunnels that arrive: TLS 1.3, ALPN h2, a client certificate of our trust domain, by any of its names. Made once.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.server
             .get_or_init(|| Arc::new(self.build_server_config()))
@@ -178,6 +174,10 @@ impl Credential {
     /// Leaf first, then intermediates; without the root.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.certified.cert
+    }
+
+    pub(crate) fn trust(&self) -> &Arc<TrustDomains> {
+        &self.trust
     }
 
     /// The roots that peers of this credential must chain to.
@@ -222,6 +222,7 @@ impl Credential {
         let verifier = ServerVerifier {
             bundle: self.bundle.clone(),
             accepted: accepted.into(),
+            trust: self.trust.clone(),
         };
         let mut config =
             ClientConfig::builder_with_details(provider(), Arc::new(self.clock.clone()))

@@ -28,7 +28,7 @@ pub mod tls;
 mod verify;
 
 pub use bundle::{BundleError, TrustBundle};
-pub use credential::{Credential, CredentialError, PeerTrust};
+pub use credential::{Credential, CredentialError};
 pub use join_token::{JoinToken, JoinTokenError};
 pub use key::{KeyError, PrivateKey};
 pub use peer::{PeerCertError, peer_cert_error, peer_id};

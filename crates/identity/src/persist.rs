@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use karst_model::identity::SpiffeId;
+use karst_model::identity::{SpiffeId, TrustDomain, TrustDomains};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize, Zeroizing};
@@ -17,7 +17,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::{
     bundle::hex,
     clock::Clock,
-    credential::{Credential, CredentialError, PeerTrust},
+    credential::{Credential, CredentialError},
     key::{KeyError, PrivateKey},
     private_file::{self, PrivateFileError},
     signer::SignedCertificate,
@@ -29,7 +29,11 @@ const VERSION: u32 = 1;
 const FILE_SIZE_MAX: u64 = 1 << 20;
 
 /// The folder, prepared.
-pub(crate) struct Folder(PathBuf);
+pub(crate) struct Folder {
+    dir: PathBuf,
+    /// Files are named for identities in this one: an identity has one file, whatever its certificate calls it.
+    home: TrustDomain,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -64,9 +68,12 @@ enum LoadError {
 }
 
 impl Folder {
-    pub(crate) fn open(dir: &Path) -> Result<Self, PrivateFileError> {
+    pub(crate) fn open(dir: &Path, home: &TrustDomain) -> Result<Self, PrivateFileError> {
         private_file::prepare_dir(dir)?;
-        Ok(Self(dir.to_owned()))
+        Ok(Self {
+            dir: dir.to_owned(),
+            home: home.clone(),
+        })
     }
 
     /// Replaces what is saved for this identity; after an error the former file is whole.
@@ -91,10 +98,10 @@ impl Folder {
         }
     }
 
-    /// All saved credentials that still hold, at most `max`. Others are removed, with a warning that says why.
+    /// All saved credentials that still hold, by identity in the home domain, at most `max`. Others are removed, with a warning that says why.
     pub(crate) fn load(
         &self,
-        trust: &Arc<PeerTrust>,
+        trust: &Arc<TrustDomains>,
         clock: &Clock,
         max: usize,
     ) -> BTreeMap<SpiffeId, Arc<Credential>> {
@@ -109,7 +116,8 @@ impl Folder {
             }
             match load_one(&path, trust, clock) {
                 Ok(credential) => {
-                    found.insert(credential.id.clone(), Arc::new(credential));
+                    let id = credential.id.in_trust_domain(&self.home);
+                    found.insert(id, Arc::new(credential));
                 }
                 Err(error) => {
                     let error = crate::store::chain_text(&error);
@@ -122,7 +130,7 @@ impl Folder {
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(&self.0)
+        let entries = fs::read_dir(&self.dir)
             .into_iter()
             .flatten()
             .filter_map(Result::ok);
@@ -134,12 +142,16 @@ impl Folder {
 
     /// Named by hash: an identity may be longer than a file name.
     fn path(&self, id: &SpiffeId) -> PathBuf {
-        let digest = Sha256::digest(id.to_string());
-        self.0.join(format!("{}.{EXTENSION}", hex(&digest[..16])))
+        let digest = Sha256::digest(id.in_trust_domain(&self.home).to_string());
+        self.dir.join(format!("{}.{EXTENSION}", hex(&digest[..16])))
     }
 }
 
-fn load_one(path: &Path, trust: &Arc<PeerTrust>, clock: &Clock) -> Result<Credential, LoadError> {
+fn load_one(
+    path: &Path,
+    trust: &Arc<TrustDomains>,
+    clock: &Clock,
+) -> Result<Credential, LoadError> {
     if fs::metadata(path).is_ok_and(|meta| meta.len() > FILE_SIZE_MAX) {
         return Err(LoadError::TooLarge);
     }

@@ -46,6 +46,8 @@ pub struct RotationConfig {
     pub backoff_jitter: f64,
     /// Share of the half-life by which a renewal may come earlier.
     pub renew_jitter: f64,
+    /// Time over which renewals of certificates are spread that are to be replaced although they hold.
+    pub replace_spread: Duration,
 }
 
 impl Default for RotationConfig {
@@ -57,6 +59,7 @@ impl Default for RotationConfig {
             backoff_max: Duration::from_secs(150),
             backoff_jitter: 0.2,
             renew_jitter: 0.1,
+            replace_spread: Duration::from_secs(30),
         }
     }
 }
@@ -205,6 +208,20 @@ impl Rotation {
         let due = self.half_life(validity).max(now);
         if let Some(entry) = self.entries.get_mut(id) {
             entry.hold(validity, due);
+        }
+    }
+
+    /// The certificate holds and is to be replaced all the same. A pause after failure is not shortened.
+    pub fn handle_replace(&mut self, now: SystemTime, id: &SpiffeId) {
+        let soon = now
+            + self
+                .cfg
+                .replace_spread
+                .mul_f64(self.rng.random_range(0.0..=1.0));
+        if let Some(entry) = self.entries.get_mut(id)
+            && entry.failures == 0
+        {
+            entry.due = entry.due.min(soon);
         }
     }
 

@@ -13,11 +13,11 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use karst_model::identity::SpiffeId;
+use karst_model::identity::{SpiffeId, TrustDomain, TrustDomains};
 use karst_runtime::supervise::Shutdown;
 use tokio::sync::{Notify, watch};
 
@@ -25,7 +25,7 @@ pub use self::status::{CertificateStatus, IdentityState, IdentityStatus};
 use crate::{
     bundle::TrustBundle,
     clock::Clock,
-    credential::{Credential, CredentialError, PeerTrust},
+    credential::{Credential, CredentialError},
     key::{KeyError, PrivateKey},
     persist::Folder,
     private_file::PrivateFileError,
@@ -40,7 +40,11 @@ pub struct StoreConfig {
     pub ttl: Duration,
     /// Longest wait for one answer of the CA.
     pub sign_timeout: Duration,
-    pub trust: PeerTrust,
+    /// The trust domain that identities are known by here, and its aliases, until [`Store::update_trust`] says others.
+    pub trust: TrustDomains,
+    /// How long another trust domain is only believed before certificates in it are asked for: until then every peer
+    /// has heard of it.
+    pub trust_delay: Duration,
     /// Where to keep keys and certificates over a restart; a folder on a tmpfs. None: nowhere.
     pub persist_dir: Option<PathBuf>,
     pub rotation: RotationConfig,
@@ -52,7 +56,8 @@ impl Default for StoreConfig {
         Self {
             ttl: Duration::from_secs(24 * 3600),
             sign_timeout: Duration::from_secs(10),
-            trust: PeerTrust::default(),
+            trust: TrustDomains::default(),
+            trust_delay: Duration::from_secs(15),
             persist_dir: None,
             rotation: RotationConfig::default(),
             clock: Clock::system(),
@@ -108,7 +113,6 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     cfg: StoreConfig,
-    trust: Arc<PeerTrust>,
     signer: Arc<dyn CertificateSigner>,
     /// Locked before `state`, never after: readers of credentials do not wait for a disk.
     folder: Option<Mutex<Folder>>,
@@ -120,11 +124,17 @@ struct Inner {
 
 struct State {
     rotation: Rotation,
+    /// By identity in the home domain, here and in all that follows: it is the same in every domain of the mesh.
     slots: BTreeMap<SpiffeId, Slot>,
     /// Read from disk at start, not asked for yet.
     unclaimed: BTreeMap<SpiffeId, Arc<Credential>>,
     /// The roots of the newest answer; all credentials use them.
     bundle: Option<Arc<TrustBundle>>,
+    trust: Arc<TrustDomains>,
+    /// The trust domain in which certificates are asked for.
+    asks_in: TrustDomain,
+    /// When that becomes `trust.own`, if it is another.
+    switch_at: Option<SystemTime>,
 }
 
 struct Slot {
@@ -139,7 +149,9 @@ impl Store {
         cfg: StoreConfig,
         signer: Arc<dyn CertificateSigner>,
     ) -> Result<Self, PrivateFileError> {
-        let folder = cfg.persist_dir.as_deref().map(Folder::open).transpose()?;
+        let home = &cfg.trust.own;
+        let folder = cfg.persist_dir.as_deref();
+        let folder = folder.map(|dir| Folder::open(dir, home)).transpose()?;
         let trust = Arc::new(cfg.trust.clone());
         let unclaimed = folder
             .as_ref()
@@ -151,10 +163,12 @@ impl Store {
             slots: BTreeMap::new(),
             unclaimed,
             bundle: None,
+            asks_in: trust.own.clone(),
+            trust,
+            switch_at: None,
         };
         Ok(Self(Arc::new(Inner {
             cfg,
-            trust,
             signer,
             folder: folder.map(Mutex::new),
             state: Mutex::new(state),
@@ -166,6 +180,7 @@ impl Store {
     /// One more user of `id`: its certificate will be got and renewed until as many releases.
     pub fn require(&self, id: &SpiffeId) -> Result<(), IdentityError> {
         let now = self.0.cfg.clock.now();
+        let id = &self.0.key(id);
         let mut state = self.0.state();
         if let Err(error) = state.rotation.handle_require(now, id) {
             self.0.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -181,6 +196,7 @@ impl Store {
 
     /// One user less; with the last, certificate and key are dropped, on disk too. Live connections keep theirs.
     pub fn release(&self, id: &SpiffeId) {
+        let id = &self.0.key(id);
         let released = {
             let mut state = self.0.state();
             let released = state.rotation.handle_release(id);
@@ -196,6 +212,7 @@ impl Store {
 
     /// The certificate, if there is one and it has not expired.
     pub fn credential(&self, id: &SpiffeId) -> Option<Arc<Credential>> {
+        let id = &self.0.key(id);
         let credential = self.0.state().slots.get(id)?.credential.borrow().clone()?;
         credential
             .is_valid_at(self.0.cfg.clock.now())
@@ -212,9 +229,11 @@ impl Store {
             return Ok(credential);
         }
         let mut changes = {
+            let key = self.0.key(id);
             let mut state = self.0.state();
-            state.rotation.handle_awaited(id);
-            state.slots.get(id).map(|slot| slot.credential.subscribe())
+            state.rotation.handle_awaited(&key);
+            let slot = state.slots.get(&key);
+            slot.map(|slot| slot.credential.subscribe())
         }
         .ok_or_else(|| IdentityError::NotRequired(id.clone()))?;
         self.0.changed.notify_one();
@@ -234,7 +253,10 @@ impl Store {
 
     fn timed_out(&self, id: &SpiffeId, waited: Duration) -> IdentityError {
         let state = self.0.state();
-        let last = state.slots.get(id).and_then(|slot| slot.last_error.clone());
+        let last = state
+            .slots
+            .get(&self.0.key(id))
+            .and_then(|slot| slot.last_error.clone());
         let last = last.map_or_else(
             || "the certificate authority has not answered".to_owned(),
             |e| format!("last failure: {e}"),
@@ -248,7 +270,8 @@ impl Store {
 
     /// Follows the certificate through renewals and changes of roots. None when nothing requires `id`.
     pub fn watch(&self, id: &SpiffeId) -> Option<watch::Receiver<Option<Arc<Credential>>>> {
-        Some(self.0.state().slots.get(id)?.credential.subscribe())
+        let id = self.0.key(id);
+        Some(self.0.state().slots.get(&id)?.credential.subscribe())
     }
 
     /// Trusts these roots from now on, for all identities: the first phase of a root rotation reaches everyone before
@@ -258,6 +281,22 @@ impl Store {
         swapped.iter().for_each(|id| self.0.save(id));
     }
 
+    /// Takes these names for those of our mesh from now on, and after [`StoreConfig::trust_delay`] asks for certificates
+    /// in `trust.own`. Those that are held serve until then. Live connections are kept.
+    pub fn update_trust(&self, trust: &TrustDomains) {
+        let mut state = self.0.state();
+        if *state.trust == *trust {
+            return;
+        }
+        tracing::info!(own = %trust.own, aliases = ?trust.aliases, "trust domain of the mesh");
+        state.adopt_trust(&Arc::new(trust.clone()));
+        let switches = state.asks_in != trust.own;
+        let at = self.0.cfg.clock.now() + self.0.cfg.trust_delay;
+        state.switch_at = switches.then_some(at);
+        drop(state);
+        self.0.changed.notify_one();
+    }
+
     /// Drops saved credentials that nothing required since start. For the agent to call when it knows all its pods.
     pub fn forget_unclaimed(&self) {
         let unclaimed = std::mem::take(&mut self.0.state().unclaimed);
@@ -265,7 +304,7 @@ impl Store {
     }
 
     /// When the first certificate of all that are held ends; `None` where none is held.
-    pub fn soonest_expiry(&self) -> Option<std::time::SystemTime> {
+    pub fn soonest_expiry(&self) -> Option<SystemTime> {
         status::soonest_expiry(&self.0.state())
     }
 
@@ -298,7 +337,7 @@ impl Store {
 
 impl State {
     /// A slot for a newly required identity, filled from disk where an earlier run left a certificate.
-    fn add_slot(&mut self, id: &SpiffeId, now: std::time::SystemTime) {
+    fn add_slot(&mut self, id: &SpiffeId, now: SystemTime) {
         let restored = self
             .unclaimed
             .remove(id)
@@ -306,6 +345,10 @@ impl State {
         let restored = restored.map(|held| match &self.bundle {
             Some(bundle) if bundle != held.bundle() => Arc::new(held.with_bundle(bundle.clone())),
             _ => held,
+        });
+        let restored = restored.map(|held| match held.trust() == &self.trust {
+            true => held,
+            false => Arc::new(held.with_trust(self.trust.clone())),
         });
         if let Some(credential) = &restored {
             self.rotation.handle_restored(now, id, validity(credential));
@@ -317,6 +360,36 @@ impl State {
             saved,
         };
         self.slots.insert(id.clone(), slot);
+    }
+
+    fn adopt_trust(&mut self, trust: &Arc<TrustDomains>) {
+        self.trust = trust.clone();
+        for slot in self.slots.values() {
+            slot.credential.send_if_modified(|held| {
+                *held = held
+                    .as_ref()
+                    .map(|held| Arc::new(held.with_trust(trust.clone())));
+                held.is_some()
+            });
+        }
+    }
+
+    /// Asks in the trust domain of now, if it is time, and has the certificates replaced that are in another.
+    fn switch(&mut self, now: SystemTime) {
+        if self.switch_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.switch_at = None;
+        self.asks_in = self.trust.own.clone();
+        for (id, slot) in &self.slots {
+            let held = slot.credential.borrow();
+            if held
+                .as_ref()
+                .is_some_and(|held| held.id.trust_domain != self.asks_in)
+            {
+                self.rotation.handle_replace(now, id);
+            }
+        }
     }
 
     /// The newest roots count for every identity, not only for the one whose answer brought them. Returns whose
@@ -341,6 +414,11 @@ impl State {
 }
 
 impl Inner {
+    /// What an identity is known by here.
+    fn key(&self, id: &SpiffeId) -> SpiffeId {
+        id.in_trust_domain(&self.cfg.trust.own)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -349,8 +427,10 @@ impl Inner {
     fn poll(&self) -> (Vec<SpiffeId>, Duration) {
         let now = self.cfg.clock.now();
         let mut state = self.state();
+        state.switch(now);
         let due = state.rotation.poll_requests(now);
-        let next = state.rotation.poll_timeout();
+        let next = state.rotation.poll_timeout().into_iter();
+        let next = next.chain(state.switch_at).min();
         let sleep = next.map_or(CLOCK_CHECK_MAX, |at| {
             at.duration_since(now).unwrap_or_default()
         });
@@ -364,6 +444,10 @@ impl Inner {
     }
 
     async fn ask(&self, id: &SpiffeId) -> Result<Credential, RequestError> {
+        let (id, trust) = {
+            let state = self.state();
+            (&id.in_trust_domain(&state.asks_in), state.trust.clone())
+        };
         let key = Arc::new(PrivateKey::generate()?);
         let csr = key.csr_pem(id)?;
         let answer = tokio::time::timeout(
@@ -377,7 +461,7 @@ impl Inner {
             id,
             key,
             &signed,
-            self.trust.clone(),
+            trust,
             self.cfg.clock.clone(),
         )?)
     }
@@ -398,6 +482,13 @@ impl Inner {
             if !state.rotation.handle_issued(now, id, validity(&credential)) {
                 return;
             }
+            if credential.id.trust_domain != state.asks_in {
+                state.rotation.handle_replace(now, id);
+            }
+            let credential = match credential.trust() == &state.trust {
+                true => credential.clone(),
+                false => Arc::new(credential.with_trust(state.trust.clone())),
+            };
             if let Some(slot) = state.slots.get_mut(id) {
                 slot.credential.send_replace(Some(credential.clone()));
                 slot.last_error = None;

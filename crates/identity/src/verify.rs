@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use karst_model::identity::SpiffeId;
+use karst_model::identity::{SpiffeId, TrustDomains};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -15,7 +15,6 @@ use crate::{
     bundle::TrustBundle,
     certificate::Facts,
     clock::system_time,
-    credential::PeerTrust,
     peer::{PeerCertError, id_of},
     tls::shared_provider,
 };
@@ -124,13 +123,15 @@ pub(crate) fn refuse(error: PeerCertError) -> rustls::Error {
 /// Server side of a tunnel: any member of our trust domain or its aliases.
 pub(crate) struct ClientVerifier {
     pub(crate) bundle: Arc<TrustBundle>,
-    pub(crate) trust: Arc<PeerTrust>,
+    pub(crate) trust: Arc<TrustDomains>,
 }
 
-/// Client side of a tunnel: only the identities that may serve this destination. The host name is ignored.
+/// Client side of a tunnel: only the identities that may serve this destination, by any name of our trust domain. The
+/// host name is ignored.
 pub(crate) struct ServerVerifier {
     pub(crate) bundle: Arc<TrustBundle>,
     pub(crate) accepted: Arc<[SpiffeId]>,
+    pub(crate) trust: Arc<TrustDomains>,
 }
 
 impl ClientCertVerifier for ClientVerifier {
@@ -206,7 +207,7 @@ impl ServerCertVerifier for ServerVerifier {
             now,
         )
         .map_err(refuse)?;
-        if !self.accepted.contains(&peer) {
+        if !self.accepted.iter().any(|one| self.trust.same(one, &peer)) {
             return Err(refuse(PeerCertError::Unexpected {
                 peer,
                 accepted: self.accepted.clone(),

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 pub use join::JoinError;
 pub use observe::observe;
-pub use signer::{Asks, ControllerSigner};
+pub use signer::ControllerSigner;
 pub use way::Link;
 
 /// How to reach the controller, and with which credential.

@@ -12,19 +12,9 @@ use prost_types::{Struct, Value, value::Kind};
 
 use crate::Link;
 
-/// For whom certificates are asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asks {
-    /// For the workloads of this node, which the request names.
-    OnBehalf,
-    /// For the service account that the credential stands for.
-    ForItself,
-}
-
 /// Signs through the controller.
 pub struct ControllerSigner {
     pub link: Link,
-    pub asks: Asks,
 }
 
 #[async_trait]
@@ -38,7 +28,7 @@ impl CertificateSigner for ControllerSigner {
         let request = IstioCertificateRequest {
             csr: csr_pem,
             validity_duration: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
-            metadata: (self.asks == Asks::OnBehalf).then(|| impersonation(id)),
+            metadata: Some(impersonation(id)),
         };
         let mut client = IstioCertificateServiceClient::new(self.link.channel());
         let answered = client
@@ -53,7 +43,8 @@ impl CertificateSigner for ControllerSigner {
     }
 }
 
-/// `ImpersonatedIdentity`: the node asks for the certificate of a workload that runs on it.
+/// `ImpersonatedIdentity`: whose certificate is asked for. A node asks for those of the workloads that run on it, a
+/// waypoint for its own, by the name that the mesh has now.
 fn impersonation(id: &SpiffeId) -> Struct {
     let value = Value {
         kind: Some(Kind::StringValue(id.to_string())),

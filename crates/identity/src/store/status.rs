@@ -58,7 +58,7 @@ pub(super) fn statuses(state: &State, now: SystemTime) -> Vec<IdentityStatus> {
         let plan = state.rotation.plan(id)?;
         let held = slot.credential.borrow().clone();
         Some(IdentityStatus {
-            identity: ToString::to_string(id),
+            identity: held.as_ref().map_or(id, |held| &held.id).to_string(),
             state: state_of(held.as_deref(), now, slot.last_error.is_some()),
             references: plan.references,
             request_in_flight: plan.in_flight,

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use karst_identity::{
-    Credential, CredentialError, PeerTrust, PrivateKey, SignedCertificate, TrustBundle,
-    clock::Clock,
+    Credential, CredentialError, PrivateKey, SignedCertificate, TrustBundle, clock::Clock,
 };
-use karst_model::identity::SpiffeId;
+use karst_model::identity::{SpiffeId, TrustDomains};
 
 use crate::mint::{Ca, Leaf};
 
@@ -18,7 +17,7 @@ fn take(key: &Arc<PrivateKey>, signed: &SignedCertificate) -> Result<Credential,
         &id,
         key.clone(),
         signed,
-        Arc::new(PeerTrust::default()),
+        Arc::new(TrustDomains::default()),
         Clock::system(),
     )
 }

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::SystemTime};
 
 use karst_identity::{PeerCertError, peer_cert_error, peer_id, tls};
-use karst_model::identity::SpiffeId;
+use karst_model::identity::{SpiffeId, TrustDomain, TrustDomains};
 use rcgen::{ExtendedKeyUsagePurpose, KeyPair};
 use rustls::{
     ClientConfig, DigitallySignedStruct, NamedGroup, ServerConfig, SignatureScheme,
@@ -90,6 +90,32 @@ async fn mtls_between_two_members() {
             "never resumed"
         );
     }
+}
+
+#[tokio::test]
+async fn members_meet_by_every_name_of_their_trust_domain() {
+    const RENAMED: &str = "spiffe://new.example/ns/shop/sa/orders";
+    let ca = Ca::root("root");
+    let trust = Arc::new(TrustDomains {
+        own: TrustDomain("new.example".into()),
+        aliases: vec![TrustDomain::default()],
+    });
+    let (web, orders) = (
+        ca.credential(CLIENT, &[&ca]),
+        ca.credential(RENAMED, &[&ca]),
+    );
+    let (told, untold) = (web.with_trust(trust.clone()), web);
+    let server = orders.with_trust(trust).server_config();
+    // The workload is known by its old name, and its certificate has the new one.
+    let ended = handshake(told.client_config(&accepted(&[SERVER])), server.clone()).await;
+    assert!(ended.0.is_ok() && ended.1.is_ok());
+    // Another account is another account.
+    let others = accepted(&["spiffe://cluster.local/ns/shop/sa/carts"]);
+    let ended = handshake(told.client_config(&others), server.clone()).await;
+    assert_eq!(refusal(ended.0, "carts").reason(), "unexpected_identity");
+    // Who has not heard of the new name does not believe it.
+    let ended = handshake(untold.client_config(&accepted(&[SERVER])), server).await;
+    assert_eq!(refusal(ended.0, "untold").reason(), "unexpected_identity");
 }
 
 #[tokio::test]

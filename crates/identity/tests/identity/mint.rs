@@ -8,10 +8,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use karst_identity::{
-    Credential, PeerTrust, PrivateKey, SignedCertificate, TrustBundle, clock::Clock,
-};
-use karst_model::identity::SpiffeId;
+use karst_identity::{Credential, PrivateKey, SignedCertificate, TrustBundle, clock::Clock};
+use karst_model::identity::{SpiffeId, TrustDomains};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams,
     CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
@@ -160,7 +158,8 @@ impl Ca {
             &Leaf::of(&id.to_string()),
             roots,
         );
-        Credential::from_signed(&id, key, &signed, Arc::new(PeerTrust::default()), clock).unwrap()
+        Credential::from_signed(&id, key, &signed, Arc::new(TrustDomains::default()), clock)
+            .unwrap()
     }
 
     pub(crate) fn bundle(roots: &[&Self]) -> TrustBundle {

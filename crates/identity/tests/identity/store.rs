@@ -14,7 +14,7 @@ use karst_identity::{
     CertificateSigner, IdentityError, SignError, SignedCertificate, Store, StoreConfig,
     clock::Clock, store::IdentityState,
 };
-use karst_model::identity::{SpiffeId, TrustDomain};
+use karst_model::identity::{SpiffeId, TrustDomain, TrustDomains};
 use karst_runtime::supervise::{Shutdown, spawn_essential};
 
 use crate::mint::{Ca, HOUR, Leaf};
@@ -216,6 +216,76 @@ async fn new_roots_reach_every_identity_at_once() {
         &before.server_config(),
         &after.server_config()
     ));
+    shutdown.cancel();
+}
+
+fn renamed() -> TrustDomains {
+    TrustDomains {
+        own: TrustDomain("new.example".into()),
+        aliases: vec![TrustDomain::default()],
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_trust_domain_is_believed_first_and_asked_for_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = Script::new(paused_clock());
+    let (store, shutdown) = open(&script, Some(dir.path()));
+    let orders = id("orders");
+    store.require(&orders).unwrap();
+    let before = store.wait(&orders, LONG).await.unwrap();
+    let mut follow = store.watch(&orders).unwrap();
+    follow.mark_unchanged();
+
+    store.update_trust(&renamed());
+    let believed = follow.borrow_and_update().clone().unwrap();
+    assert_eq!(believed.serial, before.serial, "the certificate is kept");
+    let (told, began) = (
+        StoreConfig::default().trust_delay,
+        tokio::time::Instant::now(),
+    );
+    let replaced = |held: &Option<Arc<karst_identity::Credential>>| {
+        held.as_ref()
+            .is_some_and(|held| held.serial != before.serial)
+    };
+    let after = follow.wait_for(replaced).await.unwrap().clone().unwrap();
+    assert!(began.elapsed() >= told, "peers have heard of it by then");
+    assert!(began.elapsed() < Duration::from_secs(60));
+    assert_eq!(
+        after.id.to_string(),
+        "spiffe://new.example/ns/shop/sa/orders"
+    );
+    let by_its_new_name = orders.in_trust_domain(&renamed().own);
+    assert!(store.credential(&by_its_new_name).is_some());
+    assert_eq!(store.statuses()[0].identity, by_its_new_name.to_string());
+    shutdown.cancel();
+
+    // A restart finds it under the name that the identity has here.
+    let (store, shutdown) = open(&script, Some(dir.path()));
+    store.require(&orders).unwrap();
+    assert_eq!(store.credential(&orders).unwrap().serial, after.serial);
+    store.release(&orders);
+    let left = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 0, "one file for one identity");
+    shutdown.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trust_domain_that_is_taken_back_is_never_asked_for() {
+    let script = Script::new(paused_clock());
+    let (store, shutdown) = open(&script, None);
+    let orders = id("orders");
+    store.require(&orders).unwrap();
+    let before = store.wait(&orders, LONG).await.unwrap();
+    store.update_trust(&renamed());
+    store.update_trust(&TrustDomains::default());
+    let mut follow = store.watch(&orders).unwrap();
+    let renewed = |held: &Option<Arc<karst_identity::Credential>>| {
+        held.as_ref()
+            .is_some_and(|held| held.serial != before.serial)
+    };
+    let after = follow.wait_for(renewed).await.unwrap().clone().unwrap();
+    assert_eq!(after.id, orders);
     shutdown.cancel();
 }
 
