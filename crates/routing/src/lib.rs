@@ -27,6 +27,7 @@ pub mod ratelimit;
 pub mod request;
 pub mod retry;
 pub mod session;
+pub mod share;
 pub mod table;
 pub mod token;
 pub mod warm_up;
