@@ -50,7 +50,8 @@ struct Args {
     /// What is done with each request besides.
     #[arg(long, value_enum)]
     feature: Option<Feature>,
-    /// What is recorded: as without configuration, nothing, or everything, to the OTLP collector at `--collector`.
+    /// What is recorded: as without configuration; nothing; or everything, with the usual share of traces or all of them,
+    /// to the OTLP collector at `--collector`.
     #[arg(long, value_enum, default_value = "usual")]
     record: Record,
     #[arg(long, default_value = "127.0.0.1:4317")]
@@ -62,6 +63,7 @@ struct Args {
 enum Record {
     Usual,
     Nothing,
+    Sampled,
     Everything,
 }
 
@@ -129,7 +131,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let mesh = Mesh::new(config, state.clone(), store, &registry, shutdown.clone());
     spawn_connection("services", mesh.clone().follow_changes());
     state.apply(recording(&args));
-    if args.record == Record::Everything {
+    if matches!(args.record, Record::Sampled | Record::Everything) {
         tell(&state, "otel", args.collector);
     }
     spawn_connection("recording", mesh.recorder().follow(shutdown.clone()));
@@ -191,12 +193,12 @@ fn recording(args: &Args) -> Vec<Update> {
         default_tracing: otel.clone(),
         default_metrics: otel.clone(),
         default_access_logging: otel,
-        sampling: Some(10_000),
+        sampling: (args.record == Record::Everything).then_some(10_000),
     };
     let one = match args.record {
         Record::Usual => return Vec::new(),
         Record::Nothing => Telemetry::Scoped(off),
-        Record::Everything => Telemetry::Mesh(all),
+        Record::Sampled | Record::Everything => Telemetry::Mesh(all),
     };
     vec![Update::Telemetry(Arc::new(one))]
 }

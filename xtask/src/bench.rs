@@ -12,6 +12,7 @@ mod cluster;
 mod control_plane;
 mod cpu;
 mod l7;
+mod recording;
 mod report;
 
 use std::{
@@ -61,9 +62,9 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Name {
-    /// P1, P3, P4, P6, P10, P11.
+    /// P1, P3, P4, P6, P10, P11, P12.
     L4,
-    /// P20, P22, P23, P24.
+    /// P20, P22 to P26.
     L7,
     /// P13 to P16, and P1, P4, P6 between real pods.
     Cluster,
@@ -224,7 +225,11 @@ fn compare(args: &Args) -> Result<Vec<Row>> {
     let rows = COMPARISONS
         .iter()
         .map(|comparison| measure(&lab, comparison, args))
-        .collect();
+        .collect::<Result<Vec<Row>>>()
+        .and_then(|mut rows| {
+            rows.push(recording::connections(&lab, args)?);
+            Ok(rows)
+        });
     for mut server in servers {
         server.kill()?;
         server.wait()?;

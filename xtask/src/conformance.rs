@@ -5,12 +5,14 @@
 //!   http2   h2spec                              ─┐ against the waypoint's HTTP path on loopback
 //!   grpc    gRPC's standard interoperability    ─┘ (the example `plain_proxy` of its package)
 //!   otel    OpenTelemetry's collector takes what a waypoint sends
+//!   prometheus   promtool takes rules, alerts and dashboards
 //! ```
 
 mod grpc;
 mod http2;
 mod mesh;
 mod otel;
+mod prometheus;
 mod proxy;
 mod report;
 
@@ -34,6 +36,8 @@ enum Suite {
     Grpc,
     /// OpenTelemetry's collector gets every span, log and count.
     Otel,
+    /// promtool tests the rules and alerts, and reads the dashboards' expressions.
+    Prometheus,
 }
 
 /// Runs one suite.
@@ -43,5 +47,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Suite::Http2 => http2::run(),
         Suite::Grpc => grpc::run(),
         Suite::Otel => otel::run(),
+        Suite::Prometheus => prometheus::run(),
     }
 }

@@ -78,6 +78,10 @@ enum Name {
     Redis,
     /// Debian's PostgreSQL.
     Postgres,
+    /// OpenTelemetry's collector with a shell, built from its modules.
+    Otelcol,
+    /// Prometheus and promtool with a shell, built from their module.
+    Prometheus,
 }
 
 /// What an image is made of.
@@ -86,6 +90,8 @@ struct Recipe {
     binaries: &'static [&'static str],
     /// Debian packages, by the beginning of their names.
     packages: &'static [&'static str],
+    /// Programs that the cluster's tools are built beside, put at the root.
+    tools: &'static [&'static str],
     entrypoint: &'static [&'static str],
     purpose: Purpose,
 }
@@ -105,14 +111,20 @@ impl Name {
         let product = |binaries, entrypoint| Recipe {
             binaries,
             packages: &[],
+            tools: &[],
             entrypoint,
             purpose: Purpose::Product,
         };
         let tests = |binaries, packages| Recipe {
             binaries,
             packages,
+            tools: &[],
             entrypoint: &["/bin/sh"],
             purpose: Purpose::Tests,
+        };
+        let built = |tools| Recipe {
+            tools,
+            ..tests(&[], &[])
         };
         match self {
             Self::Agent => product(&["karst-agent", "karst-cni"], &["/karst-agent"]),
@@ -123,7 +135,15 @@ impl Name {
             Self::Nginx => tests(&[], &["nginx", "nginx-light", "nginx-common"]),
             Self::Redis => tests(&[], &["redis-server", "redis-tools"]),
             Self::Postgres => tests(&[], &["postgresql-[0-9]*", "postgresql-client-[0-9]*"]),
+            Self::Otelcol => built(&["otelcol"]),
+            Self::Prometheus => built(&["prometheus", "promtool"]),
         }
+    }
+
+    /// Whether its tools are built.
+    fn is_at_hand(self) -> bool {
+        let mut tools = self.recipe().tools.iter();
+        tools.all(|tool| cluster::build::program(tool).is_file())
     }
 
     fn word(self) -> String {
@@ -143,14 +163,30 @@ impl Name {
     }
 }
 
-/// Makes every image and loads it into a cluster.
+/// Makes every image and loads it into a cluster; those of tools that are built when they are asked for, if they are there.
 pub(crate) fn load_all(cluster: &Cluster, no_build: bool) -> Result<()> {
-    let names = Name::value_variants();
+    let names: Vec<Name> = Name::value_variants()
+        .iter()
+        .copied()
+        .filter(|name| name.is_at_hand())
+        .collect();
     setup::ensure(&[Group::Cluster, Group::Demo])?;
     if !no_build {
-        build(names)?;
+        build(&names)?;
     }
-    cluster.load(&archives(names, env!("CARGO_PKG_VERSION"))?)
+    cluster.load(&archives(&names, env!("CARGO_PKG_VERSION"))?)
+}
+
+/// Builds the tools that images of tests hold.
+pub(crate) fn build_tools(names: &[&str]) -> Result<()> {
+    for name in names {
+        match *name {
+            "otelcol" => drop(cluster::build::otelcol()?),
+            "prometheus" => drop(cluster::build::prometheus()?),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Loads karst-echo into a cluster under names of other images, called as `/bin/server` and `/bin/client`, as the
@@ -182,6 +218,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if names.iter().any(|name| !name.recipe().packages.is_empty()) {
         setup::ensure(&[Group::Demo])?;
     }
+    names
+        .iter()
+        .try_for_each(|name| build_tools(name.recipe().tools))?;
     if !args.no_build {
         build(names)?;
     }
@@ -297,6 +336,11 @@ fn make(name: Name, tag: &str) -> Result<Image> {
         add_busybox(&mut layer)?;
     }
     debian::add_packages(&mut layer, recipe.packages)?;
+    for tool in recipe.tools {
+        let program = cluster::build::program(tool);
+        let bytes = fs::read(&program).with_context(|| program.display().to_string())?;
+        layer.file(tool, &bytes, 0o755)?;
+    }
     Ok(Image {
         names: name.references(tag),
         layer,

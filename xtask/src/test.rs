@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    check, cluster, fuzz, release,
+    check, cluster, fuzz, image, release,
     setup::{self, Group, SKIP_CLUSTER_VARIABLE, skips_cluster},
     shell,
     tidy::{Package, Workspace},
@@ -388,6 +388,7 @@ pub(crate) fn ready_for_cluster() -> Result<()> {
     cluster::preflight()?;
     setup::ensure(&[Group::Demo])?;
     cluster::programs()?;
+    image::build_tools(&["otelcol", "prometheus"])?;
     cluster::build::helm().map(drop)
 }
 

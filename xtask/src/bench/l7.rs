@@ -1,5 +1,5 @@
 //! `bench l7`: what an HTTP request costs in a waypoint, beside nginx, HAProxy and Envoy doing the same work in the same
-//! interleaved run (P20, P22, P24), what choosing a route costs (P23), and what each feature adds to a request (P25).
+//! interleaved run (P20, P22, P24), what choosing a route costs (P23), what each feature adds to a request (P25), and what recording does (P26).
 //!
 //! ```text
 //!   wrk, h2load ──► proxy (one thread) ──► nginx that answers 1 KB        all on loopback
@@ -12,6 +12,7 @@
 mod features;
 mod load;
 mod proxies;
+mod recording;
 
 use std::collections::BTreeMap;
 
@@ -54,7 +55,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// P20, P22, P24, P25.
+/// P20, P22, P24, P25, P26.
 fn proxied(args: &Args) -> Result<Vec<Row>> {
     let backend = proxies::backend()?;
     let running: Vec<Running> = Proxy::ALL
@@ -85,6 +86,7 @@ fn proxied(args: &Args) -> Result<Vec<Row>> {
     rows.extend(memory(&idle));
     drop(running);
     rows.extend(features::rows(&backend, args.rounds, args.seconds)?);
+    rows.extend(recording::rows(&backend, args.rounds, args.seconds)?);
     Ok(rows)
 }
 

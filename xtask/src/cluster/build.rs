@@ -138,6 +138,23 @@ const OTELCOL: Tools = Tools {
     is_static: true,
 };
 
+/// Prometheus and promtool, with Kubernetes' discovery alone and without the web page.
+const PROMETHEUS: Tools = Tools {
+    names: &["prometheus", "promtool"],
+    source: Source::Ours {
+        module: "prometheus",
+        packages: &[
+            "github.com/prometheus/prometheus/cmd/prometheus",
+            "github.com/prometheus/prometheus/cmd/promtool",
+        ],
+        link: "",
+    },
+    is_static: true,
+};
+
+/// Its build tags; other modules know none of them.
+const PROMETHEUS_TAGS: &str = "-tags=remove_all_sd,enable_kubernetes_sd";
+
 /// gRPC's interoperability client and server, under names of ours.
 const GRPC_INTEROP: [Tools; 2] = [
     Tools {
@@ -187,6 +204,12 @@ pub(crate) fn helm() -> Result<PathBuf> {
 pub(crate) fn otelcol() -> Result<PathBuf> {
     build(&OTELCOL)?;
     Ok(program("otelcol"))
+}
+
+/// Builds Prometheus and promtool unless they are there.
+pub(crate) fn prometheus() -> Result<(PathBuf, PathBuf)> {
+    build(&PROMETHEUS)?;
+    Ok((program("prometheus"), program("promtool")))
 }
 
 /// The folder of the Gateway API's resource definitions in Go's module cache.
@@ -305,6 +328,7 @@ fn command(tools: &Tools, fresh: &Path) -> Result<Command> {
             command
                 .current_dir(sources().join(module))
                 .arg("build")
+                .arg(PROMETHEUS_TAGS)
                 .arg(format!("-ldflags=-s -w {link}"))
                 .arg("-o")
                 .arg(fresh.join(""))

@@ -65,6 +65,26 @@ fn wrk(proxy: &Running, seconds: u64) -> Result<f64> {
     Ok(requests.0.trim().parse()?)
 }
 
+/// Requests a second on each of the 32 connections of [`at_a_rate`].
+const RATE: u64 = 150;
+
+/// HTTP/1.1 at a steady rate; the number of requests that were answered with 200.
+pub(super) fn at_a_rate(proxy: &Running, seconds: u64) -> Result<f64> {
+    let count = (32 * RATE * seconds).to_string();
+    let printed = shell::capture(
+        Command::new("h2load")
+            .args(["--h1", "--clients", "32", "--rps", &RATE.to_string()])
+            .args(["--requests", &count])
+            .arg(format!("http://{}/", proxy.http1)),
+    )?;
+    let answered = number_before(&printed, " 2xx")?;
+    ensure!(
+        answered > 0.0 && number_before(&printed, " 5xx")? == 0.0,
+        "the proxy answered with errors: {printed}"
+    );
+    Ok(answered)
+}
+
 fn h2load(proxy: &Running, seconds: u64) -> Result<f64> {
     let printed = shell::capture(
         Command::new("h2load")

@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -195,6 +195,60 @@ pub(super) fn start_with(feature: &str, backend: &Backend) -> Result<Running> {
     };
     listens(http1).with_context(|| feature.to_owned())?;
     Ok(running)
+}
+
+/// Starts the waypoint recording as the example is told, for HTTP/1.
+pub(super) fn start_recording(
+    record: &str,
+    collector: &Collector,
+    backend: &Backend,
+) -> Result<Running> {
+    let http1 = free()?;
+    let mut command = Command::new(release::example_path("plain_proxy"));
+    command
+        .args(["--threads", "1", "--record", record, "--collector"])
+        .arg(collector.at.to_string())
+        .arg("--listen")
+        .arg(format!("{http1}=http1:{}", backend.http1));
+    let child = spawn(&mut command).with_context(|| format!("recording {record}"))?;
+    let running = Running {
+        proxy: Proxy::Karst,
+        child,
+        http1,
+        http2: http1,
+    };
+    listens(http1).with_context(|| record.to_owned())?;
+    Ok(running)
+}
+
+/// A collector that takes everything and keeps nothing; ended when dropped.
+pub(super) struct Collector {
+    child: Child,
+    at: SocketAddr,
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// OpenTelemetry's collector, which writes what it gets to nowhere.
+pub(super) fn collector(program: &Path) -> Result<Collector> {
+    let at = free()?;
+    let config = format!(
+        "receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '{at}'}}}}}}}}\n\
+         exporters: {{file: {{path: /dev/null}}}}\n\
+         service:\n  telemetry: {{metrics: {{level: none}}}}\n  pipelines:\n\
+         \x20   traces: {{receivers: [otlp], exporters: [file]}}\n\
+         \x20   logs: {{receivers: [otlp], exporters: [file]}}\n\
+         \x20   metrics: {{receivers: [otlp], exporters: [file]}}\n"
+    );
+    let file = write("otelcol.yaml", &config)?;
+    let child = spawn(Command::new(program).arg(format!("--config={}", file.display())))?;
+    let collector = Collector { child, at };
+    listens(at).context("the collector")?;
+    Ok(collector)
 }
 
 fn karst(http1: SocketAddr, http2: SocketAddr, backend: &Backend) -> Result<Child> {
