@@ -1,5 +1,7 @@
 //! A namespace that a test made and that goes when the test ends.
 
+use serde_json::Value;
+
 use crate::{
     Cluster,
     cluster::run,
@@ -8,6 +10,9 @@ use crate::{
 
 /// The label that puts a namespace into the mesh.
 const MODE: &str = "istio.io/dataplane-mode";
+
+/// Pods made for a Gateway have it.
+const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// A namespace of a test's own.
 pub struct Namespace {
@@ -68,14 +73,20 @@ impl Namespace {
         self.wait_for_protocol("TCP");
     }
 
+    /// Its pods are those that the mesh has addresses of; waypoints, which are never captured, do not count.
     fn wait_for_protocol(&self, protocol: &str) {
-        eventually(
-            &format!("all pods of {} speak {protocol}", self.name),
-            || {
-                let workloads = Cluster::get().workloads(&self.name).unwrap_or_default();
-                !workloads.is_empty() && workloads.iter().all(|one| one["protocol"] == protocol)
-            },
-        );
+        let what = format!("all pods of {} speak {protocol}", self.name);
+        eventually(&what, || {
+            let cluster = Cluster::get();
+            let waypoints = cluster.object(&["pods", "-n", &self.name, "-l", GATEWAY]);
+            let is_waypoint = |one: &Value| {
+                let mut waypoints = waypoints["items"].as_array().into_iter().flatten();
+                waypoints.any(|pod| pod["metadata"]["name"] == one["name"])
+            };
+            let mut workloads = cluster.workloads(&self.name).unwrap_or_default();
+            workloads.retain(|one| !is_waypoint(one));
+            !workloads.is_empty() && workloads.iter().all(|one| one["protocol"] == protocol)
+        });
     }
 }
 

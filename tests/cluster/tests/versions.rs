@@ -9,8 +9,7 @@ use karst_test_cluster::{
 };
 use serde_json::Value;
 
-/// Tag of the images of the version before. In a checkout of it: `cargo xtask image --tag previous --output DIR agent
-/// controller`, then `ctr images import` on every node.
+/// Tag of the images of the version before. `docs/dev/cluster.md` says how they are made.
 const BEFORE: &str = "previous";
 
 const LOAD: Amount = Amount {
