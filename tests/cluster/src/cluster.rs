@@ -8,6 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::wait::until;
@@ -57,6 +58,35 @@ impl Cluster {
         std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
     }
 
+    /// The folder of the cluster's state: keys, logs, what etcd has.
+    pub fn state(&self) -> PathBuf {
+        Self::folder().join(&self.id)
+    }
+
+    /// Helm, for this cluster.
+    pub fn helm(&self) -> Command {
+        let mut command = self.xtask();
+        command.current_dir(root());
+        command.args(["helm", "--"]);
+        command
+    }
+
+    /// Sends a signal to a process of the control plane: `etcd`, `apiserver`.
+    pub fn signal(&self, process: &str, signal: Signal) {
+        let record = self.state().join("pid").join(process);
+        let record = std::fs::read(&record).unwrap_or_else(|error| panic!("{process}: {error}"));
+        let record: Value = serde_json::from_slice(&record).expect("JSON");
+        let pid = record["pid"]
+            .as_i64()
+            .and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+        kill_process(pid.expect("a process id"), signal).expect("it runs");
+    }
+
+    /// Starts what does not run, and waits until the API server answers.
+    pub fn up(&self) {
+        run(self.xtask().args(["up", "--no-build"]));
+    }
+
     /// The node's link on the host, through which everything goes that it exchanges with others.
     pub fn link(&self, node: &str) -> String {
         format!("kc{}-{node}", self.id)
@@ -95,6 +125,35 @@ impl Cluster {
         let mut apply = self.kubectl();
         apply.args([CALL, "-n", namespace, "apply", "-f", "-"]);
         feed(&mut apply, yaml);
+    }
+
+    /// What the API server has against YAML; nothing if it takes all of it. Nothing is changed.
+    pub fn dry_run(&self, yaml: &str) -> String {
+        let mut apply = self.kubectl();
+        apply.args([
+            CALL,
+            "apply",
+            "--dry-run=server",
+            "--server-side",
+            "--force-conflicts",
+        ]);
+        let mut child = apply
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl starts");
+        let mut input = child.stdin.take().expect("piped");
+        input
+            .write_all(yaml.as_bytes())
+            .expect("kubectl reads its input");
+        drop(input);
+        let said = child.wait_with_output().expect("kubectl ends");
+        match said.status.success() {
+            true => String::new(),
+            false => String::from_utf8_lossy(&said.stderr).into_owned(),
+        }
     }
 
     /// Applies a file of the repository.

@@ -1,6 +1,6 @@
 //! `karst install` renders the chart by itself: what comes out is what Helm makes of it, whatever the values.
 
-use std::{collections::BTreeMap, process::Command};
+use std::collections::BTreeMap;
 
 use karst_test_cluster::{Cluster, cluster::run};
 use serde_json::Value;
@@ -42,19 +42,8 @@ fn helm_and_karst_render_the_same_objects() {
             .karst()
             .args(["install", "--print", "--skip-crds"])
             .args(&words));
-        let mut helm = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        helm.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-        helm.args([
-            "xtask",
-            "cluster",
-            "helm",
-            "--",
-            "template",
-            "karst",
-            "manifests/chart",
-            "-n",
-            "karst-system",
-        ]);
+        let mut helm = cluster.helm();
+        helm.args(["template", "karst", "manifests/chart", "-n", "karst-system"]);
         let helms = run(helm.args(&words));
         assert_eq!(
             objects(&ours.stdout),
