@@ -65,6 +65,7 @@ pub(crate) fn service(
             .map(|san| san.as_str().into())
             .collect(),
         waypoint: None,
+        waypoint_optional: false,
         load_balancing: load_balancing(facts.spec.resolution),
         ip_families: IpFamilies::Automatic,
         canonical: true,

@@ -69,6 +69,7 @@ pub(crate) fn compile(
         ports: ports.collect(),
         subject_alt_names: Vec::new(),
         waypoint: None,
+        waypoint_optional: false,
         load_balancing: load_balancing(facts, around.traffic_distribution),
         ip_families: facts.ip_families,
         canonical: true,

@@ -95,6 +95,11 @@ pub const GATEWAY_MANAGED_WAYPOINT: &str = "istio.io-mesh-controller";
 pub const WAYPOINT_REPLICAS: &str = "karst.dev/replicas";
 /// Annotation on Service and ServiceEntry, Karst's own: `true` asks for a seal, `false` waives it.
 pub const SEAL: &str = "karst.dev/seal";
+/// Annotation on Service and ServiceEntry, Karst's own: `when-ready` lets clients reach the service without its waypoint
+/// while no replica of it is ready. It waives nothing where the service is sealed.
+pub const WAYPOINT_REQUIRED: &str = "karst.dev/waypoint-required";
+/// [`WAYPOINT_REQUIRED`]: only while it is ready.
+pub const WAYPOINT_REQUIRED_WHEN_READY: &str = "when-ready";
 /// Annotation on DestinationRule, Karst's own: `peak-ewma` chooses endpoints by their latency.
 pub const LOAD_BALANCER: &str = "karst.dev/load-balancer";
 

@@ -22,6 +22,8 @@ pub struct Service {
     /// Further identities that endpoints may have (SPIFFE URIs).
     pub subject_alt_names: Vec<Arc<str>>,
     pub waypoint: Option<GatewayAddr>,
+    /// While no replica of the waypoint is ready, the service is reached without it. Never where the service is sealed.
+    pub waypoint_optional: bool,
     pub load_balancing: LoadBalancing,
     pub ip_families: IpFamilies,
     /// Wins among services of the same hostname or address.
@@ -44,6 +46,7 @@ impl Service {
             ports: BTreeMap::new(),
             subject_alt_names: Vec::new(),
             waypoint: None,
+            waypoint_optional: false,
             load_balancing: LoadBalancing::default(),
             ip_families: IpFamilies::Automatic,
             canonical: true,

@@ -51,6 +51,7 @@ pub(super) fn service_from(
         canonical: s.canonical,
         ingress_use_waypoint: s.ingress_use_waypoint,
         visibility: visibility_from(s.visibility)?,
+        waypoint_optional: extension.waypoint_optional,
         naming: naming_from(extension.naming)?,
         key: ServiceKey {
             namespace: interner.get(&s.namespace),
@@ -302,6 +303,7 @@ fn extension_to(s: &Service) -> Option<wire::Extension> {
             idle_timeout_seconds: affinity.idle_timeout_seconds,
         }),
         naming: naming.into(),
+        waypoint_optional: s.waypoint_optional,
     };
     (message != karst::ServiceExtension::default()).then(|| wire::Extension {
         name: EXTENSION.to_owned(),

@@ -84,6 +84,7 @@ fn service() -> Service {
         ports: BTreeMap::from([(80, port)]),
         subject_alt_names: vec!["spiffe://td/ns/a/sa/b".into()],
         naming: Naming::Asked,
+        waypoint_optional: true,
         ..Service::new("shop", "orders.shop.svc.cluster.local")
     };
     service.load_balancing.mode = LoadBalancingMode::Failover;

@@ -51,6 +51,9 @@ pub struct ServiceExtension {
     pub session_affinity: ::core::option::Option<SessionAffinity>,
     #[prost(enumeration = "service_extension::Naming", tag = "2")]
     pub naming: i32,
+    /// While no replica of the waypoint is ready, the service is reached without it.
+    #[prost(bool, tag = "3")]
+    pub waypoint_optional: bool,
 }
 /// Nested message and enum types in `ServiceExtension`.
 pub mod service_extension {
