@@ -228,6 +228,8 @@ pub(super) fn outgoing(
         AppProtocol::Http2 | AppProtocol::Grpc => Version::Http2,
         _ if upgrade == Http2Upgrade::Upgrade => Version::Http2,
         _ if upgrade == Http2Upgrade::Never => Version::Http1,
+        // As Istio has it: who declares HTTP speaks HTTP/1.1. Only a server of HTTP/2 can answer gRPC, whatever is declared.
+        AppProtocol::Http11 if !is_grpc(request.headers()) => Version::Http1,
         _ if client_speaks_http2 => Version::Http2,
         _ => Version::Http1,
     };
@@ -244,10 +246,20 @@ pub(super) fn outgoing(
         Version::Http1 => Form::Origin,
         Version::Http2 => Form::Absolute,
     };
-    let parts = request
+    let mut parts = request
         .into_parts(form)
         .map_err(|error| Refusal::bad_request(error.to_string()))?;
+    asked.translate(&mut parts, version);
     Ok(Outgoing::new(parts, version, client_speaks_http2))
+}
+
+/// gRPC, and not what browsers speak in its place, which needs no HTTP/2.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .map(|kind| kind.as_bytes());
+    let after = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    after.is_some_and(|after| !after.starts_with(b"-web"))
 }
 
 /// A copy is a request like any other to the service that gets it.

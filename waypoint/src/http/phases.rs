@@ -144,6 +144,11 @@ async fn live(
     let outgoing = Box::new(outgoing(asked, &backend, request)?);
     mirror(conversation, &filtered.mirrors, &outgoing, record);
     let mut response = forward(conversation, &backend, &outgoing, &tries, record).await?;
+    if asked.is_misunderstood(&response) {
+        let cause = "the endpoint answered, but did not switch to the protocol that was asked for";
+        let flag = RequestFlag::UpstreamProtocol;
+        return Err(Refusal::new(StatusCode::BAD_GATEWAY, flag, cause));
+    }
     filtered.finish(response.headers_mut(), asked);
     counted.put(response.headers_mut());
     if let Some(told) = told {
@@ -275,8 +280,7 @@ fn route<'a>(
 // --- authorize
 
 fn denied(authorize::Denied(why): authorize::Denied) -> Refusal {
-    let cause = format!("RBAC: access denied: {why}");
-    Refusal::new(StatusCode::FORBIDDEN, RequestFlag::None, cause)
+    Refusal::denied(&why)
 }
 
 /// Whom to ask about the request.

@@ -21,8 +21,10 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) flag: RequestFlag,
-    /// For the client and the access log.
+    /// For the access log, and for the client where nothing else is said to it.
     pub(crate) cause: Cow<'static, str>,
+    /// The client is told this and not the cause: it would learn from that how to get past.
+    pub(crate) told: Option<&'static str>,
     pub(crate) headers: Option<Box<HeaderMap>>,
     /// The client gets this text instead of the cause.
     pub(crate) body: Option<Bytes>,
@@ -42,6 +44,7 @@ impl Refusal {
             status,
             flag,
             cause: cause.into(),
+            told: None,
             headers: None,
             body: None,
             wanted: false,
@@ -67,11 +70,31 @@ impl Refusal {
             status,
             flag: RequestFlag::None,
             cause: "".into(),
+            told: None,
             headers: Some(Box::new(headers)),
             body: Some(body),
             wanted: true,
             grpc: None,
         }
+    }
+
+    /// Policy does not allow the request. `why` names policies and rules, so it stays in the access log, in `karst why`
+    /// and in what is observed; the client gets Istio's words.
+    pub(crate) fn denied(why: &str) -> Self {
+        const TOLD: &str = "RBAC: access denied";
+        Self {
+            told: Some(TOLD),
+            ..Self::new(
+                StatusCode::FORBIDDEN,
+                RequestFlag::None,
+                format!("{TOLD}: {why}"),
+            )
+        }
+    }
+
+    /// What the client reads.
+    fn words(&self) -> &str {
+        self.told.unwrap_or(&self.cause)
     }
 
     /// A fault of a route wants this answer.
@@ -88,9 +111,9 @@ impl Refusal {
 
     /// The response for an HTTP client.
     pub(crate) fn into_response(self) -> Response<Content> {
-        let text = match self.body {
-            Some(body) => body,
-            None => Bytes::from(format!("{}\n", self.cause)),
+        let text = match &self.body {
+            Some(body) => body.clone(),
+            None => Bytes::from(format!("{}\n", self.words())),
         };
         let mut response = Response::new(Content::Fixed((!text.is_empty()).then_some(text)));
         *response.status_mut() = self.status;
@@ -107,6 +130,7 @@ impl Refusal {
 
     /// The response for a gRPC client: trailers only, status 200.
     pub(crate) fn into_grpc(self) -> Response<Content> {
+        let message = percent_encoded(self.words());
         let mut response = Response::new(Content::Fixed(None));
         let headers = response.headers_mut();
         *headers = self.headers.map(|headers| *headers).unwrap_or_default();
@@ -121,7 +145,7 @@ impl Refusal {
                     .map_or_else(|| grpc_status(self.status), u16::from),
             ),
         );
-        if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.cause)) {
+        if let Ok(message) = HeaderValue::try_from(message) {
             headers.insert(GRPC_MESSAGE, message);
         }
         response

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use hyper::{
     body::{Body as _, Frame, Incoming, SizeHint},
     client::conn::{
@@ -93,6 +93,7 @@ impl Http1 {
         mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Exchange>, TrySendError<Request<RequestBody>>> {
+        let tunnels = request.method() == Method::CONNECT;
         let response = {
             let mut sent = std::pin::pin!(self.sender.try_send_request(request));
             poll_fn(|cx| {
@@ -103,7 +104,8 @@ impl Http1 {
             })
             .await?
         };
-        let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS
+            || (tunnels && response.status().is_success());
         let mut response = response.map(|body| Exchange {
             body,
             connection: Some(self),

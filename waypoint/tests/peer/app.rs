@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, combinators::BoxBody};
 use hyper::{
     body::{Body as _, Frame, Incoming},
@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// One request as the application got it.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
+    pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) version: Version,
     pub(crate) headers: HeaderMap,
@@ -112,9 +113,8 @@ impl App {
     }
 
     async fn answer(&self, mut request: Request<Incoming>) -> Answer {
-        let upgrade = request
-            .headers()
-            .contains_key("upgrade")
+        let connect = request.method() == Method::CONNECT;
+        let upgrade = (connect || request.headers().contains_key("upgrade"))
             .then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         if parts.uri.path() == "/refuse-body" {
@@ -130,8 +130,8 @@ impl App {
         let body = collected.to_bytes();
         let path = parts.uri.path().to_owned();
         self.remember(parts, body.clone());
-        if let Some(upgrade) = upgrade {
-            return self.upgraded(upgrade);
+        if let Some(upgrade) = upgrade.filter(|_| path != "/refuse") {
+            return self.upgraded(upgrade, connect);
         }
         let mut response = match path.as_str() {
             "/never" => std::future::pending().await,
@@ -150,6 +150,7 @@ impl App {
 
     fn remember(&self, parts: http::request::Parts, body: Bytes) {
         self.seen.borrow_mut().push(Seen {
+            method: parts.method,
             uri: parts.uri,
             version: parts.version,
             headers: parts.headers,
@@ -158,12 +159,15 @@ impl App {
     }
 
     /// Sends back what it gets on the upgraded connection.
-    fn upgraded(&self, upgrade: hyper::upgrade::OnUpgrade) -> Answer {
+    fn upgraded(&self, upgrade: hyper::upgrade::OnUpgrade, connect: bool) -> Answer {
         tokio::task::spawn_local(async move {
             let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
             let _ended = tokio::io::copy(&mut read, &mut write).await;
             let _ended = tokio::io::AsyncWriteExt::shutdown(&mut write).await;
         });
+        if connect {
+            return text(StatusCode::OK, "");
+        }
         let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "");
         let headers = response.headers_mut();
         headers.insert("connection", HeaderValue::from_static("Upgrade"));

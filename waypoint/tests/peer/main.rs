@@ -25,4 +25,5 @@ mod routes;
 mod tcp;
 mod telemetry;
 mod tokens;
+mod upgrades;
 mod virtual_services;
