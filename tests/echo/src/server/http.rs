@@ -103,13 +103,13 @@ impl Echo {
             return websocket(req);
         }
         let ready = req.uri().path() == READY;
-        let delay = number(&query(req.uri()), "delay");
+        if req.uri().path().starts_with("/via/") {
+            // Each of a chain waits before it asks the next.
+            let delay = number(&query(req.uri()), "delay").unwrap_or_default();
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
         let req = match self.told.answer(req).await {
-            Ok(answer) => {
-                // The whole chain waits: each before it answers.
-                tokio::time::sleep(Duration::from_millis(delay.unwrap_or_default())).await;
-                return answer;
-            }
+            Ok(answer) => return answer,
             Err(req) => req,
         };
         let mut answer = plain(req, lines).await;
