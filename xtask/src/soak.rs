@@ -75,7 +75,7 @@ fn run_tests(
         test.args(["--package", package]);
     }
     test.args(["--", "--ignored", "--test-threads=1", &args.filter]);
-    test.env("KARST_BIN_DIR", shell::root().join("target/release"));
+    test.env("KARST_BIN_DIR", release::folder());
     test.env(cluster::ID_VARIABLE, test::CLUSTER_ID);
     let watched = shell::watch(&mut test, LIMIT, |line| {
         let result = line

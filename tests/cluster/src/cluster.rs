@@ -71,15 +71,24 @@ impl Cluster {
         command
     }
 
-    /// Sends a signal to a process of the control plane: `etcd`, `apiserver`.
+    /// Whether a process of the control plane runs: `etcd`, `apiserver`.
+    pub fn runs(&self, process: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid(process)));
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
+    /// Sends it a signal.
     pub fn signal(&self, process: &str, signal: Signal) {
+        let pid = Pid::from_raw(self.pid(process)).expect("a process id");
+        kill_process(pid, signal).expect("it runs");
+    }
+
+    fn pid(&self, process: &str) -> i32 {
         let record = self.state().join("pid").join(process);
         let record = std::fs::read(&record).unwrap_or_else(|error| panic!("{process}: {error}"));
         let record: Value = serde_json::from_slice(&record).expect("JSON");
-        let pid = record["pid"]
-            .as_i64()
-            .and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
-        kill_process(pid.expect("a process id"), signal).expect("it runs");
+        let pid = record["pid"].as_i64().expect("a number");
+        pid.try_into().expect("a process id")
     }
 
     /// Starts what does not run, and waits until the API server answers.
@@ -210,9 +219,10 @@ impl Cluster {
         });
     }
 
-    /// The tool itself rather than through cargo, which would wait for any build that goes on.
+    /// The tool itself rather than through cargo, which would wait for any build that goes on. Cargo builds it without
+    /// optimisation, whatever Karst's own programs are.
     fn xtask(&self) -> Command {
-        let mut command = Command::new(binary("xtask"));
+        let mut command = Command::new(root().join("target/debug/xtask"));
         command.args(["cluster", "--id", &self.id]);
         command
     }
