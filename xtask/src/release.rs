@@ -23,7 +23,7 @@ pub(crate) fn profile() -> String {
 }
 
 /// A folder with all of our programs, built elsewhere or earlier: they are used as they are, and nothing is built.
-const GIVEN_VARIABLE: &str = "KARST_BIN_DIR";
+pub(crate) const GIVEN_VARIABLE: &str = "KARST_BIN_DIR";
 
 /// The folder of programs that was given.
 pub(crate) fn given() -> Option<PathBuf> {

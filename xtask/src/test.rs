@@ -283,9 +283,11 @@ impl Ladder {
         ready_for_cluster().with_context(|| {
             format!("no cluster can be made here; where that must be so, {SKIP_CLUSTER_VARIABLE}=1 leaves this rung out")
         })?;
-        // What the images hold, and `karst`; asked for alone, no other rung has built them.
-        release::ebpf()?;
-        shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
+        if release::given().is_none() {
+            // What the images hold, and `karst`; asked for alone, no other rung has built them.
+            release::ebpf()?;
+            shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
+        }
         let workspace = Workspace::load()?;
         let tests = workspace.integration_tests(|package, _| package.name == CLUSTER);
         let limit = deadline.saturating_duration_since(Instant::now());
@@ -342,12 +344,14 @@ impl Ladder {
             Some(at) => args.split_at(at),
             None => (args, [].as_slice()),
         };
+        let built = || shell::root().join("target/debug");
+        let given = release::given();
         command
             .args(["test", "--no-fail-fast"])
             .args(cargo_args)
             .args(test_args);
         command
-            .env("KARST_BIN_DIR", shell::root().join("target/debug"))
+            .env(release::GIVEN_VARIABLE, given.unwrap_or_else(built))
             .env(cluster::ID_VARIABLE, CLUSTER_ID);
         let count = &mut self.count;
         let limit = deadline.saturating_duration_since(Instant::now());
