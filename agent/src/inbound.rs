@@ -54,7 +54,8 @@ async fn dial_application(
     client: Option<SocketAddr>,
 ) -> Result<TcpStream, InboundError> {
     let failed = |source| InboundError::Application { addr, source };
-    let socket = karst_netns::connect_socket(&pod.netns, Family::of(&addr)).map_err(failed)?;
+    let socket =
+        karst_netns::local_connect_socket(&pod.netns, Family::of(&addr)).map_err(failed)?;
     let cookie = karst_netns::socket_cookie(socket.as_fd()).map_err(failed)?;
     if let Some(client) = client
         && let Err(error) = mesh.datapath.announce_dial(cookie, client)

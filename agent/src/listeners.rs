@@ -112,10 +112,6 @@ fn dispatch(
     stream: TcpStream,
     peer: SocketAddr,
 ) {
-    // A connection that is gone already makes this fail: nothing to serve then.
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
     let (pod, drain) = (pod.clone(), drain.clone());
     match kind {
         Kind::Hbone => {

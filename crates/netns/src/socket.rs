@@ -47,7 +47,7 @@ impl Family {
 
 /// A listener in `netns` on every address, IPv4 and IPv6 (IPv4 alone where IPv6 is off).
 ///
-/// `port` 0 lets the kernel choose. Non-blocking.
+/// `port` 0 lets the kernel choose. Non-blocking; what it accepts sends without delay.
 pub fn tcp_listener(netns: &Netns, port: u16) -> io::Result<TcpListener> {
     netns.run(|| {
         dual_stack(Type::STREAM, |family| match family {
@@ -61,7 +61,8 @@ pub fn tcp_listener(netns: &Netns, port: u16) -> io::Result<TcpListener> {
 /// A listener in `netns` for connections that a `sk_lookup` program steers to it.
 ///
 /// It is bound to an address that does not exist, so a process in the namespace that dials its
-/// port, over loopback or over the pod's address, reaches nothing. IPv4 and IPv6; non-blocking.
+/// port, over loopback or over the pod's address, reaches nothing. IPv4 and IPv6; non-blocking; what
+/// it accepts sends without delay.
 pub fn steered_listener(netns: &Netns) -> io::Result<TcpListener> {
     netns.run(|| {
         dual_stack(Type::STREAM, |family| match family {
@@ -83,13 +84,10 @@ pub fn udp_socket(netns: &Netns, port: u16) -> io::Result<UdpSocket> {
     })?
 }
 
-/// A TCP socket in `netns`, ready for `connect`: non-blocking, no delay, keep-alive.
+/// A TCP socket in `netns`, ready for `connect` to another host: non-blocking, no delay, keep-alive.
 pub fn connect_socket(netns: &Netns, family: Family) -> io::Result<Socket> {
-    let socket =
-        netns.run(|| Socket::new(family.domain(), Type::STREAM, Some(Protocol::TCP)))??;
+    let socket = local_connect_socket(netns, family)?;
     let (time, retries) = KEEPALIVE;
-    socket.set_nonblocking(true)?;
-    socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(time)
@@ -99,7 +97,18 @@ pub fn connect_socket(netns: &Netns, family: Family) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// The same for `connect` to a process of the namespace itself: without keep-alive, which our own kernel would answer for
+/// as long as the process has the connection.
+pub fn local_connect_socket(netns: &Netns, family: Family) -> io::Result<Socket> {
+    let kind = Type::STREAM.nonblocking();
+    let socket = netns.run(|| Socket::new(family.domain(), kind, Some(Protocol::TCP)))??;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket)
+}
+
+/// What is accepted inherits the listener's options (`sk_clone_lock`), so they are set once and not for each connection.
 fn listen(socket: Socket) -> io::Result<TcpListener> {
+    socket.set_tcp_nodelay(true)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

@@ -11,8 +11,9 @@ use std::path::Path;
 use std::thread;
 
 use karst_netns::{
-    Family, Netns, cgroup_exists, cgroup_id, cgroup2_root, connect_socket, netns_cookie,
-    own_cgroup_id, raise_nofile_limit, socket_cookie, steered_listener, tcp_listener, udp_socket,
+    Family, Netns, cgroup_exists, cgroup_id, cgroup2_root, connect_socket, local_connect_socket,
+    netns_cookie, own_cgroup_id, raise_nofile_limit, socket_cookie, steered_listener, tcp_listener,
+    udp_socket,
 };
 
 /// A fresh namespace, made on a thread of its own; `None` when the variable allows the skip.
@@ -102,6 +103,29 @@ fn nobody_dials_a_steered_listener() {
     let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     drop(ns);
+}
+
+#[test]
+fn sockets_are_ready_for_the_data_path() {
+    let Some(ns) = fresh() else { return };
+    let home = Netns::current().unwrap();
+    let listener = tcp_listener(&home, 0).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let _client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let accepted = loop {
+        match listener.accept() {
+            Ok((accepted, _)) => break accepted,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    };
+    assert!(accepted.nodelay().unwrap(), "inherited from the listener");
+
+    let abroad = connect_socket(&ns, Family::V4).unwrap();
+    let at_home = local_connect_socket(&ns, Family::V4).unwrap();
+    for socket in [&abroad, &at_home] {
+        assert!(socket.tcp_nodelay().unwrap() && socket.nonblocking().unwrap());
+    }
+    assert!(abroad.keepalive().unwrap() && !at_home.keepalive().unwrap());
 }
 
 #[test]
