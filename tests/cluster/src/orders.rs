@@ -97,6 +97,20 @@ impl Orders {
         Load::spawn(Cluster::get(), &self.pod("client"), &all)
     }
 
+    /// Waits until these pods, which came later, are ready and reached by HBONE.
+    pub fn wait_for(&self, pods: &[&str]) {
+        let name = self.namespace.name();
+        Cluster::get().wait_ready(name);
+        eventually("pods that came later are in the mesh", || {
+            let workloads = Cluster::get().workloads(name).unwrap_or_default();
+            let meshed = |pod: &&str| {
+                let mut found = workloads.iter().filter(|one| one["name"] == **pod);
+                found.any(|one| one["protocol"] == "HBONE")
+            };
+            pods.iter().all(|pod| meshed(&pod))
+        });
+    }
+
     /// Makes every answer of a pod have this status from now on; 200 takes that back.
     pub fn tell(&self, pod: &str, status: u16) {
         let url = format!("http://127.0.0.1:8080/told?status={status}");

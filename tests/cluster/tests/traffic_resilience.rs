@@ -83,8 +83,7 @@ fn a_broken_version_is_ejected_and_a_breaker_holds() {
     orders
         .namespace
         .apply(&service("narrow", "", "app: narrow"));
-    cluster.wait_ready("ejects");
-    orders.namespace.wait_enrolled();
+    orders.wait_for(&["v3", "v4", "v5", "narrow"]);
     orders.namespace.apply(EJECTION);
     orders.namespace.apply(BREAKER);
     followed("destinationrule", "orders", "ejects");
@@ -213,8 +212,7 @@ fn traffic_fails_over_to_another_region_and_back_and_new_endpoints_warm_up() {
     orders.namespace.apply(&echo("w1", "n1", "app: warm"));
     orders.namespace.apply(&service("warm", "", "app: warm"));
     orders.namespace.apply(ZONES);
-    cluster.wait_ready("zones");
-    orders.namespace.wait_enrolled();
+    orders.wait_for(&["w1"]);
     let replica = orders.replicas().remove(0);
     let replica = cluster.object(&["pod", &replica, "-n", "zones"]);
     // v1 is on n2, v2 on n1.
@@ -286,7 +284,7 @@ spec:
       fault: {abort: {percentage: {value: 30}, httpStatus: 555}}
       route: [{destination: {host: orders, subset: v1}}]
     - match: [{uri: {prefix: /delay}}]
-      fault: {delay: {percentage: {value: 10}, fixedDelay: 0.5s}}
+      fault: {delay: {percentage: {value: 10}, fixedDelay: 1s}}
       route: [{destination: {host: orders, subset: v1}}]
     - match: [{uri: {prefix: /mirror}}]
       route: [{destination: {host: orders, subset: v1}}]
@@ -339,8 +337,8 @@ fn faults_hit_their_share_mirrors_are_not_noticed_and_deadlines_shrink() {
     );
     assert!((share - 30.0).abs() <= 1.0, "{share}");
 
-    let more = ["--count", "20000", "--slow-ms", "500"];
-    let report = count("http://orders/delay", "48", &more);
+    let more = ["--count", "20000", "--slow-ms", "1000"];
+    let report = count("http://orders/delay", "96", &more);
     let share = 100.0 * report["slow"].as_f64().expect("a number") / 20_000.0;
     println!("delays: {share:.2} % of 20,000 where 10 % are asked: {report}");
     assert_eq!(answers(&report, "200"), 20_000, "{report}");
