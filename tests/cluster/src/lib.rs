@@ -22,7 +22,7 @@ pub mod wait;
 
 pub use capture::Capture;
 pub use cluster::Cluster;
-pub use load::{Amount, Load};
+pub use load::{Amount, Detached, Load};
 pub use namespace::Namespace;
 pub use orders::Orders;
 pub use pair::Pair;

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::{Amount, Cluster, Load, Namespace, wait::eventually};
+use crate::{Amount, Cluster, Detached, Namespace, wait::eventually};
 
 /// Service `server`, which `client` may reach and `stranger` may not.
 pub struct Pair {
@@ -121,15 +121,25 @@ impl Pair {
     }
 
     /// New connections of the client, so many a second, until they are stopped.
-    pub fn load(&self, rate: u32) -> Load {
+    pub fn load(&self, rate: u32) -> Detached {
+        self.load_to(&format!("server.{}:9000", self.namespace.name()), rate)
+    }
+
+    /// The same to the server's own address: whatever Kubernetes believes of the node and its endpoints.
+    pub fn load_past_service(&self, rate: u32) -> Detached {
+        let pod = Cluster::get().object(&["pod", "server", "-n", self.namespace.name()]);
+        let address = pod["status"]["podIP"].as_str().expect("an address");
+        self.load_to(&format!("{address}:9000"), rate)
+    }
+
+    fn load_to(&self, target: &str, rate: u32) -> Detached {
         let amount = Amount {
             rate,
             long: 0,
             seconds: 1800,
         };
         let client = format!("{}/client", self.namespace.name());
-        let target = format!("server.{}:9000", self.namespace.name());
-        Load::start(Cluster::get(), &client, &target, amount)
+        Detached::start(Cluster::get(), &client, target, amount)
     }
 
     /// A newcomer with a new identity is served, and refused once a new policy says so: everything between the API server
