@@ -43,7 +43,8 @@ impl Index {
         after: Option<AuthenticationFacts>,
     ) {
         let known = &mut self.authenticating;
-        if let Some(before) = known.facts.remove(name) {
+        let before = known.facts.remove(name);
+        if let Some(before) = &before {
             for target in &before.targets {
                 match named(target) {
                     Some(target) => remove_from(&mut known.by_target, target.clone(), name),
@@ -51,11 +52,7 @@ impl Index {
                 }
             }
             for source in before.sources() {
-                remove_from(&mut known.by_source, source.clone(), name);
-                if !known.by_source.contains_key(&source) {
-                    known.fetched.remove(&source);
-                    known.other_sources = true;
-                }
+                remove_from(&mut known.by_source, source, name);
             }
         }
         if let Some(after) = after {
@@ -76,6 +73,13 @@ impl Index {
                 of.insert(name.clone());
             }
             known.facts.insert(name.clone(), after);
+        }
+        // Only now: an object that comes again, with its status say, keeps the keys that its issuers have.
+        for source in before.iter().flat_map(AuthenticationFacts::sources) {
+            if !known.by_source.contains_key(&source) {
+                known.fetched.remove(&source);
+                known.other_sources = true;
+            }
         }
         self.seal_authenticated(name);
         self.dirty.authentications.insert(name.clone());

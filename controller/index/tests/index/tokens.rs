@@ -92,6 +92,10 @@ fn tokens_are_verified_by_the_waypoint_of_their_target() {
     let delta = world.take(fetched(Some("{}"), Some("it is down again")));
     assert!(told(&delta).is_none());
     assert_eq!(reasons(&world), ["Accepted", "FetchFailed"]);
+    // It comes again, as it does when its status was written: no key is lost.
+    let delta = world.apply(USERS);
+    assert!(told(&delta).is_none());
+    assert_eq!(reasons(&world), ["Accepted", "FetchFailed"]);
 
     let delta = world.delete(Kind::RequestAuthentication, "shop", "users");
     assert_eq!(delta.request_authentications.removed.len(), 1);
