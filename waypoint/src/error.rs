@@ -55,6 +55,11 @@ pub(crate) enum ConnectError {
         #[source]
         source: Box<TlsFault>,
     },
+    #[error(
+        "the endpoint at {addr} is not in the mesh, and tls.mode ISTIO_MUTUAL of its service's DestinationRule lets nothing \
+         go in clear"
+    )]
+    NotInMesh { addr: SocketAddr },
     #[error("connections to {set} are limited to {limit}, and {what}")]
     Full {
         set: String,

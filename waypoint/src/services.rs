@@ -19,6 +19,7 @@ use arc_swap::{ArcSwap, Guard};
 use hashbrown::{HashMap, HashSet};
 use karst_discovery::{Change, Changed, State};
 use karst_model::{
+    addr::NetworkAddr,
     name::{GatewayKey, ServiceKey},
     service::Service,
     waypoint_policy::WAYPOINT_CLASS,
@@ -61,6 +62,8 @@ pub(crate) struct Services {
     own_limits: ArcSwap<Limited>,
     limits: Limits,
     names: Names,
+    /// Where this waypoint is, as far as is known.
+    place: ArcSwap<Workload>,
 }
 
 /// How often it is looked whether an ejected endpoint may come back; the policy's own interval is longer.
@@ -125,6 +128,7 @@ impl Services {
             own_limits: ArcSwap::default(),
             limits: Limits::default(),
             names: Names::new(config),
+            place: ArcSwap::from_pointee(place.clone()),
             state,
             whose: Whose {
                 own: config.own_service(),
@@ -138,6 +142,7 @@ impl Services {
             endpoints: Mutex::new(Endpoints::new(identity, config.workload_uid())),
         };
         services.refresh_own_policies();
+        services.find_place();
         services
     }
 
@@ -241,14 +246,15 @@ impl Services {
             Vec::new()
         };
         let endpoints = self.state.endpoints(key);
-        let endpoints = self.names.resolved(&service, &endpoints, &self.whose.place);
+        let place = self.place.load();
+        let endpoints = self.names.resolved(&service, &endpoints, &place);
         let traffic = self.state.traffic_of(key);
         let sources = Sources {
             service: &service,
             routes: &routes,
             endpoints: &endpoints,
             traffic: traffic.as_deref(),
-            place: &self.whose.place,
+            place: &place,
         };
         let mut known = self
             .endpoints
@@ -302,6 +308,7 @@ impl Services {
     }
 
     fn start_over(&self) {
+        self.find_place();
         self.refresh_tokens();
         let all = self.state.services();
         self.prepare(all.iter().map(|service| &service.key));
@@ -347,7 +354,8 @@ impl Services {
         number: u16,
         host: &str,
     ) -> Result<Arc<Port>, NoHost> {
-        let place = &self.whose.place;
+        let place = self.place.load_full();
+        let place = &*place;
         let traffic = self.state.traffic_of(&service.key);
         let declared = service.ports.get(&number);
         let app_protocol = declared.map(|port| port.app_protocol).unwrap_or_default();
@@ -400,7 +408,8 @@ impl Services {
 
     fn apply(&self, changes: &[Change]) {
         let mut touched = HashSet::new();
-        let (mut tokens, mut every) = (false, false);
+        // What is near depends on where this waypoint is itself.
+        let (mut tokens, mut every) = (false, self.find_place());
         for change in changes {
             match change {
                 Change::Service(key)
@@ -420,6 +429,29 @@ impl Services {
             (false, false) => self.refresh(Some(&touched)),
         }
         self.prepare(touched.into_iter());
+    }
+
+    /// Whether this waypoint is somewhere else than was known: its node's region and zone, and its own labels, come by
+    /// discovery like those of all workloads.
+    fn find_place(&self) -> bool {
+        let own = &self.whose.place;
+        let known = self.state.workload(&own.uid).or_else(|| {
+            let addr = NetworkAddr::new(own.network.clone(), *own.addresses.first()?);
+            self.state.workload_at(&addr)
+        });
+        let Some(known) = known else {
+            return false;
+        };
+        let place = self.place.load();
+        if place.locality == known.locality && place.labels == known.labels {
+            return false;
+        }
+        self.place.store(Arc::new(Workload {
+            locality: known.locality.clone(),
+            labels: known.labels.clone(),
+            ..own.clone()
+        }));
+        true
     }
 
     /// Other tokens are believed, or something else has changed too.

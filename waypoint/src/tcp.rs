@@ -120,6 +120,7 @@ pub(crate) async fn open(
     loop {
         let ask = Ask {
             avoid: &avoid,
+            elsewhere: false,
             hash: cluster.as_ref().and_then(|cluster| key(cluster, client)),
             dialled: destination.dialled,
             session: None,

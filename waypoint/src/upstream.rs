@@ -149,6 +149,9 @@ impl Upstreams {
         let limits = cluster.map(|cluster| &cluster.policy.connections);
         let patience = limits.and_then(|limits| limits.connect_timeout);
         match &endpoint.way {
+            Way::Plain if cluster.is_some_and(|cluster| originate::is_mesh_only(cluster)) => {
+                Err(ConnectError::NotInMesh { addr })
+            }
             Way::Plain => {
                 let stream = tcp(addr, patience.unwrap_or(CONNECT_TIMEOUT)).await;
                 let stream = stream.map_err(|source| ConnectError::Tcp { addr, source })?;

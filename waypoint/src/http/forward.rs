@@ -129,6 +129,8 @@ pub(super) async fn forward(
         record.tries += 1;
         let ask = Ask {
             avoid: &avoid,
+            elsewhere: !avoid.is_empty()
+                && tries.policy.is_some_and(|policy| policy.remote_localities),
             hash: key.hash,
             dialled: conversation.destination.dialled,
             session: session.endpoint(),
@@ -180,7 +182,10 @@ pub(super) async fn forward(
             },
         };
         conversation.worker.mesh.metrics.retries.inc();
-        if tries.policy.is_none_or(|policy| policy.avoid_previous) {
+        if tries
+            .policy
+            .is_none_or(|policy| policy.avoid_previous || policy.remote_localities)
+        {
             avoid.push(endpoint.id);
         }
         if !pause.is_zero() {

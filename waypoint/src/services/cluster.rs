@@ -63,6 +63,8 @@ struct Split {
 pub(crate) struct Ask<'a> {
     /// Endpoints that were tried.
     pub(crate) avoid: &'a [u64],
+    /// Leave the levels where they are, even if these have others: another place is wanted.
+    pub(crate) elsewhere: bool,
     /// Of its key, where the policy has one and the request too.
     pub(crate) hash: Option<u64>,
     /// What the client dialled.
@@ -160,6 +162,11 @@ impl Cluster {
             everybody = split.everybody;
             level = priority::pick(&split.shares, rng.random())?;
         }
+        if ask.elsewhere
+            && let Some(member) = self.pick_elsewhere(ask, rng)
+        {
+            return Some(member);
+        }
         let mut picked = self.levels.get(level)?.pick(self, ask, everybody, rng);
         // Another level may have one that was not tried.
         for further in self.levels.iter().skip(level + 1) {
@@ -169,6 +176,17 @@ impl Cluster {
             picked = further.pick(self, ask, everybody, rng).or(picked);
         }
         picked
+    }
+
+    /// An endpoint that is well, in the nearest level of which nobody was tried.
+    fn pick_elsewhere(&self, ask: &Ask<'_>, rng: &mut impl Rng) -> Option<&Member> {
+        let is_tried = |member: &Member| ask.avoid.contains(&member.endpoint.id);
+        let untried = |near: &&Near| !near.members.iter().flatten().any(is_tried);
+        let mut levels = self.levels.iter().filter(untried);
+        levels.find_map(|near| {
+            let picked = near.pick(self, ask, false, rng)?;
+            picked.health.is_up().then_some(picked)
+        })
     }
 
     /// How requests fall to the levels now.

@@ -29,6 +29,13 @@ pub(super) fn is_wanted(cluster: &Cluster) -> bool {
     })
 }
 
+/// Whether the set may be reached through the mesh only (`ISTIO_MUTUAL`): an endpoint outside of it is refused rather than
+/// spoken to in clear.
+pub(super) fn is_mesh_only(cluster: &Cluster) -> bool {
+    let tls = cluster.policy.tls.as_ref();
+    tls.is_some_and(|tls| tls.mode == TlsMode::Mesh)
+}
+
 impl Originations {
     /// Shakes hands on an open connection to an endpoint of the set.
     pub(super) async fn make(

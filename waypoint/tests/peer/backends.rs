@@ -12,12 +12,14 @@ use karst_hbone::tls;
 use karst_identity::tls::{ServingCertificate, webhook_server_config};
 use karst_model::{
     identity::TrustDomain,
+    locality::Locality,
     protocol::{AppProtocol, TunnelProtocol},
-    route::HttpRule,
+    route::{HttpRule, RetryPolicy},
     traffic::{
-        HealthCheck, HealthProbe, Scope, ServiceTraffic, SessionKind, SessionPersistence, TlsMode,
-        TrafficPolicy, TrustAnchors, UpstreamTls,
+        HealthCheck, HealthProbe, LocalityBalance, Scope, ServiceTraffic, SessionKind,
+        SessionPersistence, TlsMode, TrafficPolicy, TrustAnchors, UpstreamTls,
     },
+    workload::Workload,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -132,6 +134,141 @@ async fn plain_requests_leave_as_tls_and_only_to_whom_the_policy_means() {
                 break;
             }
         }
+    })
+    .await;
+}
+
+/// Two endpoints here and one in another region, each plain.
+async fn three_places(world: &World) {
+    let failing = "HTTP/1.1 503 no\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    for (name, region) in [("near-1", ""), ("near-2", ""), ("far", "elsewhere")] {
+        let app = match region {
+            "" => App::new("", Speaks::Bytes(failing)),
+            _ => App::new("far", Speaks::Http1),
+        };
+        let ip = fresh_ip();
+        app.listen((ip, 8080).into()).await;
+        let uid = format!("Kubernetes//Pod/shop/{name}");
+        let mut workload = Workload {
+            name: name.into(),
+            namespace: "shop".into(),
+            addresses: vec![ip.into()],
+            locality: Locality {
+                region: region.into(),
+                ..Locality::default()
+            },
+            ..Workload::new(&uid)
+        };
+        workload.services.insert(key("web"), [(80, 8080)].into());
+        world.state.apply([Update::Workload(Arc::new(workload))]);
+    }
+}
+
+#[tokio::test]
+async fn a_retry_leaves_its_region_where_it_is_told_to() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http11);
+        three_places(&world).await;
+        let mut near_first = TrafficPolicy::default();
+        near_first.balance.locality = Some(LocalityBalance::default());
+        policy(&world, near_first);
+        let retry = |remote_localities| HttpRule {
+            retry: Some(RetryPolicy {
+                attempts: 1,
+                on_server_error: true,
+                backoff: Some(Duration::from_millis(1)),
+                remote_localities,
+                ..RetryPolicy::default()
+            }),
+            ..rule(&[("web", 1)])
+        };
+        let client = Client::new(&world);
+        world.route("again", vec![retry(false)]);
+        // The second try goes to the other one here.
+        let mut in_a_row = 0;
+        while in_a_row < 20 {
+            match status(&get(&client, vip, "").await) {
+                "503" => in_a_row += 1,
+                _ => in_a_row = 0,
+            }
+        }
+        world.route("again", vec![retry(true)]);
+        let mut in_a_row = 0;
+        while in_a_row < 20 {
+            match status(&get(&client, vip, "").await) {
+                "200" => in_a_row += 1,
+                _ => in_a_row = 0,
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_near_depends_on_where_the_waypoint_is() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http11);
+        three_places(&world).await;
+        let mut near_first = TrafficPolicy::default();
+        near_first.balance.locality = Some(LocalityBalance::default());
+        policy(&world, near_first);
+        let client = Client::new(&world);
+        for (region, expected) in [("elsewhere", "200"), ("", "503"), ("elsewhere", "200")] {
+            let mut own = Workload {
+                name: "waypoint".into(),
+                namespace: "shop".into(),
+                ..Workload::new("waypoint/shop/waypoint")
+            };
+            own.locality.region = region.into();
+            world.state.apply([Update::Workload(Arc::new(own))]);
+            let mut in_a_row = 0;
+            while in_a_row < 20 {
+                match status(&get(&client, vip, "").await) == expected {
+                    true => in_a_row += 1,
+                    false => in_a_row = 0,
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_for_the_mesh_only_never_goes_in_clear() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http11);
+        let app = App::new("outside", Speaks::Http1);
+        let ip = fresh_ip();
+        app.listen((ip, 8080).into()).await;
+        world.add_workload("web", "outside", ip, TunnelProtocol::None);
+        let client = Client::new(&world);
+        let response = get(&client, vip, "").await;
+        assert_eq!(status(&response), "200", "the control: {response}");
+        let asked = app.seen().len();
+        policy(
+            &world,
+            TrafficPolicy {
+                tls: Some(UpstreamTls::new(TlsMode::Mesh)),
+                ..TrafficPolicy::default()
+            },
+        );
+        let refused = loop {
+            let response = get(&client, vip, "").await;
+            if status(&response) != "200" {
+                break response;
+            }
+        };
+        assert_eq!(status(&refused), "503", "{refused}");
+        assert!(refused.contains("is not in the mesh"), "{refused}");
+        let asked_since = app.seen().len();
+        for _ in 0..5 {
+            assert_eq!(status(&get(&client, vip, "").await), "503");
+        }
+        assert_eq!(app.seen().len(), asked_since, "nothing arrives in clear");
+        assert!(asked_since >= asked);
     })
     .await;
 }
