@@ -191,7 +191,7 @@ fn why_says_what_happens_and_what_happened() {
     let said = why(&["why-street/client", "why/vault:80"]);
     assert_eq!(
         (said.code, said.decided_by()),
-        (Some(3), "strict"),
+        (Some(3), "STRICT"),
         "{}",
         said.text
     );
