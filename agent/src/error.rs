@@ -74,6 +74,14 @@ pub(crate) enum OutboundError {
 }
 
 impl OutboundError {
+    /// Whether the mesh does not know what was dialled, and lets pods reach nothing else.
+    pub(crate) fn is_unregistered(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused(karst_path::outbound::Refused::NotInRegistry { .. })
+        )
+    }
+
     /// Istio's response flag for it.
     pub(crate) fn flag(&self) -> Flag {
         match self {

@@ -31,6 +31,9 @@ use crate::{
     workers::Worker,
 };
 
+/// Istio's name for where connections go that nothing in a registry is known of, where only that may be reached.
+const BLACK_HOLE: &str = "BlackHoleCluster";
+
 /// The other side of an outbound connection, once it is there.
 enum Connected {
     Tunnel {
@@ -63,17 +66,17 @@ pub(crate) async fn serve(
     let route = source
         .as_deref()
         .ok_or_else(|| OutboundError::UnknownSource(pod.workload_uid.clone()))
-        .and_then(|source| resolve::resolve(mesh, source, dialled));
+        .and_then(|source| resolve::resolve(mesh, source, pod.egress(), dialled));
     let route = match route {
         Ok(route) => route,
         Err(error) => {
-            Tracked::start(
-                &mesh.metrics.tcp,
-                labels(source.as_deref(), None),
-                client,
-                dialled,
-            )
-            .refuse(&error, error.flag());
+            let mut labels = labels(source.as_deref(), None);
+            if error.is_unregistered() {
+                labels.service.name = BLACK_HOLE.into();
+                labels.service.host = BLACK_HOLE.into();
+            }
+            Tracked::start(&mesh.metrics.tcp, labels, client, dialled)
+                .refuse(&error, error.flag());
             return reset::close(stream);
         }
     };

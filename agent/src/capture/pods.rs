@@ -20,6 +20,7 @@ use karst_model::{
     name::{PodUid, WorkloadUid},
 };
 use karst_netns::{Netns, NetnsCookie};
+use karst_path::outbound::Egress;
 use karst_runtime::{drain, supervise::Shutdown};
 use serde::{Deserialize, Serialize};
 
@@ -225,6 +226,8 @@ pub(crate) struct LocalPod {
     /// Plain connections pass without policy: it is entering or leaving the mesh, or has left it with its listeners
     /// lingering. Shared with the same pod before and after a change of its options.
     plaintext_open: Arc<AtomicBool>,
+    /// Nothing may be dialled that the mesh does not know. Shared in the same way.
+    registry_only: Arc<AtomicBool>,
     sockets: Arc<Sockets>,
 }
 
@@ -330,8 +333,11 @@ impl LocalPod {
             listener_ports,
             stop: reused.map_or_else(Shutdown::new, |pod| pod.stop.clone()),
             plaintext_open: reused.map_or_else(Arc::default, |pod| pod.plaintext_open.clone()),
+            registry_only: reused.map_or_else(Arc::default, |pod| pod.registry_only.clone()),
             sockets,
         };
+        pod.registry_only
+            .store(desired.capture.registry_only, Ordering::Release);
         Ok((pod, fresh))
     }
 
@@ -342,6 +348,14 @@ impl LocalPod {
 
     pub(crate) fn is_plaintext_open(&self) -> bool {
         self.plaintext_open.load(Ordering::Acquire)
+    }
+
+    /// What the pod may dial beside what the mesh knows.
+    pub(crate) fn egress(&self) -> Egress {
+        match self.registry_only.load(Ordering::Acquire) {
+            true => Egress::RegistryOnly,
+            false => Egress::Any,
+        }
     }
 
     /// Our own listeners and the ports that other implementations reserve: tunnelling to them would loop.
@@ -392,6 +406,7 @@ fn attach(
             exclude_inbound_ports: desired.capture.exclude_inbound_ports.clone(),
             exclude_inbound_cidrs: Vec::new(),
             dns,
+            all: desired.capture.registry_only,
         },
         probe_ports: &desired.probe_ports,
         listeners: Listeners {

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use karst_hbone::PoolKey;
 use karst_model::{service::Service, workload::Workload};
-use karst_path::outbound::{self, Choose, Hop, Replica, Tunnel};
+use karst_path::outbound::{self, Choose, Egress, Hop, Replica, Tunnel};
 use karst_routing::balance::{Choice, NoEndpoint};
 
 use crate::{error::OutboundError, mesh::Mesh, outbound::waypoint::Stream};
@@ -32,10 +32,12 @@ pub(crate) enum Upstream {
 pub(crate) fn resolve(
     mesh: &Mesh,
     source: &Workload,
+    egress: Egress,
     dialled: SocketAddr,
 ) -> Result<Route, OutboundError> {
     let network = mesh.config.own_network();
     let way = outbound::resolve(&mesh.state, &network, mesh, source, dialled)?;
+    let way = egress.check(way)?;
     let upstream = match way.hop {
         Hop::Tunnel(tunnel) => Upstream::Tunnel {
             target: tunnel.target,

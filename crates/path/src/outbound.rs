@@ -102,8 +102,42 @@ pub enum Refused {
         "port {port} of {name} is sealed: it accepts its waypoint only, and none is bound to the service"
     )]
     Sealed { name: String, port: u16 },
+    #[error(
+        "{addr} is in no registry of the mesh, and outboundTrafficPolicy REGISTRY_ONLY lets pods reach nothing else: a \
+         ServiceEntry makes it known"
+    )]
+    NotInRegistry { addr: SocketAddr },
     #[error("{name} is in network {network}, for which no gateway is known")]
     OtherNetwork { name: String, network: String },
+}
+
+/// What of the destinations that the mesh does not know may be reached (`outboundTrafficPolicy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Egress {
+    /// All of them, plainly.
+    #[default]
+    Any,
+    /// None.
+    RegistryOnly,
+}
+
+impl Egress {
+    /// What the mesh lets through as if it were not there, or not.
+    ///
+    /// # Errors
+    /// That what was dialled is neither a service nor a workload.
+    pub fn check<H>(self, way: Way<H>) -> Result<Way<H>, Refused> {
+        match &way.hop {
+            Hop::Direct { addr }
+                if self == Self::RegistryOnly
+                    && way.service.is_none()
+                    && way.workload.is_none() =>
+            {
+                Err(Refused::NotInRegistry { addr: *addr })
+            }
+            _ => Ok(way),
+        }
+    }
 }
 
 /// Decides one connection from `source`, which is in `network`, to `dialled`.
@@ -176,11 +210,17 @@ impl<C: Choose> Asked<'_, C> {
             });
         }
         if let Some(waypoint) = &service.waypoint {
-            let way = self.to_waypoint(&service.key.to_string(), waypoint)?;
-            return Ok(Way {
-                service: Some(service),
-                ..way
-            });
+            match self.to_waypoint(&service.key.to_string(), waypoint) {
+                Ok(way) => {
+                    return Ok(Way {
+                        service: Some(service),
+                        ..way
+                    });
+                }
+                // None of its replicas is ready, and somebody has written that the service matters more.
+                Err(Refused::Waypoint { .. }) if service.waypoint_optional => {}
+                Err(refused) => return Err(refused),
+            }
         }
         if passthrough {
             return Ok(Way {

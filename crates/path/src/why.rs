@@ -44,7 +44,7 @@ use self::{
 };
 use crate::{
     facts::Facts,
-    outbound::{self, Choose, Hop, Refused, Replica, Way},
+    outbound::{self, Choose, Egress, Hop, Refused, Replica, Way},
 };
 
 /// Endpoints, or addresses, that one question looks at.
@@ -361,6 +361,14 @@ impl Ask<'_> {
                     "the mesh does not know {host}: the cluster's resolver answers, and the connection leaves the mesh"
                 );
                 self.say(StepName::Dns, Outcome::Passes, text);
+                if captured == Captured::Yes && self.egress() == Egress::RegistryOnly {
+                    let because = format!(
+                        "{host} is in no registry of the mesh, and outboundTrafficPolicy REGISTRY_ONLY lets pods reach \
+                         nothing else: a ServiceEntry makes it known"
+                    );
+                    self.say(StepName::Path, Outcome::Stops, because.clone());
+                    return Err(Fate::new(Verdict::Denied, StepName::Path, because));
+                }
                 let because = format!("{host} is outside the mesh: Karst decides nothing there");
                 Err(Fate::new(Verdict::Allowed, StepName::Dns, because))
             }
@@ -470,19 +478,34 @@ impl Ask<'_> {
         Captured::No
     }
 
+    /// What the client's node lets it reach beside what the mesh knows, by this port.
+    fn egress(&self) -> Egress {
+        let pod = self.client.workload().and_then(|one| self.facts.pod(one));
+        match pod.map(|pod| &pod.capture) {
+            Some(options)
+                if options.registry_only
+                    && !options.exclude_outbound_ports.contains(&self.port) =>
+            {
+                Egress::RegistryOnly
+            }
+            _ => Egress::Any,
+        }
+    }
+
     /// A connection that the client's node takes.
     fn captured(&mut self, dialled: SocketAddr) -> Fate {
         let Some(source) = self.client.workload().cloned() else {
             return self.plain(dialled);
         };
         let facts = self.facts;
+        let egress = self.egress();
         let way = |index| {
             let nth = Nth {
                 index,
                 of: Cell::new(1),
             };
             let way = outbound::resolve(&facts.mesh, &facts.network, &nth, &source, dialled)?;
-            Ok((way, nth.of.get()))
+            Ok((egress.check(way)?, nth.of.get()))
         };
         let (first, of) = match way(0) {
             Ok(found) => found,
@@ -636,7 +659,9 @@ impl Ask<'_> {
         };
         self.say(at, Outcome::Stops, text.clone());
         match refused {
-            Refused::Sealed { .. } => Fate::new(Verdict::Denied, at, text),
+            Refused::Sealed { .. } | Refused::NotInRegistry { .. } => {
+                Fate::new(Verdict::Denied, at, text)
+            }
             _ => Fate::new(Verdict::Fails, at, text),
         }
     }

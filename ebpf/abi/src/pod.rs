@@ -45,6 +45,8 @@ pub mod pod_flag {
     pub const PROBES: u32 = 8;
     /// Nothing that the pod dials is captured: it is about to be captured, or is leaving.
     pub const INBOUND_ONLY: u32 = 16;
+    /// Whatever the pod dials is captured, so that its agent can refuse what the mesh does not know.
+    pub const CAPTURE_ALL: u32 = 32;
 }
 
 /// Which listener of a pod: index `slot * LISTENERS_PER_POD + role` of the map `LISTENERS`.

@@ -50,6 +50,8 @@ pub struct HostLink<'a> {
 pub struct Capture {
     /// Whether port 53 goes to the agent's DNS sockets.
     pub dns: bool,
+    /// Whether destinations that are not the mesh's are captured too.
+    pub all: bool,
     /// Ports of the pod that callers reach directly.
     pub exclude_inbound_ports: Vec<u16>,
     /// Callers that reach the pod directly.
@@ -65,6 +67,7 @@ impl Default for Capture {
     fn default() -> Self {
         Self {
             dns: true,
+            all: false,
             exclude_inbound_ports: Vec::new(),
             exclude_inbound_cidrs: Vec::new(),
             exclude_outbound_ports: Vec::new(),
@@ -149,6 +152,7 @@ fn flags(pod: &PodAttachment<'_>) -> u32 {
         && capture.exclude_outbound_cidrs.is_empty());
     let flag = |on: bool, bit: u32| if on { bit } else { 0 };
     flag(capture.dns, pod_flag::DNS)
+        | flag(capture.all, pod_flag::CAPTURE_ALL)
         | flag(excludes, pod_flag::EXCLUDES)
         | flag(!pod.probe_ports.is_empty(), pod_flag::PROBES)
 }

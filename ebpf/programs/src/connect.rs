@@ -91,7 +91,7 @@ fn tcp(ctx: &SockAddrContext, sa: &bpf_sock_addr, slot: u32, pod: &Pod, dst: &Di
     if dst.port == dns::PORT && pod.flags & pod_flag::DNS != 0 {
         return dns::tcp(ctx, sa, pod, dst);
     }
-    if !is_destination(&dst.addr) {
+    if !is_destination(pod, &dst.addr) {
         return pass(sa);
     }
     if is_excluded(slot, pod, Direction::Outbound, dst.port, &dst.addr) {

@@ -137,7 +137,7 @@ fn skip_extensions(ctx: &TcContext, first: u8) -> Checked<u8> {
 #[inline(always)]
 fn tcp(ctx: &TcContext, pod: &Pod, at: usize, src: &Address, dst: &Address) -> Checked<()> {
     let flags: u8 = read(ctx, at + 13)?;
-    if flags & (SYN | ACK) != SYN || !is_destination(dst) {
+    if flags & (SYN | ACK) != SYN || !is_destination(pod, dst) {
         return Ok(());
     }
     let tuple = Tuple {

@@ -74,10 +74,11 @@ pub fn pod_of(cookie: u64) -> Option<(u32, &'static Pod)> {
     (pod.cookie == cookie).then_some((slot, pod))
 }
 
-/// Whether an address is a mesh destination, or may be one that the map has no room for.
+/// Whether an address is a mesh destination for the pod, or may be one that the map has no room for.
 #[inline(always)]
-pub fn is_destination(addr: &Address) -> bool {
-    DESTINATIONS.get_ptr(addr).is_some()
+pub fn is_destination(pod: &Pod, addr: &Address) -> bool {
+    pod.flags & pod_flag::CAPTURE_ALL != 0
+        || DESTINATIONS.get_ptr(addr).is_some()
         || CONFIG
             .get(0)
             .is_some_and(|config| config.flags & config_flag::CAPTURE_ALL != 0)

@@ -154,6 +154,29 @@ fn an_excluded_port_reaches_a_mesh_destination_directly() {
 }
 
 #[test]
+fn a_pod_that_may_dial_known_destinations_only_is_captured_whatever_it_dials() {
+    let Some(world) = World::enrolled() else {
+        return;
+    };
+    let addr = SocketAddr::new(crate::world::NODE.parse().unwrap(), 9998);
+    let server = world
+        .node
+        .run(|| std::net::TcpListener::bind(addr))
+        .unwrap()
+        .unwrap();
+    connect(&world.pods[0].netns, addr).unwrap();
+    server.accept().unwrap();
+    assert_eq!(world.counter("captured"), 0, "the control");
+    let capture = Capture {
+        all: true,
+        ..Capture::default()
+    };
+    world.attach(0, &capture, &[]);
+    connect(&world.pods[0].netns, addr).unwrap();
+    assert_eq!(world.counter("captured"), 1);
+}
+
+#[test]
 fn fast_open_and_multipath_are_captured_too() {
     let Some(world) = with_vips() else { return };
     let pod = &world.pods[0];
