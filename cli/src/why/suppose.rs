@@ -55,7 +55,7 @@ pub(super) fn complete(objects: Vec<Object>) -> Vec<Object> {
 }
 
 fn read(kind: Kind, value: Value) -> Option<Object> {
-    Object::deserialize(kind, value).ok()
+    karst_k8s_api::decode::decode(kind, value).object.ok()
 }
 
 /// Of objects with one key the first: what was written comes before what is supposed of a later one.

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use karst_k8s_api::{Kind, KindError, Object, ObjectKey};
+use karst_k8s_api::{
+    Kind, KindError, Object, ObjectKey,
+    decode::{self, Place},
+};
 
 use crate::{
     MAX_FILE_BYTES, documents,
@@ -349,57 +352,28 @@ fn decode(
     strict: Severity,
     list: &mut Vec<Finding>,
 ) -> Option<Object> {
-    let mut on_unknown = |path: serde_ignored::Path<'_>| {
-        let message = "unknown field".to_owned();
+    let decoded = decode::decode(kind, json);
+    list.extend(decoded.unknown.into_iter().map(|place| Finding {
+        severity: strict,
+        path: steps(place),
+        message: "unknown field".to_owned(),
+    }));
+    let wrong = |(place, message)| {
         list.push(Finding {
-            severity: strict,
-            path: ignored_steps(&path),
+            severity: Severity::Error,
+            path: steps(place),
             message,
         });
     };
-    let mut track = serde_path_to_error::Track::new();
-    let tracked = serde_path_to_error::Deserializer::new(json, &mut track);
-    let result = Object::deserialize(
-        kind,
-        serde_ignored::Deserializer::new(tracked, &mut on_unknown),
-    );
-    match result {
-        Ok(object) => Some(object),
-        Err(error) => {
-            let path = error_steps(&track.path());
-            list.push(Finding {
-                severity: Severity::Error,
-                path,
-                message: error.to_string(),
-            });
-            None
-        }
-    }
+    decoded.object.map_err(wrong).ok()
 }
 
-fn ignored_steps(path: &serde_ignored::Path<'_>) -> Vec<Step> {
-    use serde_ignored::Path;
-    let (parent, step) = match path {
-        Path::Root => return Vec::new(),
-        Path::Seq { parent, index } => (parent, Some(Step::Index(*index))),
-        Path::Map { parent, key } => (parent, Some(Step::Key(key.clone()))),
-        Path::Some { parent }
-        | Path::NewtypeStruct { parent }
-        | Path::NewtypeVariant { parent } => (parent, None),
+fn steps(place: Place) -> Vec<Step> {
+    let step = |step| match step {
+        decode::Step::Key(key) => Step::Key(key),
+        decode::Step::Index(index) => Step::Index(index),
     };
-    let mut steps = ignored_steps(parent);
-    steps.extend(step);
-    steps
-}
-
-fn error_steps(path: &serde_path_to_error::Path) -> Vec<Step> {
-    use serde_path_to_error::Segment;
-    let step = |segment: &Segment| match segment {
-        Segment::Seq { index } => Some(Step::Index(*index)),
-        Segment::Map { key } => Some(Step::Key(key.clone())),
-        Segment::Enum { .. } | Segment::Unknown => None,
-    };
-    path.iter().filter_map(step).collect()
+    place.0.into_iter().map(step).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use karst_ca::authorize::Account;
 use karst_files::{Complaint, Severity};
 use karst_index::{check_destination_rule, check_route, check_virtual_service};
 use karst_k8s_api::{
-    Kind, Object,
+    Kind,
+    decode::decode,
     honoured::{REFUSED_KINDS, RefusedKind},
     labels,
 };
@@ -166,7 +167,7 @@ fn route(kind: Kind, object: &Value) -> Vec<Complaint> {
         Kind::DestinationRule => check_destination_rule,
         _ => return Vec::new(),
     };
-    let read = Object::deserialize(kind, object.clone());
+    let read = decode(kind, object.clone()).object;
     let faults = read.map(|route| check(&route)).unwrap_or_default();
     let complaint = |message| Complaint {
         severity: Severity::Warning,

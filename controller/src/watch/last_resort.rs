@@ -2,7 +2,7 @@
 //! the author may have meant to deny. Without it, a policy with one unreadable field would let everything pass after a
 //! restart of the controller.
 
-use karst_k8s_api::{Kind, Object};
+use karst_k8s_api::{Kind, Object, decode::decode};
 use serde_json::{Value, json};
 
 /// The stand-in, for kinds that restrict: an AuthorizationPolicy that denies all connections, a PeerAuthentication that
@@ -21,7 +21,9 @@ pub(super) fn last_resort(kind: Kind, json: &Value) -> Option<Object> {
         if let (Value::Object(spec), Some(selector)) = (&mut spec, selector) {
             spec.insert("selector".to_owned(), selector.clone());
         }
-        Object::deserialize(kind, json!({"metadata": metadata, "spec": spec})).ok()
+        decode(kind, json!({"metadata": metadata, "spec": spec}))
+            .object
+            .ok()
     };
     with(selector).or_else(|| with(None))
 }

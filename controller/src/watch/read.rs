@@ -1,6 +1,9 @@
 //! From an object as it was sent to one that can be used, or what is wrong with it, by field.
 
-use karst_k8s_api::{Kind, Object};
+use karst_k8s_api::{
+    Kind, Object,
+    decode::{Decoded, decode},
+};
 use serde_json::Value;
 
 use super::trim::trim;
@@ -23,31 +26,23 @@ pub struct Complaint {
 /// without the field the policy would mean something else, mostly something weaker, and the route would take other
 /// requests. Fields that Kubernetes has added to its own kinds are left out.
 pub(super) fn read(kind: Kind, json: Value) -> Result<Object, Vec<Complaint>> {
-    let mut unknown = Vec::new();
-    let mut on_unknown = |path: serde_ignored::Path<'_>| {
-        // A field that may be left out shows as a question mark on the way.
-        let field = path.to_string().replace(".?", "");
-        if is_strict(kind) && field.starts_with("spec.") && unknown.len() < COMPLAINTS_MAX {
-            let message = "unknown field: this version of karst does not enforce it".to_owned();
-            unknown.push(Complaint { field, message });
-        }
-    };
-    let mut track = serde_path_to_error::Track::new();
-    let tracked = serde_path_to_error::Deserializer::new(json, &mut track);
-    let read = Object::deserialize(
-        kind,
-        serde_ignored::Deserializer::new(tracked, &mut on_unknown),
-    );
-    match read {
-        Ok(object) if unknown.is_empty() => Ok(trim(object)),
-        Ok(_) => Err(unknown),
-        Err(error) => {
-            let field = track.path().to_string();
-            unknown.push(Complaint {
-                field: if field == "." { String::new() } else { field },
-                message: error.to_string(),
-            });
-            Err(unknown)
+    let Decoded { object, unknown } = decode(kind, json);
+    let strict = unknown.iter().map(ToString::to_string);
+    let strict = strict.filter(|field| is_strict(kind) && field.starts_with("spec."));
+    let mut complaints: Vec<Complaint> = strict
+        .take(COMPLAINTS_MAX)
+        .map(|field| Complaint {
+            field,
+            message: "unknown field: this version of karst does not enforce it".to_owned(),
+        })
+        .collect();
+    match object {
+        Ok(object) if complaints.is_empty() => Ok(trim(object)),
+        Ok(_) => Err(complaints),
+        Err((place, message)) => {
+            let field = place.to_string();
+            complaints.push(Complaint { field, message });
+            Err(complaints)
         }
     }
 }
@@ -100,7 +95,7 @@ mod tests {
             "spec": {"rules": [{"matches": [{"cookies": []}]}]}});
         assert_eq!(
             complaints(Kind::HttpRoute, route)[0].0,
-            "spec.rules.0.matches.0.cookies"
+            "spec.rules[0].matches[0].cookies"
         );
         let pod =
             json!({"metadata": {"name": "p"}, "spec": {"newInKubernetes": true, "containers": []}});

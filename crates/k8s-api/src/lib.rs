@@ -11,6 +11,7 @@
 //! Every label and annotation that Karst honours is a constant in [`labels`], so that nobody spells one differently.
 
 pub mod crd;
+pub mod decode;
 pub mod gateway;
 pub mod honoured;
 pub mod istio;
