@@ -9,7 +9,8 @@ use std::{io::Write as _, pin::Pin, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use http::{Method, StatusCode};
 use karst_ca::{
-    Authenticator, Authority, AuthorityConfig, Rules, Tokens, authorize::OwnAccounts,
+    Authenticator, Authority, AuthorityConfig, Rules, Tokens,
+    authorize::{MeshTrust, OwnAccounts},
     token::AgentAccount,
 };
 use karst_identity::{
@@ -164,6 +165,7 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         pods: Arc::default(),
         acks: Arc::new(Acks::default()),
         waypoints: OwnAccounts::default(),
+        trust: MeshTrust::only(cfg.trust_domain()),
         problems: Arc::new(Problems::default()),
         statuses: Arc::new(Statuses::new(source)),
         deployments: Arc::new(Waypoints::new(source)),
@@ -287,6 +289,7 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
         authenticator,
         rules: Arc::new(Rules {
             own: outputs.waypoints.clone(),
+            trust: outputs.trust.clone(),
             ..Rules::new(cfg.trust_domain(), &cfg.agent_account())
         }),
     };
@@ -309,6 +312,7 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
             cluster.client.clone(),
             outputs.statuses.clone(),
             outputs.acks.clone(),
+            status::Share::new(cluster.client.clone(), &cfg.namespace, &cfg.replica),
             cluster.leads.clone(),
             StatusMetrics::register(&registry),
             shutdown.clone(),

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use karst_ca::{AuthorityConfig, authority::LEAF_TTL, token::AgentAccount};
+use karst_ca::{AuthorityConfig, authority::LEAF_TTL, authorize::MeshTrust, token::AgentAccount};
 use karst_index::IndexConfig;
 use karst_model::{
     enrollment::Generation,
@@ -229,14 +229,15 @@ impl Config {
         TrustDomain(self.state.trust_domain.as_str().into())
     }
 
-    /// The certificate authority whose state is in the folder, or with --kubernetes in a Secret.
-    pub fn authority(&self) -> AuthorityConfig {
+    /// The certificate authority whose state is in the folder, or with --kubernetes in a Secret. It signs in `trust`.
+    pub fn authority(&self, trust: &MeshTrust) -> AuthorityConfig {
         let trust_domain = self.trust_domain();
         let cfg = match self.kubernetes {
             true => AuthorityConfig::kept_elsewhere(trust_domain),
             false => AuthorityConfig::new(&self.state.state_dir, trust_domain),
         };
         AuthorityConfig {
+            trust: trust.clone(),
             leaf_ttl_max: Duration::from_secs(self.certificate_ttl_seconds),
             ..cfg
         }

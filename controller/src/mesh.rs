@@ -12,7 +12,7 @@ mod records;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use karst_ca::authorize::{Account, OwnAccounts};
+use karst_ca::authorize::{Account, MeshTrust, OwnAccounts};
 use karst_index::{Delta, Event, Index, IndexConfig, KeySource, NodeChange, Transition};
 use karst_runtime::supervise::spawn_connection;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -83,6 +83,8 @@ pub struct Outputs {
     pub acks: Arc<Acks>,
     /// Service accounts of waypoints.
     pub waypoints: OwnAccounts,
+    /// The names of the mesh's trust domain, for whoever gives out identities.
+    pub trust: MeshTrust,
     pub problems: Arc<Problems>,
     pub statuses: Arc<Statuses>,
     /// Keys of token issuers that are to be fetched.
@@ -208,6 +210,11 @@ impl Mesh {
         }));
         self.outputs.pods.apply(&delta.node_workloads);
         admit_waypoints(&self.outputs.waypoints, &delta);
+        if let Some(domains) = &delta.trust_domains {
+            tracing::info!(own = %domains.own, aliases = ?domains.aliases, "trust domain of the mesh");
+            // Before anybody hears of it and asks for such an identity.
+            self.outputs.trust.set(domains.clone());
+        }
         self.outputs.deployments.said(&delta.gateways);
         if let Some(sources) = &delta.key_sources {
             self.outputs.key_sources.send_replace(sources.clone());

@@ -6,16 +6,21 @@
 //!   acknowledgements ┘        only while this replica leads       └─ events: events.k8s.io, rate limited
 //! ```
 //!
+//! The leader knows who follows it; of those who follow other replicas these tell it (`share`, `others`).
+//!
 //! A status is written only where it differs from what the object has, so that a write is followed by silence. Changes
 //! of objects go first; changes of how many nodes have them follow slowly.
 
 mod announce;
 mod ledger;
+mod others;
 mod routes;
+mod share;
 mod write;
 
 pub use ledger::{Announcement, Ledger, Reach, Wanted};
 pub use routes::{RouteLedger, WantedParents};
+pub use share::Share;
 pub use write::{StatusMetrics, run};
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -70,6 +75,7 @@ impl Statuses {
         if self.used {
             let mut ledger = self.lock();
             ledger.said(&delta.conditions);
+            ledger.addressed(&delta.entry_addresses);
             ledger.published(revision);
             self.routes().said(&delta.route_statuses);
         }

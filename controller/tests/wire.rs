@@ -71,6 +71,14 @@ struct Resource {
 }
 
 #[derive(Clone, PartialEq, Message)]
+struct TrustDomains {
+    #[prost(string, tag = "1")]
+    own: String,
+    #[prost(string, repeated, tag = "2")]
+    aliases: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
 struct Any {
     #[prost(string, tag = "1")]
     type_url: String,
@@ -147,6 +155,7 @@ struct Joined {
 
 const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
+const TRUST_DOMAINS: &str = "type.googleapis.com/karst.v1.TrustDomains";
 const ADS: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const CREATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 
@@ -513,4 +522,52 @@ async fn certificates_are_for_pods_of_the_callers_node() {
         );
     }
     assert!(controller.stream("garbage").await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_trust_domain_is_told_and_signed_and_the_one_before_stays() {
+    let controller = Controller::start().await;
+    let token = controller.join_token("n1");
+    let bearer = controller.join(&token, "n1").await.unwrap().node_token;
+    let renamed = "spiffe://new.example/ns/shop/sa/orders";
+    assert!(controller.certificate(&bearer, renamed).await.is_err());
+    let mut stream = controller.stream(&bearer).await.unwrap();
+    stream.subscribe(TRUST_DOMAINS, HashMap::new()).await;
+    assert!(
+        stream.next().await.resources.is_empty(),
+        "what agents know already"
+    );
+
+    let mesh = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    trustDomain: new.example\n    trustDomainAliases: [old.example]\n";
+    let file = controller.dir.path().join("files/mesh.yaml");
+    fs::write(&file, mesh).unwrap();
+    let told = stream.next().await;
+    assert_eq!(names(&told), ["mesh"]);
+    let value = &told.resources[0].resource.as_ref().unwrap().value;
+    let domains = TrustDomains::decode(&**value).unwrap();
+    assert_eq!(domains.own, "new.example");
+    assert_eq!(domains.aliases, ["old.example", "cluster.local"]);
+    for id in [
+        renamed,
+        "spiffe://old.example/ns/shop/sa/orders",
+        "spiffe://cluster.local/ns/shop/sa/orders",
+    ] {
+        assert!(controller.certificate(&bearer, id).await.is_ok(), "{id}");
+    }
+    let other = "spiffe://new.example/ns/shop/sa/other";
+    assert!(controller.certificate(&bearer, other).await.is_err());
+
+    // What cannot be read takes nothing away; the next that can is told.
+    fs::write(&file, mesh.replace("trustDomain: new", "trustDomain: [new")).unwrap();
+    assert!(controller.certificate(&bearer, renamed).await.is_ok());
+    fs::remove_file(&file).unwrap();
+    let told = stream.next().await;
+    let value = &told.resources[0].resource.as_ref().unwrap().value;
+    let domains = TrustDomains::decode(&**value).unwrap();
+    assert_eq!(domains.own, "cluster.local");
+    assert_eq!(
+        domains.aliases,
+        ["new.example"],
+        "certificates are out there"
+    );
 }

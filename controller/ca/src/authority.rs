@@ -22,6 +22,7 @@ use rcgen::{
 use zeroize::Zeroizing;
 
 use crate::{
+    authorize::MeshTrust,
     csr::{CsrError, RequestedKey},
     plugged::{PluggedCa, PluggedError},
     root::{Root, RootError, Roots, random_serial, signing_fingerprint},
@@ -42,7 +43,10 @@ const SERVER_NAMES_MAX: usize = 100;
 pub struct AuthorityConfig {
     /// Mode 0700, made if missing. Whoever reads it is the mesh. None where the caller keeps the state.
     pub state_dir: Option<PathBuf>,
+    /// Whose mesh the state is of; its roots are named for it.
     pub trust_domain: TrustDomain,
+    /// In which leaves are signed.
+    pub trust: MeshTrust,
     /// Longest life of a leaf; requests for more get this.
     pub leaf_ttl_max: Duration,
     pub root_life: Duration,
@@ -60,6 +64,7 @@ impl AuthorityConfig {
     pub fn kept_elsewhere(trust_domain: TrustDomain) -> Self {
         Self {
             state_dir: None,
+            trust: MeshTrust::only(trust_domain.clone()),
             trust_domain,
             leaf_ttl_max: LEAF_TTL,
             root_life: ROOT_LIFE,
@@ -271,10 +276,10 @@ impl Authority {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<SignedCertificate, AuthorityError> {
-        if id.trust_domain != self.cfg.trust_domain {
+        if !self.cfg.trust.covers(&id.trust_domain) {
             return Err(AuthorityError::TrustDomain {
                 id: id.clone(),
-                own: self.cfg.trust_domain.clone(),
+                own: self.cfg.trust.get().own,
             });
         }
         let key = RequestedKey::from_pem(csr_pem)?;

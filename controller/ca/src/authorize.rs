@@ -6,7 +6,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hashbrown::HashSet;
-use karst_model::identity::{SpiffeId, SpiffeIdError, TrustDomain};
+use karst_model::identity::{SpiffeId, SpiffeIdError, TrustDomain, TrustDomains};
 
 use crate::{authenticate::Caller, token::AgentAccount};
 
@@ -34,10 +34,38 @@ pub struct Account {
     pub service_account: String,
 }
 
+/// The names of the mesh's trust domain, as they are now: the mesh configuration may say others. Clones share them.
+#[derive(Clone, Debug)]
+pub struct MeshTrust(Arc<RwLock<TrustDomains>>);
+
+impl MeshTrust {
+    /// A mesh with one name.
+    pub fn only(own: TrustDomain) -> Self {
+        Self(Arc::new(RwLock::new(TrustDomains::only(own))))
+    }
+
+    pub fn set(&self, domains: TrustDomains) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = domains;
+    }
+
+    pub fn get(&self) -> TrustDomains {
+        let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        domains.clone()
+    }
+
+    pub fn covers(&self, trust_domain: &TrustDomain) -> bool {
+        let domains = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        domains.covers(trust_domain)
+    }
+}
+
 /// The rules of this mesh.
 #[derive(Clone, Debug)]
 pub struct Rules {
+    /// The trust domain that the controller was told: callers that name no identity know the mesh by it.
     pub trust_domain: TrustDomain,
+    /// In which identities are given out.
+    pub trust: MeshTrust,
     /// Accounts that may ask for the identities of their node's pods.
     pub agents: HashSet<Account>,
     /// Accounts that may ask for their own identity: those of waypoints.
@@ -73,6 +101,7 @@ impl Rules {
             service_account: agent.service_account.clone(),
         };
         Self {
+            trust: MeshTrust::only(trust_domain.clone()),
             trust_domain,
             agents: HashSet::from([agent]),
             own: OwnAccounts::default(),
@@ -145,10 +174,10 @@ pub fn may_issue(
     id: &SpiffeId,
     pods: &dyn NodeView,
 ) -> Result<(), Refusal> {
-    if id.trust_domain != rules.trust_domain {
+    if !rules.trust.covers(&id.trust_domain) {
         return Err(Refusal::TrustDomain {
             id: id.clone(),
-            own: rules.trust_domain.clone(),
+            own: rules.trust.get().own,
         });
     }
     check_pod(caller, pods)?;

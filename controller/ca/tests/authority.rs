@@ -172,6 +172,27 @@ fn another_trust_domain_is_refused() {
 }
 
 #[test]
+fn another_name_of_the_mesh_is_signed_while_it_is_one() {
+    let (dir, now) = (tempfile::tempdir().unwrap(), SystemTime::now());
+    let cfg = AuthorityConfig::new(dir.path(), TrustDomain::default());
+    let trust = cfg.trust.clone();
+    let authority = Authority::load_or_create(cfg, now).unwrap();
+    let renamed = id("orders").in_trust_domain(&TrustDomain("new.example".into()));
+    let csr = PrivateKey::generate().unwrap().csr_pem(&renamed).unwrap();
+    assert!(authority.sign_workload(&csr, &renamed, DAY, now).is_err());
+    trust.set(TrustDomains {
+        own: renamed.trust_domain.clone(),
+        aliases: vec![TrustDomain::default()],
+    });
+    assert!(authority.sign_workload(&csr, &renamed, DAY, now).is_ok());
+    assert!(
+        authority
+            .sign_workload(&csr, &id("orders"), DAY, now)
+            .is_ok()
+    );
+}
+
+#[test]
 fn damaged_state_is_reported_and_left_alone() {
     let (dir, now) = (tempfile::tempdir().unwrap(), SystemTime::now());
     let file = dir.path().join("authority.json");

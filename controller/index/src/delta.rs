@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     hash::{BuildHasher as _, Hash, RandomState},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -10,6 +11,7 @@ use hashbrown::HashMap;
 use karst_k8s_api::ObjectKey;
 use karst_model::{
     enrollment::{Generation, NodeWorkload},
+    identity::TrustDomains,
     name::{GatewayKey, PodUid, PolicyKey, ServiceKey, WorkloadUid},
     policy::Authorization,
     rate_limit::RateLimit,
@@ -49,16 +51,28 @@ pub struct Delta {
     pub request_authentications: Changes<(GatewayKey, PolicyKey), RequestAuthentication>,
     /// What everybody records, by the resource's name.
     pub telemetries: Changes<Arc<str>, Telemetry>,
+    /// The names of the mesh's trust domain, where these have changed. Before policies, which are written for them.
+    pub trust_domains: Option<TrustDomains>,
     /// All keys that are to be fetched, where these have changed.
     pub key_sources: Option<BTreeSet<KeySource>>,
     pub node_workloads: Vec<NodeChange>,
     pub conditions: Vec<ObjectConditions>,
+    /// Addresses of the automatic range that hosts of ServiceEntries have; empty: none any more.
+    pub entry_addresses: Vec<EntryAddresses>,
     /// Gateways that are waypoints; `None`: it is one no more.
     pub gateways: Vec<(ObjectKey, Option<GatewayStatus>)>,
     /// What routes are told by each of their parents that is ours.
     pub route_statuses: Vec<RouteStatus>,
     /// Steps of pods into and out of the mesh that have just begun and that others must end. Publish this delta first.
     pub transitions: Vec<Transition>,
+}
+
+/// What a ServiceEntry's status says of addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryAddresses {
+    pub object: ObjectKey,
+    /// Host and address, in the order of the entry's hosts.
+    pub addresses: Vec<(Arc<str>, IpAddr)>,
 }
 
 /// A pod's step into or out of the mesh, which ends with an event that repeats it.
@@ -128,9 +142,11 @@ impl Delta {
             && self.traffic.is_empty()
             && self.request_authentications.is_empty()
             && self.telemetries.is_empty()
+            && self.trust_domains.is_none()
             && self.key_sources.is_none()
             && self.node_workloads.is_empty()
             && self.conditions.is_empty()
+            && self.entry_addresses.is_empty()
             && self.gateways.is_empty()
             && self.route_statuses.is_empty()
             && self.transitions.is_empty()

@@ -68,6 +68,8 @@ pub(crate) struct EntryFacts {
     /// Addresses that a controller has chosen before.
     pub(crate) assigned: Vec<ServiceEntryAddress>,
     pub(crate) seal: Option<SealWish>,
+    /// Clients may do without its waypoint while no replica of that is ready.
+    pub(crate) waypoint_optional: bool,
 }
 
 impl EntryFacts {

@@ -14,10 +14,12 @@ mod machines;
 mod routing;
 mod telemetry;
 mod traffic;
+mod trust;
 mod virtual_services;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -55,6 +57,7 @@ use crate::{
     seals::Sealers,
     selector::{Labels, Postings, Selectors},
     shared::Shared,
+    trust_domains::Names,
     vips::Vips,
     waypoints::Waypoints,
 };
@@ -85,6 +88,7 @@ pub struct Index {
     traffic: traffic::Traffic,
     virtuals: virtual_services::Virtuals,
     recording: telemetry::Recording,
+    trust: Names,
     /// Request policies, by what they are attached to.
     sealers: Sealers,
     pods_by_uid: HashMap<PodUid, Name>,
@@ -154,6 +158,8 @@ struct Dirty {
     rules: HashSet<Name>,
     /// Services, and entries (`true`).
     seals: HashSet<(Name, bool)>,
+    /// The names of the mesh's trust domain.
+    trust: bool,
 }
 
 /// What was handed out last.
@@ -171,6 +177,7 @@ struct Output {
     /// By pod, since a pod can move to another node or get another UID under one name.
     nodes: HashMap<Name, NodeRow>,
     conditions: BTreeMap<ObjectKey, Vec<Condition>>,
+    entry_addresses: BTreeMap<ObjectKey, Vec<(Arc<str>, IpAddr)>>,
     /// Workloads of slices and entries, of which one object makes several.
     workloads_of: HashMap<ObjectKey, Vec<WorkloadUid>>,
     services_of: HashMap<Arc<str>, Vec<ServiceKey>>,
@@ -198,6 +205,7 @@ pub struct Stats {
 impl Index {
     pub fn new(config: IndexConfig) -> Self {
         let capture = Capture::starting_at(config.first_generation);
+        let trust = Names::new(&config.trust_domain);
         Self {
             config,
             shared: Shared::default(),
@@ -221,6 +229,7 @@ impl Index {
             traffic: traffic::Traffic::default(),
             virtuals: virtual_services::Virtuals::default(),
             recording: telemetry::Recording::default(),
+            trust,
             sealers: Sealers::default(),
             pods_by_uid: HashMap::new(),
             pods_by_node: HashMap::new(),
@@ -318,6 +327,11 @@ impl Index {
                     object: object.clone(),
                     conditions: conditions.clone(),
                 });
+        let addresses = self.out.entry_addresses.iter();
+        let addresses = addresses.map(|(object, addresses)| crate::EntryAddresses {
+            object: object.clone(),
+            addresses: addresses.clone(),
+        });
         Delta {
             workloads: crate::Changes {
                 updated: self.all_workloads(),
@@ -332,8 +346,10 @@ impl Index {
             rate_limits: all(&self.out.rate_limits),
             traffic: all(&self.out.traffic),
             telemetries: all(&self.out.telemetries),
+            trust_domains: Some(self.trust.now().clone()),
             node_workloads: self.all_node_rows(),
             conditions: conditions.collect(),
+            entry_addresses: addresses.collect(),
             route_statuses: self.routes.statuses().cloned().collect(),
             gateways: self
                 .out

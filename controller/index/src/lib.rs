@@ -34,6 +34,7 @@ mod service_entries;
 mod services;
 mod shared;
 mod telemetries;
+mod trust_domains;
 mod vips;
 mod virtual_services;
 mod waypoints;
@@ -41,7 +42,7 @@ mod workloads;
 
 pub use conditions::{Condition, ConditionType, ObjectConditions};
 pub use config::IndexConfig;
-pub use delta::{Awaited, Changes, Delta, NodeChange, Transition};
+pub use delta::{Awaited, Changes, Delta, EntryAddresses, NodeChange, Transition};
 pub use destination_rules::check_destination_rule;
 pub use event::Event;
 pub use gateways::{Address, GatewayStatus, ListenerStatus};

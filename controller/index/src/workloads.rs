@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use karst_k8s_api::labels;
 use karst_model::{
     addr::Network,
-    enrollment::NodeWorkload,
+    enrollment::{CaptureOptions, NodeWorkload},
     locality::Locality,
     name::{PolicyKey, ServiceKey, WorkloadUid},
     protocol::TunnelProtocol,
@@ -109,6 +109,7 @@ pub(crate) fn for_node(
     name: &Name,
     pod: &PodFacts,
     standing: &Standing,
+    registry_only: bool,
 ) -> Option<NodeWorkload> {
     (!pod.finished && !pod.node.is_empty()).then(|| NodeWorkload {
         pod_uid: pod.uid.clone(),
@@ -120,7 +121,10 @@ pub(crate) fn for_node(
         mode: standing.mode,
         generation: standing.generation,
         plaintext: standing.plaintext,
-        capture: pod.capture.as_deref().cloned().unwrap_or_default(),
+        capture: CaptureOptions {
+            registry_only,
+            ..pod.capture.as_deref().cloned().unwrap_or_default()
+        },
         probe_ports: pod.probe_ports.clone(),
     })
 }

@@ -15,7 +15,7 @@ use crate::{
 pub(super) async fn parts(base: &Base, path: PathBuf) -> anyhow::Result<Parts> {
     let (cfg, clock) = (&base.cfg, Clock::system());
     let state_dir = &cfg.state.state_dir;
-    let authority = Authority::load_or_create(cfg.authority(), clock.now())?;
+    let authority = Authority::load_or_create(cfg.authority(&base.outputs.trust), clock.now())?;
     let captured =
         CapturedPods::load(state_dir).context("cannot read the list of captured pods")?;
     let tokens = Arc::new(Tokens::load_or_create(state_dir, AgentAccount::default())?);

@@ -32,25 +32,19 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
         problems: base.outputs.problems.clone(),
         statuses: base.outputs.statuses.clone(),
     };
-    let mesh_config = MeshConfigWatch::new(
+    let mut mesh_config = MeshConfigWatch::new(
         client.clone(),
         Expected {
             root_namespace: cfg.root_namespace(),
-            trust_domain: cfg.trust_domain().to_string(),
         },
         told.clone(),
         base.commands.clone(),
-    );
-    spawn_essential(
-        "mesh configuration",
-        &base.shutdown,
-        mesh_config.run(base.shutdown.clone()),
     );
     let mut watch = Watch::start(&client, &health, told, &base.shutdown);
     let store = RootStore::new(
         client.clone(),
         &cfg.namespace,
-        cfg.authority(),
+        cfg.authority(&base.outputs.trust),
         health.clone(),
     );
     let authority = Arc::new(store.load_or_create().await);
@@ -65,6 +59,13 @@ pub(super) async fn parts(base: &Base) -> anyhow::Result<Parts> {
     );
     let mut objects = watch.first().await;
     objects.extend(records.first().await);
+    // With the others: a mesh of another trust domain must not be one of the first for a moment.
+    objects.push(mesh_config.first().await);
+    spawn_essential(
+        "mesh configuration",
+        &base.shutdown,
+        mesh_config.run(base.shutdown.clone()),
+    );
     let (commands, shutdown) = (base.commands.clone(), base.shutdown.clone());
     spawn_essential("node records", &base.shutdown, async move {
         shutdown.run_until_cancelled(records.keep(commands)).await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use karst_index::{Delta, NodeChange};
 use karst_model::{
     enrollment::NodeWorkload,
+    identity::TrustDomains,
     name::{GatewayKey, ServiceKey},
     policy::{Authorization, PolicyScope},
     rate_limit::RateLimit,
@@ -68,7 +69,13 @@ pub fn publications(delta: &Delta) -> Vec<Publication> {
     let telemetry = telemetry.map(|(name, one)| telemetry_publication(name.clone(), one));
     let telemetry_gone = delta.telemetries.removed.iter();
     let telemetry_gone = telemetry_gone.map(|name| gone(TableKey::Telemetry, name.clone()));
-    let additions = policies.chain(services).chain(workloads).chain(telemetry);
+    let trust = delta.trust_domains.as_ref().map(trust_publication);
+    let additions = trust
+        .into_iter()
+        .chain(policies)
+        .chain(services)
+        .chain(workloads)
+        .chain(telemetry);
     let (of_waypoints, gone_of_waypoints) = waypoint_publications(delta);
     additions
         .chain(of_waypoints)
@@ -122,6 +129,21 @@ fn policy_publication(policy: &Authorization) -> Publication {
     Publication {
         table: TableKey::Authorization,
         name: policy.key.to_string().into(),
+        content: Some(content),
+    }
+}
+
+fn trust_publication(domains: &TrustDomains) -> Publication {
+    let content = Content {
+        type_url: type_url::TRUST_DOMAINS,
+        value: convert::trust_domains_to(domains).encode_to_vec(),
+        aliases: Vec::new(),
+        groups: Vec::new(),
+        covers_all: false,
+    };
+    Publication {
+        table: TableKey::TrustDomains,
+        name: convert::TRUST_DOMAINS_NAME.into(),
         content: Some(content),
     }
 }

@@ -44,6 +44,7 @@ pub enum TableKey {
     RateLimits(GatewayKey),
     /// What is recorded, for everybody.
     Telemetry,
+    TrustDomains,
 }
 
 /// One change to publish.

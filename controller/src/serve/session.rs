@@ -57,6 +57,7 @@ enum Place {
     ServiceTraffic,
     RateLimit,
     Telemetry,
+    TrustDomains,
     /// Answered with nothing, so that its asker does not wait.
     Unknown(String),
 }
@@ -271,6 +272,7 @@ impl Place {
             type_url::SERVICE_TRAFFIC => Self::ServiceTraffic,
             type_url::RATE_LIMIT => Self::RateLimit,
             type_url::TELEMETRY => Self::Telemetry,
+            type_url::TRUST_DOMAINS => Self::TrustDomains,
             other => Self::Unknown(other.to_owned()),
         }
     }
@@ -286,6 +288,7 @@ impl Place {
             Self::ServiceTraffic => type_url::SERVICE_TRAFFIC,
             Self::RateLimit => type_url::RATE_LIMIT,
             Self::Telemetry => type_url::TELEMETRY,
+            Self::TrustDomains => type_url::TRUST_DOMAINS,
             Self::Unknown(other) => other,
         }
     }
@@ -296,6 +299,7 @@ impl Place {
             (Self::Authorization, _) => Some(TableKey::Authorization),
             (Self::Address, _) => Some(TableKey::Address),
             (Self::Telemetry, _) => Some(TableKey::Telemetry),
+            (Self::TrustDomains, _) => Some(TableKey::TrustDomains),
             (Self::NodeWorkload, Peer::Agent(node)) => Some(TableKey::Node(node.clone())),
             (Self::Route, Peer::Waypoint { gateway, .. }) => {
                 Some(TableKey::Routes(gateway.clone()))

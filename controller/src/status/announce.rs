@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use karst_k8s_api::object::FIELD_MANAGER;
 use kube::{
     Api, Client,
     api::{DynamicObject, PostParams},
@@ -10,7 +11,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Announcement, write::FIELD_MANAGER};
+use super::Announcement;
 
 /// Events at once after a silence.
 const BURST: u32 = 20;

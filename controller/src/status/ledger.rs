@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hashbrown::HashMap;
 use karst_files::Severity;
-use karst_index::{Condition, ObjectConditions};
-use karst_k8s_api::{Kind, Object, ObjectKey};
+use karst_index::{Condition, EntryAddresses, ObjectConditions};
+use karst_k8s_api::{Kind, Object, ObjectKey, object::wrote_addresses};
 use serde_json::{Value, json};
 
+use super::others::{Form, Summary};
 use crate::{serve::resources::Revision, watch::Complaint};
 
 /// Announcements that wait for their Event; further ones are counted and dropped, their condition stays in `/debug`.
@@ -38,6 +39,8 @@ pub struct Wanted {
     pub observed_generation: Option<i64>,
     /// As JSON, with times.
     pub conditions: Vec<Value>,
+    /// Of a ServiceEntry's hosts, as JSON.
+    pub addresses: Vec<Value>,
 }
 
 /// Something to tell about an object that has no status of ours.
@@ -55,6 +58,8 @@ pub struct Ledger {
     entries: HashMap<ObjectKey, Entry>,
     /// Conditions of objects, by the index; kept beside the entries since they may come first.
     said: HashMap<ObjectKey, Vec<Condition>>,
+    /// Addresses of a ServiceEntry's hosts, by the index.
+    addresses: HashMap<ObjectKey, Vec<Value>>,
     /// Objects that changed.
     fresh: BTreeSet<ObjectKey>,
     /// Objects whose effect is not published yet.
@@ -62,14 +67,22 @@ pub struct Ledger {
     announcements: VecDeque<Announcement>,
     announced: BTreeSet<Announcement>,
     dropped: u64,
+    /// What other replicas say of their followers.
+    others: Vec<Summary>,
+    /// Greatest resource version that came, by kind, for the others.
+    read: Summary,
 }
 
 #[derive(Debug)]
 struct Entry {
     generation: Option<i64>,
+    /// Resource version by which this generation was there.
+    version: Option<u64>,
     uid: String,
     /// Conditions that the object has.
     present: Vec<Value>,
+    /// Addresses that we have written there.
+    addresses: Vec<Value>,
     /// What checking the object found.
     own: Option<Statement>,
     unusable: Option<String>,
@@ -104,16 +117,33 @@ impl Ledger {
             .and_then(Value::as_array)
             .cloned()
             .unwrap_or_default();
+        let addresses = json
+            .pointer("/status/addresses")
+            .filter(|_| wrote_addresses(meta))
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default();
         let own = own_statement(key.kind, &json);
         let before = self.entries.get(&key);
         // The status that we wrote comes back as a change of the object: that publishes nothing.
         let same = before.filter(|entry| {
             entry.uid == uid && entry.generation == meta.generation && meta.generation.is_some()
         });
+        let version = meta.resource_version.as_ref();
+        let version: Option<u64> = version.and_then(|version| version.parse().ok());
+        if has_status(key.kind) {
+            self.read.read(Form {
+                key: &key,
+                generation: meta.generation,
+                version,
+            });
+        }
         let entry = Entry {
             generation: meta.generation,
+            version: same.map_or(version, |entry| entry.version),
             uid,
             present,
+            addresses,
             own,
             unusable: None,
             revision: same.and_then(|entry| entry.revision),
@@ -138,6 +168,7 @@ impl Ledger {
     pub fn deleted(&mut self, key: &ObjectKey) {
         self.entries.remove(key);
         self.said.remove(key);
+        self.addresses.remove(key);
         self.fresh.remove(key);
         self.announced
             .retain(|announcement| announcement.key != *key);
@@ -161,6 +192,19 @@ impl Ledger {
         }
     }
 
+    /// Which addresses hosts of ServiceEntries have now.
+    pub fn addressed(&mut self, changed: &[EntryAddresses]) {
+        for entry in changed {
+            let addresses = entry
+                .addresses
+                .iter()
+                .map(|(host, address)| json!({"host": &**host, "value": address.to_string()}));
+            self.addresses
+                .insert(entry.object.clone(), addresses.collect());
+            self.fresh.insert(entry.object.clone());
+        }
+    }
+
     /// The object cannot be used as it is written.
     pub fn unusable(&mut self, key: &ObjectKey, complaints: &[Complaint]) {
         if !has_status(key.kind) || (complaints.is_empty() && !self.entries.contains_key(key)) {
@@ -168,8 +212,10 @@ impl Ledger {
         }
         let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry {
             generation: None,
+            version: None,
             uid: String::new(),
             present: Vec::new(),
+            addresses: Vec::new(),
             own: None,
             unusable: None,
             revision: Some(0),
@@ -219,10 +265,11 @@ impl Ledger {
         let moved: Vec<ObjectKey> = self
             .entries
             .iter()
-            .filter(|(_, entry)| {
+            .filter(|(key, entry)| {
+                let reach = reach(entry.revision.unwrap_or_default());
                 entry
                     .told
-                    .is_some_and(|told| told != reach(entry.revision.unwrap_or_default()))
+                    .is_some_and(|told| told != reach + beyond(&self.others, key, entry))
             })
             .take(most)
             .map(|(key, _)| key.clone())
@@ -231,6 +278,39 @@ impl Ledger {
             .into_iter()
             .filter_map(|key| self.difference(key, &reach, now))
             .collect()
+    }
+
+    /// What the other replicas say of their followers now.
+    pub fn hear(&mut self, others: Vec<Summary>) {
+        self.others = others;
+    }
+
+    /// What to say of our followers to the replica that writes.
+    pub fn summary(&self, reach: impl Fn(Revision) -> Reach) -> Summary {
+        let mut summary = Summary {
+            peers: reach(Revision::MAX).of,
+            ..self.read.clone()
+        };
+        let mut behind: Vec<(&ObjectKey, &Entry, usize)> = self
+            .entries
+            .iter()
+            .filter(|(key, _)| has_status(key.kind))
+            .filter_map(|(key, entry)| {
+                let Reach { have, of } = match entry.revision {
+                    Some(revision) => reach(revision),
+                    None => Reach {
+                        have: 0,
+                        of: summary.peers,
+                    },
+                };
+                (have < of).then_some((key, entry, have))
+            })
+            .collect();
+        behind.sort_by_key(|(key, ..)| *key);
+        for (key, entry, have) in behind {
+            summary.name(form(key, entry), have);
+        }
+        summary
     }
 
     /// A write failed: it is tried again.
@@ -244,6 +324,7 @@ impl Ledger {
     pub fn written(&mut self, wanted: Wanted) {
         if let Some(entry) = self.entries.get_mut(&wanted.key) {
             entry.present = wanted.conditions;
+            entry.addresses = wanted.addresses;
         }
     }
 
@@ -280,6 +361,7 @@ impl Ledger {
         let entry = self.entries.get_mut(&key)?;
         let said = self.said.get(&key).map(Vec::as_slice).unwrap_or_default();
         let reach = reach(entry.revision.unwrap_or_default());
+        let reach = reach + beyond(&self.others, &key, entry);
         let statements = statements(entry, said, reach);
         entry.told = statements
             .iter()
@@ -291,11 +373,17 @@ impl Ledger {
             .collect();
         let same = conditions.len() == ours(&entry.present).count()
             && conditions.iter().all(|one| entry.present.contains(one));
-        let nothing_to_say = conditions.is_empty() && ours(&entry.present).next().is_none();
+        let addresses = self.addresses.get(&key).cloned().unwrap_or_default();
+        let same = same && entry.addresses == addresses;
+        let nothing_to_say = conditions.is_empty()
+            && ours(&entry.present).next().is_none()
+            && addresses.is_empty()
+            && entry.addresses.is_empty();
         (!same && !nothing_to_say).then_some(Wanted {
             observed_generation: entry.generation,
             key,
             conditions,
+            addresses,
         })
     }
 
@@ -354,11 +442,30 @@ impl Ledger {
     }
 }
 
+/// How many followers of other replicas have the object in this form.
+fn beyond(others: &[Summary], key: &ObjectKey, entry: &Entry) -> Reach {
+    let none = Reach { have: 0, of: 0 };
+    let all = others.iter().map(|said| said.reach(form(key, entry)));
+    all.fold(none, |sum, one| sum + one)
+}
+
+fn form<'a>(key: &'a ObjectKey, entry: &Entry) -> Form<'a> {
+    Form {
+        key,
+        generation: entry.generation,
+        version: entry.version,
+    }
+}
+
 /// Conditions that an object's status says, by us.
 fn ours(present: &[Value]) -> impl Iterator<Item = &Value> {
-    const OURS: [&str; 6] = [
+    const OURS: [&str; 10] = [
         PROGRAMMED,
         ACCEPTED,
+        "Conflicted",
+        "ResolvedRefs",
+        "PartiallyInvalid",
+        "karst.dev/KeysFetched",
         "ZtunnelAccepted",
         "WaypointAccepted",
         "istio.io/WaypointBound",

@@ -1,8 +1,8 @@
 //! The shell: writes what the ledger wants while this replica leads, a bounded number each round.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use karst_k8s_api::{Kind, ObjectKey};
+use karst_k8s_api::{Kind, ObjectKey, object::FIELD_MANAGER};
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::{error_chain::Chain, metrics::Registry};
 use kube::{
@@ -14,8 +14,8 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use serde_json::json;
 use tokio::sync::watch;
 
-use super::{Reach, Statuses, Wanted, WantedParents, announce::Announcer};
-use crate::serve::{acks::Acks, resources::Revision};
+use super::{Reach, Share, Statuses, Wanted, WantedParents, announce::Announcer};
+use crate::serve::{acks::Acks, peer::Peer, resources::Revision};
 
 /// Between rounds.
 const ROUND: Duration = Duration::from_millis(200);
@@ -29,8 +29,6 @@ const MOVED_MAX: usize = 10;
 const FAILED_ROUNDS: u64 = 25;
 /// Longest wait for the API server.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Who writes the fields.
-pub(super) const FIELD_MANAGER: &str = "karst";
 
 /// What writing counts.
 #[derive(Clone, Debug, Default)]
@@ -83,6 +81,7 @@ pub async fn run(
     client: Client,
     statuses: Arc<Statuses>,
     acks: Arc<Acks>,
+    share: Share,
     leads: watch::Receiver<bool>,
     metrics: StatusMetrics,
     shutdown: Shutdown,
@@ -92,6 +91,7 @@ pub async fn run(
         client,
         statuses,
         acks,
+        share,
         metrics,
         round: 0,
         silent_until: 0,
@@ -111,6 +111,8 @@ struct Writer {
     client: Client,
     statuses: Arc<Statuses>,
     acks: Arc<Acks>,
+    /// What replicas tell each other of their followers.
+    share: Share,
     metrics: StatusMetrics,
     announcer: Announcer,
     round: u64,
@@ -127,6 +129,9 @@ impl Writer {
             self.statuses.routes().refresh();
         }
         self.led = leads;
+        if self.round.is_multiple_of(MOVED_EVERY) {
+            self.exchange(leads).await;
+        }
         if !leads || self.round < self.silent_until {
             return;
         }
@@ -142,6 +147,23 @@ impl Writer {
             return;
         }
         self.announce().await;
+    }
+
+    /// Tells the leader of our followers, or hears of those of others.
+    async fn exchange(&mut self, leads: bool) {
+        let exchanged = match leads {
+            true => self.share.hear().await.map(|others| {
+                self.statuses.lock().hear(others);
+            }),
+            false => {
+                let peers = self.acks.held_by_peer();
+                let summary = self.statuses.lock().summary(|at| reached(&peers, at));
+                self.share.tell(summary).await
+            }
+        };
+        if let Err(error) = exchanged {
+            tracing::debug!(error = %Chain(&error), "replicas do not hear of each other's followers now: trying again");
+        }
     }
 
     /// Whether all could be written.
@@ -193,10 +215,7 @@ impl Writer {
 
     fn wanted(&self) -> Vec<Wanted> {
         let peers = self.acks.held_by_peer();
-        let reach = |revision: Revision| Reach {
-            have: peers.values().filter(|held| **held >= revision).count(),
-            of: peers.len(),
-        };
+        let reach = |revision: Revision| reached(&peers, revision);
         let now = now();
         let mut ledger = self.statuses.lock();
         let mut wanted = ledger.take_fresh(FRESH_MAX, reach, &now);
@@ -224,6 +243,9 @@ impl Writer {
         let mut status = json!({"conditions": wanted.conditions});
         if let Some(generation) = wanted.observed_generation {
             status["observedGeneration"] = generation.into();
+        }
+        if !wanted.addresses.is_empty() {
+            status["addresses"] = wanted.addresses.clone().into();
         }
         let patch = json!({
             "apiVersion": kind.api_version(),
@@ -264,6 +286,14 @@ impl Writer {
         self.metrics.failed.inc();
         self.silent_until = self.round + FAILED_ROUNDS;
         tracing::warn!(object = %key, error = %Chain(error), "status or event could not be written: trying again in 5 s");
+    }
+}
+
+/// How many of those who follow us have everything up to a revision.
+fn reached(peers: &BTreeMap<Peer, Revision>, revision: Revision) -> Reach {
+    Reach {
+        have: peers.values().filter(|held| **held >= revision).count(),
+        of: peers.len(),
     }
 }
 

@@ -24,7 +24,6 @@ const INTERVAL: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub struct Expected {
     pub root_namespace: String,
-    pub trust_domain: String,
 }
 
 /// Looks at the ConfigMap.
@@ -55,26 +54,45 @@ impl MeshConfigWatch {
         }
     }
 
+    /// What it says first, as soon as the API server says it.
+    pub async fn first(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.look().await {
+                return event;
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
     /// Until `shutdown`.
     pub async fn run(mut self, shutdown: Shutdown) {
         loop {
-            match self.api.get_opt(CONFIG_MAP).await {
-                Ok(map) => self.take(map.unwrap_or_default()).await,
-                Err(error) => {
-                    tracing::debug!(error = %Chain(&error), "the mesh configuration cannot be read now");
-                }
-            }
             tokio::select! {
                 () = tokio::time::sleep(INTERVAL) => {}
                 () = shutdown.cancelled() => return,
             }
+            if let Some(event) = self.look().await {
+                // An error only means that the controller is going down.
+                let _ = self.commands.send(Command::Objects(vec![event])).await;
+            }
         }
     }
 
-    async fn take(&mut self, mut map: ConfigMap) {
+    /// What is different since the last look; while the API server does not answer, what was there stays.
+    async fn look(&mut self) -> Option<Event> {
+        match self.api.get_opt(CONFIG_MAP).await {
+            Ok(map) => self.take(map.unwrap_or_default()),
+            Err(error) => {
+                tracing::debug!(error = %Chain(&error), "the mesh configuration cannot be read now");
+                None
+            }
+        }
+    }
+
+    fn take(&mut self, mut map: ConfigMap) -> Option<Event> {
         let version = map.metadata.resource_version.clone().unwrap_or_default();
         if self.seen.as_ref() == Some(&version) {
-            return;
+            return None;
         }
         self.seen = Some(version);
         let text = map.data.as_ref().and_then(|data| data.get(KEY));
@@ -86,41 +104,24 @@ impl MeshConfigWatch {
         // One that is gone is an empty one.
         map.metadata.name = Some(CONFIG_MAP.to_owned());
         map.metadata.namespace = Some(self.key.namespace.to_string());
-        let event = Event::Apply(Object::ConfigMap(Box::new(map)));
-        // An error only means that the controller is going down.
-        let _ = self.commands.send(Command::Objects(vec![event])).await;
+        Some(Event::Apply(Object::ConfigMap(Box::new(map))))
     }
 }
 
 fn complaints(config: &MeshConfig, expected: &Expected) -> Vec<Complaint> {
-    let differs = |field: &str, asked: &Option<String>, runs: &str, flag: &str| {
-        let asked = asked.as_deref().filter(|asked| *asked != runs)?;
-        Some(Complaint {
-            field: field.to_owned(),
-            message: format!(
-                "{asked:?} is not what the controller runs with ({runs:?}): set {flag} and restart it"
-            ),
-        })
-    };
     let read = config.problems.iter().map(|problem| Complaint {
         field: problem.field.clone(),
         message: problem.message.clone(),
     });
-    let set = [
-        differs(
-            "trustDomain",
-            &config.trust_domain,
-            &expected.trust_domain,
-            "--trust-domain",
+    let runs = &expected.root_namespace;
+    let asked = config.root_namespace.as_ref();
+    let differs = asked.filter(|asked| *asked != runs).map(|asked| Complaint {
+        field: "rootNamespace".to_owned(),
+        message: format!(
+            "{asked:?} is not what the controller runs with ({runs:?}): set --root-namespace and restart it"
         ),
-        differs(
-            "rootNamespace",
-            &config.root_namespace,
-            &expected.root_namespace,
-            "--root-namespace",
-        ),
-    ];
-    read.chain(set.into_iter().flatten()).collect()
+    });
+    read.chain(differs).collect()
 }
 
 #[cfg(test)]
@@ -131,15 +132,14 @@ mod tests {
     fn what_the_controller_runs_with_is_compared() {
         let expected = Expected {
             root_namespace: "karst-system".to_owned(),
-            trust_domain: "cluster.local".to_owned(),
         };
         let told = |yaml: &str| complaints(&MeshConfig::read(yaml), &expected);
         assert_eq!(
-            told("trustDomain: cluster.local\nrootNamespace: karst-system"),
+            told("trustDomain: example.org\nrootNamespace: karst-system"),
             []
         );
-        let all = told("trustDomain: example.org\ndiscoverySelectors: []");
+        let all = told("rootNamespace: istio-system\ndiscoverySelectors: []");
         assert_eq!(all.len(), 2, "{all:?}");
-        assert!(all[1].message.contains("--trust-domain"));
+        assert!(all[1].message.contains("--root-namespace"));
     }
 }

@@ -235,15 +235,18 @@ mod tests {
     #[test]
     fn what_is_set_and_not_honoured_is_found_once_with_its_place() {
         let found = reported(
-            Kind::VirtualService,
-            json!({"http": [{}, {"retries": {"attempts": 2, "retryRemoteLocalities": true}, "match": []}]}),
+            Kind::Telemetry,
+            json!({"tracing": [{}, {"useRequestIdForTraceSampling": true, "match": {}}]}),
         );
         let [(path, Verdict::NotYet)] = &found[..] else {
             panic!("{found:?}")
         };
-        assert_eq!(path.len(), 5, "{path:?}");
+        assert_eq!(path.len(), 4, "{path:?}");
         assert_eq!(path[2], Step::Index(1));
-        assert_eq!(path[4], Step::Key("retryRemoteLocalities".to_owned()));
+        assert_eq!(
+            path[3],
+            Step::Key("useRequestIdForTraceSampling".to_owned())
+        );
     }
 
     #[test]

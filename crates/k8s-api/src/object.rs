@@ -28,6 +28,19 @@ use crate::{
 /// Namespace of namespaced objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
+/// Who writes the statuses of objects, as the API server notes it in their `managedFields`.
+pub const FIELD_MANAGER: &str = "karst";
+
+/// Whether the addresses in the status of a ServiceEntry are our own. They follow from the entries that there are; those
+/// that somebody else has written are kept as they are.
+pub fn wrote_addresses(meta: &ObjectMeta) -> bool {
+    let fields = meta.managed_fields.iter().flatten();
+    fields
+        .filter(|one| one.manager.as_deref() == Some(FIELD_MANAGER))
+        .filter_map(|one| one.fields_v1.as_ref())
+        .any(|fields| fields.0.pointer("/f:status/f:addresses").is_some())
+}
+
 /// An object of one of the kinds of [`Kind`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {

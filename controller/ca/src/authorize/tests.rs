@@ -1,5 +1,7 @@
 //! Every refusal, and the two ways to be allowed.
 
+use karst_model::identity::{TrustDomain, TrustDomains};
+
 use super::*;
 
 struct Pods;
@@ -68,6 +70,29 @@ fn an_agent_gets_the_identities_of_its_own_node_only() {
     );
     check(&agent("node-a", Some("uid-2")), ORDERS, Err("unknown_pod"));
     check(&agent("node-b", Some("uid-1")), ORDERS, Err("other_pod"));
+}
+
+#[test]
+fn an_identity_is_given_out_by_every_name_of_the_mesh() {
+    let rules = rules();
+    let agent = caller("node-a", "karst-system", "karst-agent", None);
+    let renamed: SpiffeId = "spiffe://new.example/ns/shop/sa/orders".parse().unwrap();
+    assert!(may_issue(&rules, &agent, &renamed, &Pods).is_err());
+    rules.trust.set(TrustDomains {
+        own: TrustDomain("new.example".into()),
+        aliases: vec![TrustDomain::default()],
+    });
+    for id in [&renamed, &ORDERS.parse().unwrap()] {
+        assert_eq!(may_issue(&rules, &agent, id, &Pods), Ok(()), "{id}");
+    }
+    let elsewhere: SpiffeId = "spiffe://new.example/ns/shop/sa/carts".parse().unwrap();
+    assert!(may_issue(&rules, &agent, &elsewhere, &Pods).is_err());
+    // Who names no identity is older than the names, and knows the first.
+    let waypoint = caller("node-b", "shop", "waypoint", None);
+    assert_eq!(
+        wanted(&rules, &waypoint, None).unwrap().to_string(),
+        WAYPOINT
+    );
 }
 
 #[test]

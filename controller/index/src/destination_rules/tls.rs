@@ -8,6 +8,9 @@ use karst_model::traffic::{San, TlsMode, UpstreamTls};
 
 use super::values::{Place, text};
 
+/// What is told to whoever asks for it; it holds as asked.
+const UNVERIFIED: &str = "the server's certificate is not checked, as asked: whoever stands in between can read and change everything";
+
 pub(super) fn lower(spec: &ClientTls, place: &mut Place<'_>) -> UpstreamTls {
     let mode = match spec.mode {
         Some(Mode::Simple) => TlsMode::Simple,
@@ -21,6 +24,9 @@ pub(super) fn lower(spec: &ClientTls, place: &mut Place<'_>) -> UpstreamTls {
         let sans = spec.subject_alt_names.iter();
         tls.sans = sans.map(|san| San::Any(san.as_str().into())).collect();
         tls.insecure = spec.insecure_skip_verify == Some(true);
+        if tls.insecure {
+            place.fault("insecureSkipVerify", UNVERIFIED);
+        }
         tls.broken = files(spec, place);
         if tls.broken.is_none() && mode == TlsMode::Mutual {
             let why = "MUTUAL needs a certificate of its own, and none can be named in this version: connections fail";

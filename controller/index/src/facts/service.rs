@@ -42,6 +42,8 @@ pub(crate) struct ServiceFacts {
     pub(crate) ip_families: IpFamilies,
     pub(crate) export_to: Vec<String>,
     pub(crate) seal: Option<SealWish>,
+    /// Clients may do without its waypoint while no replica of that is ready.
+    pub(crate) waypoint_optional: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +98,8 @@ impl ServiceFacts {
             ip_families: ip_families(spec.ip_families.as_deref().unwrap_or_default()),
             export_to: export_to(annotation(labels::EXPORT_TO)),
             seal: SealWish::of(annotation(labels::SEAL).as_ref()),
+            waypoint_optional: annotation(labels::WAYPOINT_REQUIRED).as_deref()
+                == Some(labels::WAYPOINT_REQUIRED_WHEN_READY),
             // An ExternalName never has endpoints.
             selector: if external {
                 Labels::new()
@@ -108,7 +112,9 @@ impl ServiceFacts {
 
     /// Whether the other has the same waypoint and the same seal, as far as they are the service's own.
     pub(crate) fn attaches_as(&self, other: &Self) -> bool {
-        self.labels == other.labels && self.seal == other.seal
+        self.labels == other.labels
+            && self.seal == other.seal
+            && self.waypoint_optional == other.waypoint_optional
     }
 
     /// Whether endpoints of the other would get other port maps, or be other ones.

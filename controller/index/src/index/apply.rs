@@ -11,6 +11,7 @@ use karst_k8s_api::{
     istio::peer_authentication::Mode,
     k8s_openapi::api::core::v1::{Namespace, Node},
     labels,
+    object::wrote_addresses,
 };
 use karst_model::{locality::Locality, name::PolicyKey, route::RouteKind};
 
@@ -48,14 +49,20 @@ impl Index {
                 self.slice(&name, Some(facts));
             }
             Object::ServiceEntry(entry) => {
-                let seal = entry.metadata.annotations.as_ref();
-                let seal = SealWish::of(seal.and_then(|all| all.get(labels::SEAL)));
+                let all = entry.metadata.annotations.as_ref();
+                let seal = SealWish::of(all.and_then(|all| all.get(labels::SEAL)));
+                let required = all.and_then(|all| all.get(labels::WAYPOINT_REQUIRED));
+                let when_ready = labels::WAYPOINT_REQUIRED_WHEN_READY;
+                let waypoint_optional = required.is_some_and(|value| value == when_ready);
+                let ours = wrote_addresses(&entry.metadata);
                 let facts = EntryFacts {
                     seal,
+                    waypoint_optional,
                     created: Created::of(&entry.metadata),
                     labels: entry.metadata.labels.unwrap_or_default(),
                     assigned: entry
                         .status
+                        .filter(|_| !ours)
                         .map(|status| status.addresses)
                         .unwrap_or_default(),
                     spec: entry.spec,

@@ -250,6 +250,25 @@ impl Index {
         Attachment { binding, seal }
     }
 
+    /// Whether clients may do without the service's waypoint while no replica of it is ready: as its annotation says, and
+    /// never where it is sealed, since its pods would refuse them.
+    pub(super) fn does_without_waypoint(&self, name: &Name, is_entry: bool) -> bool {
+        self.wants_to_do_without(name, is_entry) && self.attachment(name, is_entry).seal.is_none()
+    }
+
+    fn wants_to_do_without(&self, name: &Name, is_entry: bool) -> bool {
+        match is_entry {
+            true => self
+                .entries
+                .get(name)
+                .is_some_and(|one| one.waypoint_optional),
+            false => self
+                .services
+                .get(name)
+                .is_some_and(|one| one.waypoint_optional),
+        }
+    }
+
     fn seal_wish(&self, name: &Name, is_entry: bool) -> Option<SealWish> {
         match is_entry {
             true => self.entries.get(name)?.seal,
@@ -288,12 +307,19 @@ impl Index {
     pub(super) fn attachment_conditions(&self, name: &Name, is_entry: bool) -> Vec<Condition> {
         let Attachment { binding, seal } = self.attachment(name, is_entry);
         let waived = self.deciding_policy(name, is_entry, &binding);
-        let sealed = seals::condition(
+        let mut sealed = seals::condition(
             seal.as_ref(),
             self.seal_wish(name, is_entry),
             waived.as_ref(),
             binding.gateway(),
         );
+        if let (Some(sealed), Some(_)) = (&mut sealed, &seal)
+            && self.wants_to_do_without(name, is_entry)
+        {
+            sealed.message.push_str(
+                ", also while it is not ready: annotation karst.dev/waypoint-required waives nothing of a seal",
+            );
+        }
         binding.condition().into_iter().chain(sealed).collect()
     }
 
@@ -390,6 +416,7 @@ impl Index {
                 &self.config.trust_domain,
             )
         });
+        let policy = policy.map(|policy| self.by_every_name(policy));
         self.out.policies.set(key, policy, &mut delta.policies);
     }
 
@@ -499,6 +526,7 @@ impl Index {
             .gateway(name)
             .filter(|facts| self.waypoints.is_waypoint(facts));
         let allow = facts.map(|_| seals::allow_policy(name, &self.config.trust_domain));
+        let allow = allow.map(|policy| self.by_every_name(policy));
         let status = facts.map(|facts| self.gateway_status(name, facts));
         let object = key(Kind::Gateway, name);
         let complaints = status.as_ref().map(gateways::complaints);

@@ -1,6 +1,6 @@
 //! What is marked is compiled again, and what differs from the last output becomes the delta.
 
-use std::{collections::BTreeMap, mem, sync::Arc};
+use std::{collections::BTreeMap, mem, net::IpAddr, sync::Arc};
 
 use karst_k8s_api::{Kind, ObjectKey, istio::peer_authentication::Mode};
 use karst_model::{
@@ -14,7 +14,7 @@ use super::{Claim, Index, NodeRow, apply, key};
 use crate::{
     capture::{Capture, Standing},
     conditions::{Condition, ConditionType, ObjectConditions},
-    delta::{Delta, NodeChange},
+    delta::{Delta, EntryAddresses, NodeChange},
     facts::{EntryFacts, Name, pod::PodFacts, service::ServiceFacts},
     peer_authentication, seals,
     selector::{Labels, matches},
@@ -35,6 +35,7 @@ impl Index {
     pub(super) fn flush(&mut self) -> Delta {
         let dirty = mem::take(&mut self.dirty);
         let mut delta = Delta::default();
+        self.flush_trust(dirty.trust, &mut delta);
         dirty
             .namespaces
             .iter()
@@ -160,6 +161,7 @@ impl Index {
     fn flush_policy(&mut self, name: &Name, delta: &mut Delta) {
         let facts = self.policies.get(name);
         let authorization = facts.and_then(|facts| facts.authorization.clone());
+        let authorization = authorization.map(|policy| self.by_every_name(policy));
         let has_targets = facts.is_some_and(|facts| facts.request.is_some());
         let conditions = facts
             .map(|facts| facts.conditions.clone())
@@ -296,6 +298,7 @@ impl Index {
                 service_entries::service(&claim.name, facts, key, &self.network, allocated);
             return Some(Service {
                 waypoint: self.entry_binding(&claim.name).addr().cloned(),
+                waypoint_optional: self.does_without_waypoint(&claim.name, true),
                 ingress_use_waypoint: self
                     .ingress_uses_waypoint(&facts.labels, &claim.name.namespace),
                 ..service
@@ -313,6 +316,7 @@ impl Index {
         let service = services::compile(&claim.name, facts, visibility, &around);
         Some(Service {
             waypoint: self.service_binding(&claim.name).addr().cloned(),
+            waypoint_optional: self.does_without_waypoint(&claim.name, false),
             ingress_use_waypoint: self.ingress_uses_waypoint(&facts.labels, &claim.name.namespace),
             ..service
         })
@@ -378,6 +382,7 @@ impl Index {
     fn flush_entry(&mut self, name: &Name, delta: &mut Delta) {
         let mut conditions = Vec::new();
         let mut made = Vec::new();
+        let mut addresses = Vec::new();
         if let Some(facts) = self.entries.get(name) {
             let hosts = apply::hosts_of(facts);
             let keys = self.keys_of_entry(name, facts);
@@ -406,9 +411,54 @@ impl Index {
                 self.entry_binding(name).gateway().is_some(),
             );
             conditions.extend(self.attachment_conditions(name, true));
+            addresses = self.addresses_of_entry(name, facts, &keys);
         }
+        self.set_entry_addresses(key(Kind::ServiceEntry, name), addresses, delta);
         self.set_workloads(key(Kind::ServiceEntry, name), made, delta);
         self.set_conditions(key(Kind::ServiceEntry, name), conditions, delta);
+    }
+
+    /// What the automatic range gives to the hosts that this entry stands for; nothing where somebody else has written
+    /// addresses, whose list is one whole.
+    fn addresses_of_entry(
+        &self,
+        name: &Name,
+        facts: &EntryFacts,
+        keys: &[ServiceKey],
+    ) -> Vec<(Arc<str>, IpAddr)> {
+        if !facts.assigned.is_empty() {
+            return Vec::new();
+        }
+        let hosts = keys.iter().map(|key| &key.hostname);
+        let wanting = hosts.filter(|host| service_entries::wants_address(facts, host));
+        wanting
+            .filter_map(|host| {
+                let claimant = apply::claimant(name, facts, host);
+                let addresses = self.vips.addresses(&claimant)?;
+                Some(addresses.map(|address| (host.clone(), address)))
+            })
+            .flatten()
+            .collect()
+    }
+
+    fn set_entry_addresses(
+        &mut self,
+        object: ObjectKey,
+        addresses: Vec<(Arc<str>, IpAddr)>,
+        delta: &mut Delta,
+    ) {
+        let before = match addresses.is_empty() {
+            true => self.out.entry_addresses.remove(&object),
+            false => self
+                .out
+                .entry_addresses
+                .insert(object.clone(), addresses.clone()),
+        };
+        if before.unwrap_or_default() != addresses {
+            delta
+                .entry_addresses
+                .push(EntryAddresses { object, addresses });
+        }
     }
 
     fn entry_workloads(
@@ -491,7 +541,13 @@ impl Index {
             network: self.network.clone(),
             hbone: standing.hbone,
         };
-        let row = workloads::for_node(&self.config, name, pod, standing);
+        let row = workloads::for_node(
+            &self.config,
+            name,
+            pod,
+            standing,
+            self.mesh_config().registry_only,
+        );
         let mut workload = workloads::of_pod(&self.config, name, pod, around);
         if let Some(workload) = &mut workload {
             workload.labels = self.traffic.label_keys.pick(&pod.labels, workload);

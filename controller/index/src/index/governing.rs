@@ -150,7 +150,7 @@ impl Index {
             action: request.action,
             provider,
             dry_run: facts.dry_run,
-            rules: request.rules.clone(),
+            rules: self.rules_by_every_name(&request.rules),
         };
         let mut conditions = request.complaints.clone();
         conditions.extend(problem);

@@ -90,7 +90,7 @@ impl Index {
             scope: LimitScope::Process,
             status: facts.status,
             headers: facts.headers,
-            rules: facts.rules.clone(),
+            rules: self.limits_by_every_name(&facts.rules),
         };
         let holds = reached.iter().all(|one| one.condition.status);
         let verdicts = reached.iter().map(|one| Condition {
@@ -101,6 +101,13 @@ impl Index {
         let waypoints = reached.into_iter().flat_map(|one| one.waypoints).collect();
         self.set_conditions(object, conditions, delta);
         self.tell_limit(name, Some(limit), waypoints, delta);
+    }
+
+    /// Every limit is to be compiled again.
+    pub(super) fn every_limit(&mut self) {
+        self.dirty
+            .limits
+            .extend(self.limiting.facts.keys().cloned());
     }
 
     /// Puts the limit into the tables of its waypoints, and out of those that it has left.

@@ -36,6 +36,8 @@ pub(super) struct Recording {
     pub(super) mesh_config: MeshConfig,
     /// Providers whose collector does not take what is sent, and why.
     failing: BTreeMap<Arc<str>, Arc<str>>,
+    /// What the mesh configuration says now cannot be read, and what it said last holds.
+    unreadable: bool,
     /// Something of it has changed.
     dirty: bool,
     /// Objects that were handed out.
@@ -57,10 +59,17 @@ impl Index {
         let data = after.and_then(|map| map.data).unwrap_or_default();
         let text = data.get(KEY).map(String::as_str).unwrap_or_default();
         let config = MeshConfig::read(text);
-        if config != self.recording.mesh_config {
+        // Text that nobody can read asks for nothing, and takes nothing away.
+        self.recording.unreadable = config.is_unreadable();
+        self.recording.dirty |= self.recording.unreadable;
+        if config != self.recording.mesh_config && !self.recording.unreadable {
+            if config.registry_only != self.recording.mesh_config.registry_only {
+                self.dirty.pods.extend(self.pods.keys().cloned());
+            }
             self.recording.mesh_config = config;
             self.recording.dirty = true;
             self.providers_changed();
+            self.trust_configured();
         }
     }
 
@@ -192,6 +201,12 @@ impl Index {
                 format!("defaultProviders name {}, which extensionProviders do not have or which is not honoured", unknown.join(", ")),
             ));
         }
+        if self.recording.unreadable {
+            let message =
+                "the mesh configuration is no YAML with fields: what it said before holds";
+            conditions.push(refused("Invalid", message.to_owned()));
+        }
+        conditions.extend(self.trust_condition());
         conditions.sort_by(|a, b| a.message.cmp(&b.message));
         let mesh = MeshTelemetry {
             providers,

@@ -327,7 +327,11 @@ impl Index {
             |reason, message: String| Condition::no(ConditionType::Accepted, reason, message);
         let faults = facts.faults.iter();
         let mut conditions: Vec<Condition> = faults
-            .map(|fault| accepted("Invalid", format!("{}: {}", fault.field, fault.message)))
+            .map(|fault| {
+                let holds = fault.field.ends_with("insecureSkipVerify");
+                let reason = if holds { "Unverified" } else { "Invalid" };
+                accepted(reason, format!("{}: {}", fault.field, fault.message))
+            })
             .collect();
         if facts.selects {
             let message = "workloadSelector picks clients that have a proxy of their own, and a waypoint is nobody's: the rule holds nowhere".to_owned();

@@ -387,6 +387,10 @@ fn values_out_of_range_are_left_out_and_named() {
             "sni: has an effect in the modes",
         ),
         (
+            "trafficPolicy: {tls: {mode: SIMPLE, insecureSkipVerify: true}}",
+            "the server's certificate is not checked",
+        ),
+        (
             "subsets: [{name: v1}, {name: v1}]",
             "there is a subset \"v1\" already",
         ),

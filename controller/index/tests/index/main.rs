@@ -4,6 +4,7 @@
     reason = "helpers of tests stand outside of test functions"
 )]
 
+mod destination_merge;
 mod destination_rules;
 mod enrolment;
 mod entries;
@@ -15,6 +16,7 @@ mod routes;
 mod services;
 mod telemetry;
 mod tokens;
+mod trust;
 mod virtual_services;
 mod waypoints;
 mod world;

@@ -316,3 +316,31 @@ fn pods_of_a_gateway_get_the_header_that_it_or_its_class_asks_for() {
         );
     }
 }
+
+/// Bound, and nothing ready: whether clients may do without is the service's own choice, and never a sealed one's.
+#[test]
+fn a_service_may_do_without_its_waypoint_unless_it_is_sealed() {
+    const WHEN_READY: &str = ", annotations: {karst.dev/waypoint-required: when-ready}";
+    let mut world = World::of(
+        &(namespace("shop", USE) + &gateway("shop", true, "", "") + &service("orders", "")),
+    );
+    assert!(!world.service("orders").waypoint_optional);
+    world.apply(&service("orders", WHEN_READY));
+    let orders = world.service("orders");
+    assert!(orders.waypoint_optional && orders.waypoint.is_some());
+    world.apply(&service(
+        "orders",
+        ", annotations: {karst.dev/waypoint-required: when-ready, karst.dev/seal: 'true'}",
+    ));
+    assert!(!world.service("orders").waypoint_optional);
+    world.apply(&service("orders", WHEN_READY));
+    world.apply(
+        "\n---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: deny, namespace: shop}\nspec:\n  targetRefs: [{group: '', kind: Service, name: orders}]\n  action: DENY\n  rules: [{to: [{operation: {methods: [DELETE]}}]}]\n",
+    );
+    assert!(
+        !world.service("orders").waypoint_optional,
+        "a policy seals it"
+    );
+    world.delete(Kind::AuthorizationPolicy, "shop", "deny");
+    assert!(world.service("orders").waypoint_optional);
+}

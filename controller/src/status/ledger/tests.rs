@@ -106,8 +106,8 @@ fn the_reach_is_asked_for_the_revision_of_the_change() {
 #[test]
 fn a_field_that_is_not_honoured_is_said() {
     let route = object(
-        Kind::VirtualService,
-        json!({"metadata": {"name": "v", "namespace": "shop"}, "spec": {"hosts": ["a"], "http": [{"route": [{"destination": {"host": "a"}}], "retries": {"attempts": 2, "retryRemoteLocalities": true}}]}}),
+        Kind::Telemetry,
+        json!({"metadata": {"name": "t", "namespace": "shop"}, "spec": {"tracing": [{"useRequestIdForTraceSampling": true}]}}),
     );
     let wanted = told(&route, 1).take_fresh(10, everybody, NOW).remove(0);
     let accepted = condition(&wanted, "Accepted");
@@ -116,7 +116,10 @@ fn a_field_that_is_not_honoured_is_said() {
         (&json!("False"), &json!("NotHonoured"))
     );
     let message = accepted["message"].as_str().unwrap();
-    assert!(message.contains("retryRemoteLocalities"), "{message}");
+    assert!(
+        message.contains("useRequestIdForTraceSampling"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -186,4 +189,133 @@ fn nothing_is_said_before_it_is_published() {
     assert_eq!(ledger.take_fresh(10, everybody, NOW), []);
     ledger.published(3);
     assert_eq!(ledger.take_fresh(10, everybody, NOW).len(), 1);
+}
+
+fn entry(status: &Value, manager: &str) -> Object {
+    object(
+        Kind::ServiceEntry,
+        json!({
+            "metadata": {
+                "name": "bank", "namespace": "shop", "uid": "1", "generation": 1,
+                "managedFields": [{"manager": manager, "operation": "Apply", "subresource": "status",
+                    "fieldsV1": {"f:status": {"f:addresses": {}}}}],
+            },
+            "spec": {"hosts": ["api.bank.example"], "resolution": "DNS",
+                "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}]},
+            "status": status,
+        }),
+    )
+}
+
+fn tell_addresses(ledger: &mut Ledger, object: &Object) {
+    let delta =
+        Index::new(IndexConfig::default()).handle(karst_index::Event::Apply(object.clone()));
+    ledger.applied(object);
+    ledger.said(&delta.conditions);
+    ledger.addressed(&delta.entry_addresses);
+    ledger.published(1);
+}
+
+#[test]
+fn a_service_entry_is_told_its_addresses_once_and_those_of_others_stay() {
+    let mut ledger = Ledger::default();
+    tell_addresses(&mut ledger, &entry(&json!({}), "other"));
+    let wanted = ledger.take_fresh(10, everybody, NOW).remove(0);
+    assert_eq!(wanted.addresses.len(), 2, "{:?}", wanted.addresses);
+    assert_eq!(wanted.addresses[0]["host"], "api.bank.example");
+    let first = wanted.addresses[0]["value"].as_str().unwrap();
+    assert!(first.starts_with("240.240."), "{first}");
+
+    // It comes back as we wrote it, also to a controller that has just begun: silence.
+    let status = json!({"conditions": wanted.conditions, "addresses": wanted.addresses});
+    let written = entry(&status, karst_k8s_api::object::FIELD_MANAGER);
+    ledger.written(wanted);
+    tell_addresses(&mut ledger, &written);
+    assert_eq!(ledger.take_fresh(10, everybody, LATER), []);
+    let mut fresh = Ledger::default();
+    tell_addresses(&mut fresh, &written);
+    assert_eq!(fresh.take_fresh(10, everybody, LATER), []);
+
+    // What somebody else has written is not ours to change.
+    let theirs = json!({"addresses": [{"host": "api.bank.example", "value": "240.240.9.9"}]});
+    let mut ledger = Ledger::default();
+    tell_addresses(&mut ledger, &entry(&theirs, "istiod"));
+    let wanted = ledger.take_fresh(10, everybody, NOW);
+    assert!(wanted.iter().all(|one| one.addresses.is_empty()));
+}
+
+#[test]
+fn a_condition_that_holds_no_more_goes() {
+    let rule = |conditions: Value| {
+        object(
+            Kind::DestinationRule,
+            json!({"metadata": {"name": "d", "namespace": "shop", "uid": "1", "generation": 1},
+                "spec": {"host": "nobody"}, "status": {"conditions": conditions}}),
+        )
+    };
+    let mut ledger = told(&rule(json!([])), 1);
+    let mut wanted = ledger.take_fresh(10, everybody, NOW).remove(0).conditions;
+    wanted.push(json!({"type": "Conflicted", "status": "True", "reason": "Other", "message": ""}));
+    let mut ledger = told(&rule(wanted.into()), 1);
+    let wanted = ledger.take_fresh(10, everybody, LATER);
+    assert_eq!(wanted.len(), 1, "it is written without the old condition");
+    assert!(
+        wanted[0]
+            .conditions
+            .iter()
+            .all(|one| one["type"] != "Conflicted")
+    );
+}
+
+fn of_version(version: &str, generation: i64) -> Object {
+    let mut json = serde_json::to_value(match policy(generation, json!({"rules": [{}]})) {
+        Object::AuthorizationPolicy(policy) => policy,
+        _ => unreachable!("of its own kind"),
+    })
+    .unwrap();
+    json["metadata"]["resourceVersion"] = version.into();
+    object(Kind::AuthorizationPolicy, json)
+}
+
+#[test]
+fn followers_of_every_replica_are_counted() {
+    let two = |have| move |_: Revision| Reach { have, of: 2 };
+    let message = |wanted: &[Wanted]| {
+        let programmed = condition(&wanted[0], "Programmed");
+        programmed["message"].as_str().unwrap().to_owned()
+    };
+    // The replica that does not write saw the same object at its own revision.
+    let mut other = told(&of_version("10", 1), 70);
+    let mut leader = told(&of_version("10", 1), 7);
+    leader.hear(vec![other.summary(two(1))]);
+    let wanted = leader.take_fresh(10, two(2), NOW);
+    assert!(message(&wanted).starts_with("3 of 4 nodes"), "{wanted:?}");
+    leader.written(wanted.into_iter().next().unwrap());
+
+    leader.hear(vec![other.summary(two(2))]);
+    let wanted = leader.take_moved(10, two(2), NOW);
+    assert_eq!(message(&wanted), "4 of 4 nodes have it");
+    leader.written(wanted.into_iter().next().unwrap());
+
+    // A change that the other replica has not read yet is nowhere among its followers.
+    let before = other.summary(two(2));
+    tell(&mut leader, &of_version("20", 2), 8);
+    leader.hear(vec![before]);
+    let wanted = leader.take_fresh(10, two(2), NOW);
+    assert!(message(&wanted).starts_with("2 of 4 nodes"), "{wanted:?}");
+    leader.written(wanted.into_iter().next().unwrap());
+    // One that it has read and not published neither.
+    other.applied(&of_version("20", 2));
+    leader.hear(vec![other.summary(two(2))]);
+    assert_eq!(leader.take_moved(10, two(2), NOW), []);
+    other.published(71);
+    leader.hear(vec![other.summary(two(2))]);
+    assert_eq!(
+        message(&leader.take_moved(10, two(2), NOW)),
+        "4 of 4 nodes have it"
+    );
+    // The other replica is gone, and its followers are ours.
+    leader.hear(Vec::new());
+    let wanted = leader.take_moved(10, |_| Reach { have: 4, of: 4 }, NOW);
+    assert_eq!(wanted, [], "nothing is different");
 }

@@ -442,7 +442,7 @@ pub const FIELDS: &[FieldRow] = &[
         ServiceEntry,
         "spec.addresses",
         Honoured,
-        "IPs and CIDRs; without any, addresses of 240.240.0.0/16 and 2001:2::/48; status.addresses is read and not written yet",
+        "IPs and CIDRs; without any, addresses of 240.240.0.0/16 and 2001:2::/48; which status.addresses shows; addresses that another controller has written there are used",
     ),
     row(ServiceEntry, "spec.ports", Honoured, "TCP"),
     row(ServiceEntry, "spec.ports[].number", Honoured, ""),

@@ -75,8 +75,8 @@ pub const MESH_CONFIG: &[MeshRow] = &[
     ),
     (
         "outboundTrafficPolicy",
-        NotYet,
-        "what is not in the mesh is let go, as ALLOW_ANY says; REGISTRY_ONLY is not enforced",
+        Honoured,
+        "REGISTRY_ONLY: TCP of enrolled pods to what is neither service nor pod of the mesh is refused by their node's agent",
     ),
     (
         "inboundTrafficPolicy",
@@ -96,12 +96,12 @@ pub const MESH_CONFIG: &[MeshRow] = &[
     (
         "trustDomain",
         Honoured,
-        "must be the trust domain that the controller was told; another one is reported",
+        "certificates are issued in it; the one that the controller was told, and those before, stay aliases",
     ),
     (
         "trustDomainAliases",
-        NotYet,
-        "policies must name the trust domain itself",
+        Honoured,
+        "at most 20; peers of an alias are let in, and policies take all names for the same",
     ),
     (
         "caCertificates",

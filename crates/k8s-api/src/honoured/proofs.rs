@@ -359,6 +359,12 @@ pub const PROOFS: &[Proof] = &[
     ),
     of(
         VirtualService,
+        "spec.http[].retries.retryRemoteLocalities",
+        "waypoint/tests/peer/backends.rs",
+        "a_retry_leaves_its_region_where_it_is_told_to",
+    ),
+    of(
+        VirtualService,
         "spec.http[].retries",
         "waypoint/tests/peer/virtual_services.rs",
         "retries_are_of_the_named_statuses_alone",

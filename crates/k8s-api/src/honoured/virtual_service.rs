@@ -2,7 +2,7 @@
 
 use super::{
     FieldRow,
-    Verdict::{self, Honoured, NoEffect, NotYet, Refused},
+    Verdict::{self, Honoured, NoEffect, Refused},
 };
 use crate::Kind;
 
@@ -224,8 +224,8 @@ pub const VIRTUAL_SERVICE: &[FieldRow] = &[
     ),
     row(
         "spec.http[].retries.retryRemoteLocalities",
-        NotYet,
-        "later tries avoid endpoints that were tried; a locality that has others is not left for that",
+        Honoured,
+        "later tries go to the nearest locality of which no endpoint was tried; while there is none, as without it",
     ),
     row("spec.http[].rewrite", Honoured, ""),
     row("spec.http[].rewrite.authority", Honoured, ""),
