@@ -316,9 +316,6 @@ spec:
 fn faults_hit_their_share_mirrors_are_not_noticed_and_deadlines_shrink() {
     let orders = Orders::open("faults");
     orders.namespace.apply(FAULTS);
-    for name in ["orders", "orders-v1", "orders-v2"] {
-        followed("virtualservice", name, "faults");
-    }
     eventually("some are aborted", || {
         let look = ["http://orders/abort", "--count", "100"];
         answers(&orders.requests(&look).report(), "555") > 10
