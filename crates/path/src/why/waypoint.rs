@@ -1,18 +1,14 @@
 //! What happens at a waypoint: the phases of a request in their order, as `waypoint/src/http/phases.rs` has them.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
-};
+mod backends;
+mod head;
+mod limits;
 
-use http::{HeaderName, HeaderValue, Method, Uri, header};
+use std::{net::SocketAddr, sync::Arc};
+
 use karst_model::{
-    name::GatewayKey,
-    protocol::AppProtocol,
-    route::{Backend, RouteRules},
-    service::Service,
-    waypoint_policy::WAYPOINT_CLASS,
-    workload::Workload,
+    name::GatewayKey, protocol::AppProtocol, route::Backend, service::Service,
+    waypoint_policy::WAYPOINT_CLASS, workload::Workload,
 };
 use karst_policy::{
     Connection, DenyReason, Verdict as Decided,
@@ -23,19 +19,17 @@ use karst_policy::{
     token::TokenRules,
 };
 use karst_routing::{
-    filter::{CorsOutcome, Filter},
-    request::{Request, Scheme, Seen, Sender, remote_ip},
-    table::{Dialled, HttpRoute, L4Rule, Picked, Routes, Table},
+    request::{Request, Sender, remote_ip},
+    table::{Dialled, L4Rule, Picked, Routes, Table},
 };
 
+use self::backends::backend_name;
 use super::{
-    Ask, AskError, AskedRequest, Detail, Fate, Object, Outcome, StepName, Verdict, arrival,
-    arrival::Arriving,
-    choices,
+    Ask, AskedRequest, Detail, Fate, Object, Outcome, StepName, Verdict, arrival,
     near::{self, Place},
     question::shown,
 };
-use crate::outbound::{self, Hop, Way};
+use crate::outbound::{self, Way};
 
 /// A client at a waypoint.
 struct AtWaypoint<'a> {
@@ -208,6 +202,7 @@ impl Ask<'_> {
         if let Some(fate) = self.authorize(&policies, &at.connection(port), &request, service) {
             return fate;
         }
+        self.limits(at, service, &request, picked);
         self.backends(at, service, picked)
     }
 
@@ -345,7 +340,7 @@ impl Ask<'_> {
     ) -> Fate {
         let policies = at.policies(self.facts, Some(service));
         if policies.is_empty() && matches!(routes, Routes::None) {
-            return self.own_endpoints(at, service, at.dialled.port());
+            return self.own_endpoints(at, service, at.dialled.port(), None);
         }
         let text = format!(
             "the waypoint reads requests on this port ({} request policies, {}), and the question names none: add METHOD PATH",
@@ -378,7 +373,9 @@ impl Ask<'_> {
             return fate;
         }
         match routes {
-            Routes::None | Routes::Http(_) => self.own_endpoints(at, service, at.dialled.port()),
+            Routes::None | Routes::Http(_) => {
+                self.own_endpoints(at, service, at.dialled.port(), None)
+            }
             Routes::Tls(_) => {
                 let text = "TLS routes decide by the server name, which the question does not name";
                 self.say(StepName::Route, Outcome::Depends, text);
@@ -427,9 +424,13 @@ impl Ask<'_> {
             return fails(self, text);
         }
         self.fork("backend", branches, |ask, backend| {
-            let (key, port) = match backend {
+            let (key, port, subset) = match backend {
                 Backend::Invalid(why) => return fails(ask, why.to_string()),
-                Backend::Service { service, port, .. } => (service, *port),
+                Backend::Service {
+                    service,
+                    port,
+                    subset,
+                } => (service, *port, subset.as_deref()),
             };
             let port = if port == 0 { at.dialled.port() } else { port };
             let Some(service) = ask.facts.mesh.service(key) else {
@@ -449,7 +450,7 @@ impl Ask<'_> {
                     return fate;
                 }
             }
-            ask.own_endpoints(at, &service, port)
+            ask.own_endpoints(at, &service, port, subset)
         })
     }
 
@@ -513,243 +514,6 @@ impl Ask<'_> {
             }),
         };
         self.decided(&explained, &name)
-    }
-
-    /// Applies the filters of the rule, then follows each backend that requests may fall to.
-    fn backends(
-        &mut self,
-        at: &AtWaypoint<'_>,
-        service: &Arc<Service>,
-        picked: Option<Picked<'_>>,
-    ) -> Fate {
-        let Some(picked) = picked else {
-            return self.own_endpoints(at, service, at.dialled.port());
-        };
-        let mut request = match self.request.map(|asked| self.head(asked)) {
-            Some(Ok(request)) => request,
-            _ => return self.own_endpoints(at, service, at.dialled.port()),
-        };
-        if let Some(fate) = self.filters(&picked.rule.filters, &mut request, picked) {
-            return fate;
-        }
-        let weights = weights(picked.rule);
-        let branches: Vec<(String, usize)> = picked
-            .rule
-            .backends
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| weights.get(*index).is_some_and(|weight| *weight > 0))
-            .map(|(index, backend)| (backend_name(&backend.backend), index))
-            .collect();
-        if branches.is_empty() {
-            let text = "the rule has no backend with a weight above zero: 500".to_owned();
-            self.say(StepName::Backend, Outcome::Stops, text.clone());
-            return Fate::new(Verdict::Fails, StepName::Backend, text)
-                .by(near::of_route(&picked.rule.route), Some(picked.rule.index));
-        }
-        let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
-        self.fork("backend", branches, |ask, index| {
-            let share = format!("{} of {total}", weights.get(index).copied().unwrap_or(0));
-            ask.backend(at, service, picked, (index, &share))
-        })
-    }
-
-    fn backend(
-        &mut self,
-        at: &AtWaypoint<'_>,
-        own: &Arc<Service>,
-        picked: Picked<'_>,
-        (index, share): (usize, &str),
-    ) -> Fate {
-        let fails = |ask: &mut Self, text: String| {
-            ask.say(StepName::Backend, Outcome::Stops, text.clone());
-            Fate::new(Verdict::Fails, StepName::Backend, text)
-                .by(near::of_route(&picked.rule.route), Some(picked.rule.index))
-        };
-        let backend = &picked.rule.backends[index];
-        let (key, port) = match &backend.backend {
-            Backend::Invalid(why) => return fails(self, format!("{why}: 500")),
-            Backend::Service { service, port, .. } => (service, *port),
-        };
-        let port = if port == 0 { at.dialled.port() } else { port };
-        let Some(service) = self.facts.mesh.service(key) else {
-            return fails(self, format!("backend service {key} does not exist: 500"));
-        };
-        if !service.ports.contains_key(&port) {
-            return fails(
-                self,
-                format!("backend service {key} has no port {port}: 500"),
-            );
-        }
-        let text = format!("to {key} port {port} ({share})");
-        let about = Object::of_service(key);
-        self.say(StepName::Backend, Outcome::Passes, text).about = Some(about);
-        if service.key != own.key
-            && let Some(asked) = self.request
-            && let Ok(mut request) = self.head(asked)
-        {
-            let shown = self.steps.len();
-            let answered = self
-                .filters(&picked.rule.filters, &mut request, picked)
-                .or_else(|| self.filters(&backend.filters, &mut request, picked));
-            if let Some(fate) = answered {
-                return fate;
-            }
-            self.steps.truncate(shown);
-            let policies = at.policies(self.facts, Some(&service));
-            if !policies.is_empty()
-                && let Some(fate) =
-                    self.authorize(&policies, &at.connection(port), &request, &service)
-            {
-                return fate;
-            }
-        }
-        self.own_endpoints(at, &service, port)
-    }
-
-    /// What filters do that ends the request, or changes what policies see later.
-    fn filters(
-        &mut self,
-        filters: &[Filter],
-        request: &mut Request,
-        picked: Picked<'_>,
-    ) -> Option<Fate> {
-        for filter in filters {
-            let answer = match filter {
-                Filter::RequestHeaders(changes) => {
-                    changes.apply_to_request(request);
-                    None
-                }
-                Filter::Rewrite(rewrite) => match rewrite.apply(request, picked.matched) {
-                    Ok(()) => None,
-                    Err(error) => Some(format!("400: the route cannot be applied: {error}")),
-                },
-                Filter::Redirect(redirect) => match redirect.answer(request, picked.matched) {
-                    Ok((status, location)) => {
-                        let location = String::from_utf8_lossy(location.as_bytes()).into_owned();
-                        Some(format!("{} to {location}", status.as_u16()))
-                    }
-                    Err(error) => Some(format!("400: the route cannot be applied: {error}")),
-                },
-                Filter::Direct(direct) => Some(format!("{} {}", direct.status, direct.reason)),
-                Filter::Cors(cors) => match cors.handle(request) {
-                    CorsOutcome::Preflight(status, _) => {
-                        Some(format!("{} to a CORS preflight", status.as_u16()))
-                    }
-                    _ => None,
-                },
-                _ => None,
-            };
-            if let Some(text) = answer {
-                let text = format!("the route answers itself: {text}");
-                self.say(StepName::Route, Outcome::Stops, text.clone());
-                let fate = Fate::new(Verdict::Answered, StepName::Route, text);
-                return Some(fate.by(near::of_route(&picked.rule.route), Some(picked.rule.index)));
-            }
-        }
-        None
-    }
-
-    /// From the waypoint to each endpoint that it may choose.
-    fn own_endpoints(&mut self, at: &AtWaypoint<'_>, service: &Arc<Service>, port: u16) -> Fate {
-        let endpoints = self.facts.mesh.endpoints(&service.key);
-        let dialled = SocketAddr::new(family(service, &at.replica), port);
-        let choices = match choices(&at.replica, service, dialled, &endpoints) {
-            Ok(choices) => choices,
-            Err(error) => {
-                let text = error.to_string();
-                self.say(StepName::Endpoints, Outcome::Stops, text.clone());
-                return Fate::new(Verdict::Fails, StepName::Endpoints, format!("{text}: 503"));
-            }
-        };
-        self.endpoints_step(service, choices.len());
-        let names = service.subject_alt_names.clone();
-        let branches = choices
-            .into_iter()
-            .map(|choice| (shown(&choice.workload), choice))
-            .collect();
-        self.fork("endpoint", branches, |ask, choice| {
-            let Some(ip) = choice.ip() else {
-                let text = "the endpoint is a host outside the cluster: the waypoint resolves its name, Karst decides nothing there";
-                ask.say(StepName::Arrival, Outcome::Passes, text);
-                return Fate::new(Verdict::Allowed, StepName::Arrival, text);
-            };
-            let target = SocketAddr::new(ip, choice.target_port);
-            let hop = outbound::hop(&choice.workload, target, &names);
-            ask.at_workload(at, choice.workload, hop)
-        })
-    }
-
-    fn at_workload(&mut self, at: &AtWaypoint<'_>, workload: Arc<Workload>, hop: Hop) -> Fate {
-        let (target, identity) = match hop {
-            Hop::Direct { addr } => (addr, None),
-            Hop::Tunnel(tunnel) => (tunnel.target, Some(at.replica.identity())),
-        };
-        let text = match &identity {
-            Some(identity) => format!("from the waypoint to {target} in mutual TLS, as {identity}"),
-            None => format!("from the waypoint to {target} in plain text: that is not in the mesh"),
-        };
-        self.say(StepName::Path, Outcome::Passes, text);
-        let same = at
-            .replica
-            .addresses
-            .iter()
-            .find(|ip| ip.is_ipv4() == target.is_ipv4());
-        let ip = same.or_else(|| at.replica.addresses.first()).copied();
-        self.arrive(&Arriving {
-            workload: Some(workload),
-            target,
-            identity,
-            ip: ip.unwrap_or_else(|| target.ip()),
-        })
-    }
-
-    /// The head of the request as the waypoint reads it.
-    pub(super) fn head(&self, asked: &AskedRequest) -> Result<Request, AskError> {
-        let wrong = |why: String| AskError::Request(why);
-        let mut built = http::Request::new(());
-        *built.method_mut() = Method::from_bytes(asked.method.as_bytes())
-            .map_err(|_invalid| wrong(format!("{:?} is no method", asked.method)))?;
-        *built.uri_mut() = asked
-            .path
-            .parse::<Uri>()
-            .map_err(|error| wrong(format!("path {:?}: {error}", asked.path)))?;
-        let headers = built.headers_mut();
-        for (name, value) in &asked.headers {
-            let key = HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_invalid| wrong(format!("{name:?} is no header's name")))?;
-            let value = HeaderValue::from_str(value)
-                .map_err(|_invalid| wrong(format!("the value of header {name:?} is none")))?;
-            headers.append(key, value);
-        }
-        if !headers.contains_key(header::HOST) && built.uri().authority().is_none() {
-            let host = match (self.host.parse::<IpAddr>(), self.port) {
-                (Ok(IpAddr::V6(ip)), port) => format!("[{ip}]:{port}"),
-                (_, 80) => self.host_name(),
-                (_, port) => format!("{}:{port}", self.host_name()),
-            };
-            let host = HeaderValue::from_str(&host)
-                .map_err(|_invalid| wrong(format!("{host:?} is no host")))?;
-            built.headers_mut().insert(header::HOST, host);
-        }
-        let seen = Seen {
-            scheme: Scheme::Http,
-            port: self.port,
-        };
-        Request::new(built.into_parts().0, seen)
-            .map_err(|refusal| wrong(format!("the waypoint answers 400: {refusal}")))
-    }
-
-    /// What a client would put into its Host header: `NAMESPACE/NAME` as `NAME.NAMESPACE`.
-    fn host_name(&self) -> String {
-        let parts: Vec<&str> = self.host.split('/').collect();
-        match parts[..] {
-            [.., namespace, name] if !matches!(namespace, "service" | "svc" | "pod") => {
-                format!("{name}.{namespace}")
-            }
-            [.., name] => name.to_owned(),
-            [] => String::new(),
-        }
     }
 }
 
@@ -825,28 +589,4 @@ fn services_behind(
             Some((service, port))
         })
         .collect()
-}
-
-/// The weights of a rule's backends.
-fn weights(rule: &HttpRoute) -> Vec<u32> {
-    match &rule.route.rules {
-        RouteRules::Http(rules) => rules.get(rule.index).map_or_else(Vec::new, |rule| {
-            rule.backends.iter().map(|backend| backend.weight).collect()
-        }),
-        RouteRules::Tls(_) | RouteRules::Tcp(_) => Vec::new(),
-    }
-}
-
-fn backend_name(backend: &Backend) -> String {
-    match backend {
-        Backend::Service { service, port, .. } => format!("{service}:{port}"),
-        Backend::Invalid(why) => why.to_string(),
-    }
-}
-
-/// The address whose family is preferred.
-fn family(service: &Service, replica: &Workload) -> IpAddr {
-    let vip = service.addresses.first().map(|vip| vip.ip);
-    vip.or_else(|| replica.addresses.first().copied())
-        .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
