@@ -33,6 +33,7 @@ use karst_netns::{Netns, NetnsCookie};
 use karst_runtime::drain;
 use karst_telemetry::error_chain::Chain;
 use tokio::{
+    runtime::{Handle, RuntimeFlavor},
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
@@ -136,13 +137,18 @@ pub(crate) struct Enroller {
 struct Active {
     seen: Captured,
     pod: Arc<LocalPod>,
-    /// When the guard is due; until then the pod is not reported as captured.
+    /// When the guard is due, see [`Self::is_reported`].
     guard_due: Option<Instant>,
     /// When policy begins to decide plain connections, which pass until then.
     enforce_due: Option<Instant>,
 }
 
 impl Active {
+    /// A pod that ran is told of before its guard is there: as long as plain connections to it pass, nobody relies on it.
+    fn is_reported(&self) -> bool {
+        self.guard_due.is_none() || self.pod.is_plaintext_open()
+    }
+
     fn held(&self) -> Held {
         Held {
             pod: self.pod.clone(),
@@ -209,11 +215,11 @@ impl Enroller {
         let mut origin = self.mesh.state.origin();
         let mut retry = tokio::time::interval(RETRY_PERIOD);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        self.converge();
+        apart(|| self.converge());
         loop {
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(command) => self.handle_command(command),
+                    Some(command) => apart(|| self.handle_command(command)),
                     None => return,
                 },
                 changed = changes.next() => match changed {
@@ -226,10 +232,13 @@ impl Enroller {
                 () = self.next_due() => {}
                 () = self.mesh.shutdown.cancelled() => return,
             }
-            self.converge();
-            if commands.is_empty() {
-                self.prepare();
-            }
+            let idle = commands.is_empty();
+            apart(|| {
+                self.converge();
+                if idle {
+                    self.prepare();
+                }
+            });
         }
     }
 
@@ -682,7 +691,7 @@ impl Enroller {
         let pods: CapturedPods = self
             .captured
             .iter()
-            .filter(|(_, active)| active.guard_due.is_none())
+            .filter(|(_, active)| active.is_reported())
             .map(|(uid, active)| (uid.clone(), active.held()))
             .collect();
         self.published.send_if_modified(|old| {
@@ -710,6 +719,15 @@ pub(crate) fn put_back_settings(run_dir: &Path) {
         if let Err(error) = restored {
             tracing::warn!(pod = %known.pod_uid, %error, "cannot restore reuse of ports in TIME_WAIT");
         }
+    }
+}
+
+/// Runs what waits for the kernel, tenths of a second for each pod on a busy node, while the runtime's other tasks go on: its
+/// one thread answers the kubelet's probes too. A runtime of a test has nobody else to take them.
+fn apart<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 
