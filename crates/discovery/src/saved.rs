@@ -1,7 +1,7 @@
 //! The last known state on disk, so that an agent that restarts without a controller goes on.
 //!
 //! Two files: `node.state` (the pods of this node; written within a moment of a change) and `mesh.state` (workloads,
-//! services, policies, routes; written at most every few seconds). Each is a header, length-delimited records and a hash of
+//! services, policies, routes; written at most every second, less often where that takes long). Each is a header, length-delimited records and a hash of
 //! all before it; written aside, then renamed over the old one. A file of another version or with another hash is left
 //! alone and counts as absent, with a warning.
 
@@ -10,7 +10,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use karst_model::traffic::ServiceTraffic;
@@ -20,6 +20,7 @@ use karst_proto::{
 };
 use karst_runtime::supervise::Shutdown;
 use prost::Message as _;
+use tokio::time::Instant;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::{
@@ -31,9 +32,13 @@ use crate::{
 const HEADER: &[u8] = b"karst-state 1\n";
 /// Bytes of the hash at the end.
 const HASH_BYTES: usize = 8;
-/// Quiet time before a write, so that a burst is one write.
-const NODE_PAUSE: Duration = Duration::from_millis(50);
-const MESH_PAUSE: Duration = Duration::from_secs(5);
+/// From a change to its write, so that a burst is one write. Further changes do not put it off: where there is always
+/// another, nothing would ever be written.
+const BURST: Duration = Duration::from_millis(50);
+/// Least time between two writes of the mesh.
+const MESH_PAUSE: Duration = Duration::from_secs(1);
+/// After a write that failed.
+const RETRY: Duration = Duration::from_secs(1);
 /// Share of time that writing may take: one part in so many.
 const WRITE_SHARE: u32 = 50;
 
@@ -91,31 +96,22 @@ impl Saved {
         if shutdown.run_until_cancelled(synced).await != Some(true) {
             return;
         }
-        let mut dirty = Dirty {
-            node: true,
-            mesh: true,
+        let now = Instant::now();
+        let mut due = Due {
+            node: Some(now),
+            mesh: Some(now),
+            mesh_after: now,
         };
-        let mut mesh_pause = Duration::ZERO;
         loop {
-            let pause = match (dirty.node, dirty.mesh) {
-                (true, _) => NODE_PAUSE,
-                (false, true) => mesh_pause,
-                (false, false) => Duration::MAX,
-            };
-            let wait = Duration::min(pause, Duration::from_secs(3600));
             tokio::select! {
                 changed = changes.next() => match changed {
-                    Some(changed) => dirty.note(&changed),
+                    Some(changed) => due.note(&changed, Instant::now()),
                     None => return,
                 },
-                () = tokio::time::sleep(wait) => {
-                    if dirty.node {
-                        dirty.node = !self.write(&state, Part::Node).await;
-                    } else if dirty.mesh {
-                        let began = Instant::now();
-                        dirty.mesh = !self.write(&state, Part::Mesh).await;
-                        mesh_pause = MESH_PAUSE.max(began.elapsed() * WRITE_SHARE);
-                    }
+                part = due.next() => {
+                    let began = Instant::now();
+                    let written = self.write(&state, part).await;
+                    due.wrote(part, began, written);
                 }
                 () = shutdown.cancelled() => break,
             }
@@ -153,23 +149,54 @@ enum Part {
     Mesh,
 }
 
-/// Which files are older than the state.
-struct Dirty {
-    node: bool,
-    mesh: bool,
+/// When files that are older than the state are written.
+struct Due {
+    node: Option<Instant>,
+    mesh: Option<Instant>,
+    /// The mesh is not written before.
+    mesh_after: Instant,
 }
 
-impl Dirty {
-    fn note(&mut self, changed: &Changed) {
-        match changed {
-            Changed::Everything => (self.node, self.mesh) = (true, true),
+impl Due {
+    fn note(&mut self, changed: &Changed, now: Instant) {
+        let (node, mesh) = match changed {
+            Changed::Everything => (true, true),
             Changed::Some(changes) => {
-                for change in changes.iter() {
-                    match change {
-                        Change::NodeWorkload(_) => self.node = true,
-                        _ => self.mesh = true,
-                    }
-                }
+                let of_node = |change: &Change| matches!(change, Change::NodeWorkload(_));
+                let node = changes.iter().any(of_node);
+                (node, !changes.iter().all(of_node))
+            }
+        };
+        let soon = now + BURST;
+        if node {
+            self.node.get_or_insert(soon);
+        }
+        if mesh {
+            self.mesh.get_or_insert(soon.max(self.mesh_after));
+        }
+    }
+
+    /// The part that is due first, when it is; never while none is.
+    async fn next(&self) -> Part {
+        let node = self.node.map(|at| (at, Part::Node));
+        let mesh = self.mesh.map(|at| (at, Part::Mesh));
+        match node.into_iter().chain(mesh).min_by_key(|(at, _)| *at) {
+            Some((at, part)) => {
+                tokio::time::sleep_until(at).await;
+                part
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    fn wrote(&mut self, part: Part, began: Instant, written: bool) {
+        let now = Instant::now();
+        let again = (!written).then(|| now + RETRY);
+        match part {
+            Part::Node => self.node = again,
+            Part::Mesh => {
+                self.mesh = again;
+                self.mesh_after = now + MESH_PAUSE.max((now - began) * WRITE_SHARE);
             }
         }
     }
@@ -447,6 +474,27 @@ mod tests {
             again.request_authentications(),
             state.request_authentications()
         );
+    }
+
+    #[test]
+    fn changes_without_end_do_not_put_a_write_off() {
+        let start = Instant::now();
+        let mut due = Due {
+            node: None,
+            mesh: None,
+            mesh_after: start,
+        };
+        for millis in 0..10_000 {
+            due.note(&Changed::Everything, start + Duration::from_millis(millis));
+        }
+        assert_eq!(
+            (due.node, due.mesh),
+            (Some(start + BURST), Some(start + BURST))
+        );
+        due.wrote(Part::Mesh, start, true);
+        assert_eq!(due.mesh, None);
+        due.note(&Changed::Everything, start);
+        assert_eq!(due.mesh, Some(due.mesh_after), "not more often than that");
     }
 
     #[test]
