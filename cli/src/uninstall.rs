@@ -414,6 +414,8 @@ async fn delete_made_at_run_time(cluster: &Cluster) -> anyhow::Result<usize> {
     let own = [
         (Kind::LEASE, "karst-controller"),
         (Kind::CONFIG_MAP, RECORD),
+        // What replicas tell each other of their followers.
+        (Kind::CONFIG_MAP, "karst-followers"),
         (Kind::CONFIG_MAP, "istio-ca-root-cert"),
         (Kind::SECRET, "karst-ca"),
     ];
