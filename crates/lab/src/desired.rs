@@ -89,6 +89,8 @@ pub(crate) fn desired(objects: &[&Object]) -> Result<Desired, Vec<String>> {
             Object::ConfigMap(map) => {
                 let (namespace, name) = names(&map.metadata);
                 config_maps.insert((namespace, name), contents(map));
+                // The mesh configuration is one too, and the controller's to read.
+                desired.others.push(object.clone());
             }
             Object::Gateway(gateway) if waypoint::is_ours(gateway) => {
                 match waypoint::expand(gateway) {
