@@ -1,7 +1,11 @@
 //! No agent runs on any node: pods of the mesh wait and say for whom, all others start. No controller runs: a pod of which
-//! nobody knows whether it belongs to the mesh waits, and says for whom.
+//! nobody knows whether it belongs to the mesh waits, and says for whom. Both end, and agents come back alone: pods that ran
+//! go on, under policy.
 
-use karst_test_cluster::{Cluster, Namespace, cluster::run, eventually, until};
+use std::collections::BTreeMap;
+
+use karst_test_cluster::{Cluster, Namespace, Pair, cluster::run, eventually, until};
+use serde_json::Value;
 
 const POD: &str = "
 apiVersion: v1
@@ -151,4 +155,50 @@ fn while_controllers_are_away_a_new_pod_waits_and_those_that_run_go_on() {
     drop(away);
     cluster.wait_ready(shop.name());
     shop.wait_enrolled();
+}
+
+/// Its kubelet starts it anew, and it takes over what its predecessor has left on the node.
+#[test]
+fn agents_killed_while_controllers_are_away_serve_the_pods_that_ran() {
+    let cluster = Cluster::get();
+    let pair = Pair::open("away-both");
+    let lives = cluster.lives("away-both");
+    let away = ControllersAway::send(cluster);
+    let load = pair.load(50);
+    let before = agents(cluster);
+    for node in ["n1", "n2"] {
+        let kill = ["pkill", "-KILL", "-x", "karst-agent"];
+        run(cluster.node(node).args(kill));
+    }
+    eventually("every agent was started anew", || {
+        let after = agents(cluster);
+        let again = |(node, restarts): (&String, &u64)| after.get(node) > Some(restarts);
+        before.iter().all(again)
+    });
+    eventually("the client is served", || pair.reaches("client"));
+    assert!(!pair.reaches("stranger"), "the policy is gone");
+    println!("agents killed without a controller: {}", load.stop(cluster));
+    assert_eq!(cluster.lives("away-both"), lives, "pods restarted");
+    pair.namespace.apply(&pod("after"));
+    let why = why_it_waits(cluster, "away-both", "after");
+    assert!(
+        why.contains("the controller has not told this node's agent"),
+        "{why}"
+    );
+    drop(away);
+    cluster.wait_ready("away-both");
+    pair.expect_changes();
+}
+
+/// How often the agent of each node was started anew.
+fn agents(cluster: &Cluster) -> BTreeMap<String, u64> {
+    let label = "app.kubernetes.io/name=karst-agent";
+    let pods = cluster.object(&["-n", "karst-system", "pods", "-l", label]);
+    let pods = pods["items"].as_array().into_iter().flatten();
+    let count = |pod: &Value| {
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+        (node.to_owned(), restarts.as_u64().unwrap_or_default())
+    };
+    pods.map(count).collect()
 }
