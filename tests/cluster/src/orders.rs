@@ -107,7 +107,7 @@ impl Orders {
                 let mut found = workloads.iter().filter(|one| one["name"] == **pod);
                 found.any(|one| one["protocol"] == "HBONE")
             };
-            pods.iter().all(|pod| meshed(&pod))
+            pods.iter().all(meshed)
         });
     }
 

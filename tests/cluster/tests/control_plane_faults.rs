@@ -48,11 +48,11 @@ fn lasts(time: Duration) {
 /// The load has failed nobody, the policy holds, and what is changed takes hold.
 fn expect_unharmed(cluster: &Cluster, pair: &Pair, load: Detached, what: &str) {
     let report = load.stop(cluster);
-    println!("{what}: {report}");
+    eprintln!("{what}: {report}");
     assert_eq!(report["failures"], 0, "{what}: {report}");
     let started = Instant::now();
     pair.expect_changes();
-    println!("{what}: changes hold after {:?}", started.elapsed());
+    eprintln!("{what}: changes hold after {:?}", started.elapsed());
     assert!(!pair.reaches("stranger"), "{what}: the policy is gone");
 }
 
@@ -149,7 +149,7 @@ fn too_many_requests(time: Duration) {
     run(cluster.kubectl().args(delete));
     lasts(time);
     let rate = (refused(cluster) - before) as f64 / time.as_secs_f64();
-    println!("refused {rate:.1} requests a second");
+    eprintln!("refused {rate:.1} requests a second");
     drop(whole);
     let rollout = [
         "-n",
