@@ -208,10 +208,10 @@ fn requests(observability: &Observability, orders: &Orders) {
     let mut counted = BTreeMap::new();
     eventually(&format!("every source counts {REQUESTS} more"), || {
         counted = requests_counted(observability, orders);
-        println!("before {before}, now {counted:?}");
+        eprintln!("before {before}, now {counted:?}");
         counted.values().all(|count| *count == before + REQUESTS)
     });
-    println!("requests: {REQUESTS} more in each of {counted:?}");
+    eprintln!("requests: {REQUESTS} more in each of {counted:?}");
 }
 
 /// Traces that the client begins: a span of the waypoint for each, its parent the client's and it the application's.
@@ -274,7 +274,7 @@ fn traces(observability: &Observability, orders: &Orders) {
             "{span}"
         );
     }
-    println!("traces: {TRACES} whole");
+    eprintln!("traces: {TRACES} whole");
 }
 
 /// Connections without a waypoint, at both agents: counted, and logged at the collector.
@@ -313,10 +313,10 @@ fn bytes(observability: &Observability, orders: &Orders) {
             let pushed = metrics
                 .map(|metric| collected(&messages, metric, |point| of_pipe(point, reporter)));
             seen = vec![scraped, pushed];
-            println!("{reporter}: {seen:?}");
+            eprintln!("{reporter}: {seen:?}");
             seen.iter().all(|one| *one == expected)
         });
-        println!("bytes at {reporter}: {seen:?}");
+        eprintln!("bytes at {reporter}: {seen:?}");
     }
     let logs = until("each connection is logged by both agents", || {
         let logs = below(
@@ -401,7 +401,7 @@ fn dashboards(observability: &Observability) {
             wanted && observability.query(expression).is_empty()
         });
     }
-    println!(
+    eprintln!(
         "panels: {all} expressions, {} of Istio's, empty: {empty:#?}",
         ISTIO.len()
     );
@@ -445,7 +445,7 @@ fn rules(observability: &Observability) {
         .filter(|rule| rule["type"] == "alerting" && rule["state"] == "firing")
         .map(|rule| &rule["name"])
         .collect();
-    println!("rules: {}, firing {firing:?}", rules.len());
+    eprintln!("rules: {}, firing {firing:?}", rules.len());
     for recorded in [
         "karst:requests:rate5m",
         "karst:connections_opened:rate5m",
@@ -474,7 +474,7 @@ spec: {tracing: [{providers: [{name: dead}]}]}
             .into_iter()
             .find(|one| one["type"] == "Accepted" && one["status"] == "False")
     });
-    println!(
+    eprintln!(
         "a dead collector is told after {:?}: {said}",
         applied.elapsed()
     );

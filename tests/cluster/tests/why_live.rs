@@ -212,7 +212,7 @@ fn why_says_what_happens_and_what_happened() {
             let address = item["source"]["address"].as_str().unwrap_or_default();
             item["source"]["identity"] == "" && !address.is_empty() && item["kind"] == "denied"
         })?;
-        println!("{plain}");
+        eprintln!("{plain}");
         Some(())
     });
 

@@ -141,7 +141,7 @@ fn what_is_recorded_is_what_was_sent() {
                 .unwrap_or(0);
             got >= REQUESTS
         });
-        println!("{path}: {got}");
+        eprintln!("{path}: {got}");
     }
     assert_eq!(collector.ask("/v1/traces secret=1"), "0");
     eventually("metrics are pushed", || {
@@ -171,7 +171,7 @@ fn what_is_recorded_is_what_was_sent() {
             .map(|metric| sum(&page, metric, &with));
             seen == [CONNECTIONS, bytes, bytes]
         });
-        println!("{node}: {seen:?}");
+        eprintln!("{node}: {seen:?}");
         assert_eq!(
             sum(
                 &agent_page(&lab, node),
@@ -222,7 +222,7 @@ fn without_a_collector(length: Duration) {
     }
     let filled = filled.unwrap_or_else(|| panic!("{sent} requests filled no queue"));
     let last = memory(&lab);
-    println!(
+    eprintln!(
         "{sent} requests in {:?}: {filled} kB with full queues, {last} kB at the end",
         begun.elapsed()
     );
@@ -236,7 +236,7 @@ fn without_a_collector(length: Duration) {
             .find(|line| line.contains("a collector does not take"));
         line.map(str::to_owned)
     });
-    println!("{told}");
+    eprintln!("{told}");
 }
 
 #[test]
