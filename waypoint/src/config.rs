@@ -116,6 +116,9 @@ pub struct Config {
     /// Proxies in front of the mesh whose entry in `x-forwarded-for` is believed.
     #[arg(long, env = "KARST_TRUSTED_PROXIES", default_value_t = 0)]
     pub trusted_proxies: usize,
+    /// Whether clients are asked to connect again while this replica has more requests than the others.
+    #[arg(long, env = "KARST_SHARE_CONNECTIONS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub share_connections: bool,
     /// Resolvers for host names of external endpoints, address and port each; those of /etc/resolv.conf where unset.
     #[arg(long, env = "KARST_DNS", value_delimiter = ',')]
     pub dns: Vec<SocketAddr>,

@@ -29,6 +29,7 @@ use crate::{
     http::Client,
     labels,
     mesh::Mesh,
+    share,
     stream::Stream,
     tcp::Tracked,
     upstream::ClientKey,
@@ -174,6 +175,9 @@ impl Session {
 
     async fn stream(&self, incoming: Incoming) {
         let mesh = &self.worker.mesh;
+        if self.identity == mesh.identity && share::is_question(&incoming.request.authority) {
+            return Box::pin(share::answer(mesh, incoming)).await;
+        }
         let authority = incoming.request.authority.clone();
         let found = self.find(&incoming.request).await;
         let place = mesh.bounds.connection().ok_or(InboundError::Full);

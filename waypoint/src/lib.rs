@@ -32,6 +32,7 @@ mod metrics;
 pub mod plain;
 mod rate_limits;
 mod services;
+mod share;
 mod stream;
 mod tcp;
 mod upstream;

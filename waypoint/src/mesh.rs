@@ -18,7 +18,7 @@ use karst_telemetry::{
     metrics::Registry,
 };
 
-use crate::{bounds::Bounds, config::Config, metrics::Metrics, services::Services};
+use crate::{bounds::Bounds, config::Config, metrics::Metrics, services::Services, share::Shared};
 
 /// One per process, immutable after start; each field owns its own synchronisation.
 pub struct Mesh {
@@ -36,6 +36,8 @@ pub struct Mesh {
     pub(crate) gateway: GatewayKey,
     pub(crate) shown: Arc<str>,
     pub(crate) bounds: Bounds,
+    /// The HTTP connections of clients, of which some are sent to other replicas.
+    pub(crate) share: Arc<Shared>,
     /// HBONE connections from each peer address.
     pub(crate) peers: Peers,
     /// The program should end: connections finish.
@@ -70,6 +72,7 @@ impl Mesh {
             shown: gateway.to_string().into(),
             gateway,
             bounds: Bounds::new(config.max_connections, config.max_requests),
+            share: Arc::default(),
             peers: Peers::bounded(config.connections_per_peer),
             state,
             identities,

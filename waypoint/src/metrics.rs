@@ -41,6 +41,8 @@ pub(crate) struct Metrics {
     pub(crate) health_checks_failed: Counter,
     /// Endpoints that were not asked because too many are.
     pub(crate) health_checks_dropped: Counter,
+    /// Clients that were asked to connect again because this replica had more than its share.
+    pub(crate) connections_moved: Counter,
     /// Client connections open now.
     pub(crate) connections: Gauge,
 }
@@ -127,6 +129,10 @@ impl Metrics {
             health_checks_dropped: counter(
                 "karst_waypoint_health_checks_dropped",
                 "Times that an endpoint was not asked because too many are",
+            ),
+            connections_moved: counter(
+                "karst_waypoint_connections_moved",
+                "Client connections asked to reconnect because this replica had more than its share",
             ),
             connections: registry.register(
                 "karst_waypoint_connections",

@@ -27,7 +27,8 @@ use std::{
 use hashbrown::HashMap;
 use http::HeaderValue;
 use karst_hbone::{
-    Authority, Connect, ConnectError as TunnelError, Pool, PoolConfig, PoolKey, TunnelRequest, tls,
+    Authority, Connect, ConnectError as TunnelError, OpenError, Pool, PoolConfig, PoolKey, Tunnel,
+    TunnelRequest, tls,
 };
 use karst_identity::tls::Inside;
 use karst_model::{identity::SpiffeId, traffic::TcpKeepalive};
@@ -182,6 +183,15 @@ impl Upstreams {
                     .map_err(|source| ConnectError::Tunnel { addr, source })
             }
         }
+    }
+
+    /// A stream of a tunnel to anybody.
+    pub(crate) async fn tunnel(
+        &self,
+        key: PoolKey,
+        request: TunnelRequest,
+    ) -> Result<Tunnel, OpenError> {
+        self.tunnels.open(key, request).await
     }
 
     /// An HTTP/1 connection: one without a request, or a new one.

@@ -14,7 +14,7 @@ use std::{
 use karst_runtime::supervise;
 use tokio::{net::TcpStream, sync::mpsc};
 
-use crate::{health, mesh::Mesh, upstream::Upstreams};
+use crate::{health, mesh::Mesh, share, upstream::Upstreams};
 
 /// Jobs that may wait for a thread; one more is refused, which closes the connection that it stands for.
 const MAX_QUEUED_JOBS: usize = 4096;
@@ -120,7 +120,7 @@ impl Workers {
     }
 }
 
-/// One thread `checks` the health of endpoints for all.
+/// One thread `checks` the health of endpoints, and what the other replicas do, for all.
 fn run_thread(mesh: Arc<Mesh>, mut inbox: mpsc::Receiver<Job>, checks: bool) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -148,6 +148,8 @@ fn run_thread(mesh: Arc<Mesh>, mut inbox: mpsc::Receiver<Job>, checks: bool) {
         if checks {
             let asking = health::run(worker.clone());
             supervise::spawn_local_connection("health checks", asking);
+            let sharing = share::run(worker.clone());
+            supervise::spawn_local_connection("share of the replicas", sharing);
         }
         loop {
             tokio::select! {

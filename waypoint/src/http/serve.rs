@@ -24,7 +24,9 @@ use tokio::{
 };
 
 use super::{Client, LocalExec, limits, phases, record::KeptHandles};
-use crate::{bounds::Place, destination::Destination, stream::HttpIo, workers::Worker};
+use crate::{
+    bounds::Place, destination::Destination, share::Member, stream::HttpIo, workers::Worker,
+};
 
 /// What all requests of one connection share.
 pub(crate) struct Conversation {
@@ -33,6 +35,8 @@ pub(crate) struct Conversation {
     pub(crate) destination: Destination,
     pub(super) handles: RefCell<KeptHandles>,
     recording: RefCell<Option<(u64, Arc<Recording>)>>,
+    /// Among all that may be sent to other replicas.
+    member: Member,
     patience: RefCell<Patience>,
     /// The client has been borne long enough.
     enough: Notify,
@@ -46,7 +50,9 @@ impl Conversation {
         destination: Destination,
         place: Option<Place>,
     ) -> Rc<Self> {
+        let member = Member::join(&worker.mesh.share);
         Rc::new(Self {
+            member,
             worker,
             client,
             destination,
@@ -148,9 +154,11 @@ async fn serve_http1(
     let told = draining.clone();
     let service = service_fn(move |request| {
         let (conversation, told) = (conversation.clone(), told.clone());
+        conversation.member.count();
         async move {
             let mut response = phases::serve(&conversation, request).await;
-            if told.get() && !response.headers().contains_key(header::CONNECTION) {
+            let leaves = told.get() || conversation.member.leaves();
+            if leaves && !response.headers().contains_key(header::CONNECTION) {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
@@ -185,6 +193,7 @@ async fn serve_http2(
     let ended = conversation.clone();
     let service = service_fn(move |request| {
         let conversation = conversation.clone();
+        conversation.member.count();
         async move { Ok::<_, Infallible>(phases::serve(&conversation, request).await) }
     });
     let serving = http2::Builder::new(LocalExec)
@@ -204,6 +213,7 @@ async fn serve_http2(
         ended = serving.as_mut() => return quiet(ended),
         () = ended.enough.notified() => return Ok(()),
         () = drain.signaled() => serving.as_mut().graceful_shutdown(),
+        () = ended.member.told() => serving.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         ended = serving.as_mut() => quiet(ended),
