@@ -514,9 +514,7 @@ async fn takeover(state: Arc<State>, cgroup_root: PathBuf, earlier: u64, shutdow
 
 /// Asks for the certificates of the workloads of this node.
 fn signer(link: &Link) -> ControllerSigner {
-    ControllerSigner {
-        link: link.clone(),
-    }
+    ControllerSigner { link: link.clone() }
 }
 
 fn join_threads(threads: Vec<std::thread::JoinHandle<()>>) {

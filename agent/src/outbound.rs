@@ -75,8 +75,7 @@ pub(crate) async fn serve(
                 labels.service.name = BLACK_HOLE.into();
                 labels.service.host = BLACK_HOLE.into();
             }
-            Tracked::start(&mesh.metrics.tcp, labels, client, dialled)
-                .refuse(&error, error.flag());
+            Tracked::start(&mesh.metrics.tcp, labels, client, dialled).refuse(&error, error.flag());
             return reset::close(stream);
         }
     };

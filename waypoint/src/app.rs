@@ -242,9 +242,7 @@ fn store_config(config: &Config) -> StoreConfig {
 }
 
 fn signer(link: &Link) -> ControllerSigner {
-    ControllerSigner {
-        link: link.clone(),
-    }
+    ControllerSigner { link: link.clone() }
 }
 
 fn when_synced(mesh: &Arc<Mesh>, synced: Pending) {
