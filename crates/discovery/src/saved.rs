@@ -172,7 +172,8 @@ impl Due {
             self.node.get_or_insert(soon);
         }
         if mesh {
-            self.mesh.get_or_insert(soon.max(self.mesh_after));
+            let due = soon.max(self.mesh_after);
+            self.mesh.get_or_insert(due);
         }
     }
 
