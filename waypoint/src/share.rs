@@ -1,6 +1,6 @@
 //! Evens out what the replicas of this waypoint have to do. A client's connection stays where it was opened; so a replica
 //! that has more than its share asks some of its clients to connect again, and their agents send them where there is
-//! least. What a client notices is a GOAWAY on HTTP/2, `connection: close` on HTTP/1; no request is lost by it.
+//! least. What a client notices is a GOAWAY on HTTP/2, `connection: close` on HTTP/1.
 //!
 //! ```text
 //!   requests counted by connection ──twice a second──► routing::share ──► who is told
