@@ -279,7 +279,7 @@ impl<'de> MapAccess<'de> for Fields<'_> {
         let Some((key, value)) = self.fields.next() else {
             return Ok(None);
         };
-        let name = StringDeserializer::new(key.clone());
+        let name = Name(key.clone());
         self.present = Some((key, value));
         seed.deserialize(name).map(Some)
     }
@@ -296,6 +296,62 @@ impl<'de> MapAccess<'de> for Fields<'_> {
 
     fn size_hint(&self) -> Option<usize> {
         Some(self.fields.len())
+    }
+}
+
+/// The name of a field, or the key of a map. JSON has texts alone for these, so a number is read from its text.
+struct Name(String);
+
+macro_rules! numbers_from_text {
+    ($($method:ident $visit:ident $number:ty,)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            match self.0.parse::<$number>() {
+                Ok(number) => visitor.$visit(number),
+                Err(_) => visitor.visit_string(self.0),
+            }
+        }
+    )*};
+}
+
+impl<'de> Deserializer<'de> for Name {
+    type Error = Error;
+
+    numbers_from_text! {
+        deserialize_bool visit_bool bool,
+        deserialize_i8 visit_i8 i8,
+        deserialize_i16 visit_i16 i16,
+        deserialize_i32 visit_i32 i32,
+        deserialize_i64 visit_i64 i64,
+        deserialize_u8 visit_u8 u8,
+        deserialize_u16 visit_u16 u16,
+        deserialize_u32 visit_u32 u32,
+        deserialize_u64 visit_u64 u64,
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_string(self.0)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        StringDeserializer::new(self.0).deserialize_enum(name, variants, visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        i128 u128 f32 f64 char str string bytes byte_buf option unit unit_struct seq tuple tuple_struct map struct
+        identifier ignored_any
     }
 }
 
@@ -416,6 +472,16 @@ mod tests {
         let many: Map<String, Value> = (0..1000).map(|n| (format!("x{n}"), Value::Null)).collect();
         let decoded = decode(Kind::AuthorizationPolicy, json!({"spec": many}));
         assert_eq!(decoded.unknown.len(), UNKNOWN_MAX);
+    }
+
+    #[test]
+    fn the_key_of_a_map_may_be_a_number() {
+        let policy = |port: &str| json!({"spec": {"portLevelMtls": {port: {"mode": "DISABLE"}}}});
+        let decoded = decode(Kind::PeerAuthentication, policy("9001"));
+        assert!(decoded.object.is_ok(), "{:?}", decoded.object);
+        let (place, message) = wrong(Kind::PeerAuthentication, policy("https"));
+        assert_eq!(place, "spec.portLevelMtls");
+        assert!(message.contains("https"), "{message}");
     }
 
     #[test]
