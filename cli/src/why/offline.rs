@@ -106,6 +106,9 @@ impl Supposed {
         for ((gateway, _), policy) in delta.waypoint_policies.updated {
             self.tell(&gateway, Update::WaypointPolicy(policy));
         }
+        for ((gateway, _), limit) in delta.rate_limits.updated {
+            self.tell(&gateway, Update::RateLimit(limit));
+        }
         for ((gateway, _), authentication) in delta.request_authentications.updated {
             self.tell(&gateway, Update::RequestAuthentication(authentication));
         }
