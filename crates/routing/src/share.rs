@@ -125,15 +125,15 @@ mod tests {
     fn what_is_too_much_goes_at_once_and_then_it_waits() {
         let mut share = Share::default();
         let ten = loads(&[100.0; 10]);
-        let at = Duration::from_secs;
-        let gone = share.decide(at(100), &ten, &[0.0, 0.0, 0.0]);
+        let gone = share.decide(Duration::from_secs(100), &ten, &[0.0, 0.0, 0.0]);
         assert_eq!(gone.len(), 7);
         let left: Vec<Load> = ten
             .into_iter()
             .filter(|one| !gone.contains(&one.id))
             .collect();
         // The others do not know yet of what comes.
-        assert_eq!(share.decide(at(101), &left, &[0.0, 0.0, 0.0]), [0; 0]);
+        let soon = Duration::from_millis(100_800);
+        assert_eq!(share.decide(soon, &left, &[0.0, 0.0, 0.0]), [0; 0]);
     }
 
     #[test]

@@ -46,10 +46,12 @@ use crate::{
 };
 
 /// Serves one request.
-pub(super) async fn serve(
+///
+/// It begins before the future is made, which would else keep room for all that is only moved on.
+pub(super) fn serve(
     conversation: &Rc<Conversation>,
     mut request: HttpRequest<Incoming>,
-) -> Response<Answer> {
+) -> impl Future<Output = Response<Answer>> {
     let asked = Asked::take(&mut request);
     let (mut parts, body) = request.into_parts();
     let mut record = Record::begin(conversation, &parts);
@@ -59,8 +61,10 @@ pub(super) async fn serve(
     }
     // Handed over by reference: an argument would be kept twice for as long as the request lives.
     let mut arrived = Some((parts, body));
-    let outcome = live(conversation, &asked, &mut arrived, &mut record).await;
-    reply(asked, record, outcome)
+    async move {
+        let outcome = live(conversation, &asked, &mut arrived, &mut record).await;
+        reply(asked, record, outcome)
+    }
 }
 
 /// What the endpoint answered, and until when its body may take.
