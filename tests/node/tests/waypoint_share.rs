@@ -2,7 +2,7 @@
 //! about as much as the others, and no request fails that a client may not send again.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,8 @@ const REPLICAS: usize = 4;
 const WITHIN: Duration = Duration::from_secs(15);
 /// How long requests are counted then.
 const COUNTED: Duration = Duration::from_secs(10);
+/// How long the clients go on, in seconds: longer than all of this together.
+const LOAD: &str = "60";
 
 #[test]
 fn ten_grpc_clients_of_one_connection_each_are_shared_by_four_replicas() {
@@ -26,7 +28,7 @@ fn ten_grpc_clients_of_one_connection_each_are_shared_by_four_replicas() {
         );
         ran.ok() && requests(&lab, 0).is_some_and(|seen| seen > 0.0)
     });
-    let load = lab.spawn(
+    let mut load = lab.spawn(
         "shop/client",
         &[
             "karst-echo",
@@ -37,9 +39,7 @@ fn ten_grpc_clients_of_one_connection_each_are_shared_by_four_replicas() {
             "--pause-ms",
             "20",
             "--duration",
-            "120",
-            "--stop-file",
-            "/tmp/w-share-stop",
+            LOAD,
         ],
     );
     lab.edit(
@@ -65,7 +65,8 @@ fn ten_grpc_clients_of_one_connection_each_are_shared_by_four_replicas() {
         .collect();
     let most = served.iter().copied().fold(0.0, f64::max);
     let least = served.iter().copied().fold(f64::MAX, f64::min);
-    fs::write("/tmp/w-share-stop", "").unwrap();
+    let ended = load.try_wait().unwrap();
+    assert!(ended.is_none(), "the load ended before it was counted");
     let report = load.wait_with_output().unwrap();
     let report: Value = serde_json::from_slice(&report.stdout).unwrap();
     println!(
@@ -73,7 +74,6 @@ fn ten_grpc_clients_of_one_connection_each_are_shared_by_four_replicas() {
         ready.elapsed(),
         most / least
     );
-    let _gone = fs::remove_file("/tmp/w-share-stop");
     assert!(most / least < 1.5, "{served:?}");
     // The client here sends nothing again; gRPC's libraries do so with what a GOAWAY without an error left over.
     let kinds = report["failures_by_kind"].as_object().unwrap();
