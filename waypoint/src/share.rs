@@ -201,7 +201,11 @@ fn others(mesh: &Mesh) -> Vec<(Arc<Workload>, IpAddr)> {
             && one.identity() == mesh.identity
             && !one.addresses.contains(&own);
         let like = |ip: &&IpAddr| ip.is_ipv4() == own.is_ipv4();
-        let ip = one.addresses.iter().find(like).or(one.addresses.first())?;
+        let ip = one
+            .addresses
+            .iter()
+            .find(like)
+            .or_else(|| one.addresses.first())?;
         serves.then(|| (one.clone(), *ip))
     });
     others.take(ASKED_MAX).collect()

@@ -63,13 +63,15 @@ impl Draw {
     }
 
     fn policy(&mut self) -> Option<Policy> {
-        self.rng.random_bool(0.6).then(|| Policy {
-            own: self.parts(),
-            ports: PORTS
-                .into_iter()
-                .filter_map(|port| self.rng.random_bool(0.3).then(|| (port, self.parts())))
-                .collect(),
-        })
+        if !self.rng.random_bool(0.6) {
+            return None;
+        }
+        let mut ports = PORTS.to_vec();
+        ports.retain(|_| self.rng.random_bool(0.3));
+        let with_parts = |port| (port, self.parts());
+        let ports = ports.into_iter().map(with_parts).collect();
+        let own = self.parts();
+        Some(Policy { own, ports })
     }
 
     fn rule(&mut self, number: usize) -> Rule {
