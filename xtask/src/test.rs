@@ -84,7 +84,7 @@ impl Rung {
     fn budget(self) -> Duration {
         let seconds = match self {
             Self::Check => 600,
-            Self::Build => 1200,
+            Self::Build => 1500,
             // Cargo compiles some dependencies anew for a single package's features.
             Self::Unit | Self::Simulation | Self::Peer => 300,
             Self::Node => 600,
