@@ -13,27 +13,22 @@ data: {{mesh: 'outboundTrafficPolicy: {{mode: {mode}}}'}}
     )
 }
 
-/// An address of the node itself: nothing that the mesh knows.
-fn unknown(lab: &Lab) -> String {
-    let shown = lab.exec_node("b", &["ip", "-4", "-o", "addr", "show", "scope", "global"]);
+/// A page of the node itself, which the mesh does not know: its agent's readiness.
+fn outside(lab: &Lab) -> String {
+    let shown = lab.exec_node("b", &["ip", "-4", "-o", "addr", "show", "dev", "eth0"]);
     let text = shown.success();
     let address = text.split_whitespace().find_map(|word| {
         let (address, _) = word.split_once('/')?;
         address.parse::<std::net::Ipv4Addr>().ok()
     });
-    address.expect("the node has an address").to_string()
+    let address = address.expect("the node has an address");
+    format!("http://{address}:15021/healthz/ready")
 }
 
 #[test]
 fn what_is_in_no_registry_is_refused_and_everything_else_goes_on() {
     let lab = Lab::start("tests/fixtures/pair");
-    let address = unknown(&lab);
-    let binary = karst_test_node::lab::binary("karst-echo");
-    let binary = binary.to_str().expect("a path in UTF-8");
-    let outside = format!("http://{address}:18080/");
-    // Ends with the lab's node.
-    let script = format!("nohup {binary} server --port 18080 >/dev/null 2>&1 &");
-    lab.exec_node("b", &["sh", "-c", &script]);
+    let outside = outside(&lab);
     let call = |pod: &str, url: &str| {
         lab.exec(pod, &["karst-echo", "client", "--timeout", "3", url])
             .ok()
