@@ -87,10 +87,10 @@ impl Rung {
             Self::Build => 1500,
             // Cargo compiles some dependencies anew for a single package's features.
             Self::Unit | Self::Simulation | Self::Peer => 300,
-            Self::Node => 600,
+            Self::Node => 900,
             // Two thirds of it for Kubernetes, which is built once and kept.
             Self::Cluster => 2400,
-            Self::Fuzz => 480,
+            Self::Fuzz => 600,
         };
         Duration::from_secs(seconds).mul_f64(scale())
     }
