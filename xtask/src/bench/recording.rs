@@ -12,7 +12,7 @@ const FILE: &str = "recording.yaml";
 const OFF: &str = "apiVersion: telemetry.istio.io/v1
 kind: Telemetry
 metadata:
-  name: off
+  name: silent
   namespace: meshed
 spec:
   metrics:
