@@ -55,6 +55,18 @@ spec:
   containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
 ";
 
+/// The versions of `orders` as subsets, for rules that name them.
+pub const SUBSETS: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: orders}
+spec:
+  host: orders
+  subsets:
+    - {name: v1, labels: {version: v1}}
+    - {name: v2, labels: {version: v2}}
+";
+
 impl Orders {
     /// Opens it in `name`, with a waypoint by the user's command, and waits until everything goes through that.
     pub fn open(name: &str) -> Self {

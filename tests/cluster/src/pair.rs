@@ -12,6 +12,34 @@ pub struct Pair {
     changes: AtomicU32,
 }
 
+/// A server and a client without a policy, for tests of connections alone.
+pub const SERVER_AND_CLIENT: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: server, labels: {app: server}}
+spec:
+  nodeSelector: {kubernetes.io/hostname: n2}
+  containers:
+    - name: echo
+      image: karst.test/echo:1
+      command: [karst-echo, server, '--mode=echo:9000']
+      readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: server}
+spec:
+  selector: {app: server}
+  ports: [{name: tcp, port: 9000}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client}
+spec:
+  nodeSelector: {kubernetes.io/hostname: n1}
+  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
+";
+
 const SERVER: &str = "
 apiVersion: v1
 kind: Pod

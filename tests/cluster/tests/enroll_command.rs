@@ -1,34 +1,9 @@
 //! `karst enroll` and `karst unenroll` with two controllers, of which each serves some of the agents: what they say is
 //! what happened, on both nodes.
 
-use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run};
+use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run, pair::SERVER_AND_CLIENT};
 
-const PODS: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: server, labels: {app: server}}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n2}
-  containers:
-    - name: echo
-      image: karst.test/echo:1
-      command: [karst-echo, server, '--mode=echo:9000']
-      readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: server}
-spec:
-  selector: {app: server}
-  ports: [{name: tcp, port: 9000}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n1}
-  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
----
+const ON_THE_HOST: &str = "
 apiVersion: v1
 kind: Pod
 metadata: {name: on-the-host}
@@ -44,7 +19,8 @@ fn enrolment_says_what_happened_whichever_controller_an_agent_follows() {
     let controllers = cluster.object(&["-n", "karst-system", "deployment", "karst-controller"]);
     assert_eq!(controllers["status"]["readyReplicas"], 2);
     let shop = Namespace::new("enroll-command");
-    shop.apply(PODS);
+    shop.apply(SERVER_AND_CLIENT);
+    shop.apply(ON_THE_HOST);
     cluster.wait_ready(shop.name());
 
     let client = format!("{}/client", shop.name());

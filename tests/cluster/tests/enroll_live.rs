@@ -1,42 +1,15 @@
 //! A namespace enters and leaves the mesh while its pods are clients and servers: no connection fails, no pod restarts.
 
-use karst_test_cluster::{Cluster, Load, Namespace, cluster::run};
+use karst_test_cluster::{Cluster, Load, Namespace, cluster::run, pair::SERVER_AND_CLIENT};
 
 /// How often the namespace goes in and out.
 const ROUNDS: u32 = 10;
-
-const PODS: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: server, labels: {app: server}}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n2}
-  containers:
-    - name: echo
-      image: karst.test/echo:1
-      command: [karst-echo, server, '--mode=echo:9000']
-      readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: server}
-spec:
-  selector: {app: server}
-  ports: [{name: tcp, port: 9000}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n1}
-  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
-";
 
 #[test]
 fn nobody_fails_while_a_namespace_enters_and_leaves_the_mesh() {
     let cluster = Cluster::get();
     let namespace = Namespace::new("enroll-live");
-    namespace.apply(PODS);
+    namespace.apply(SERVER_AND_CLIENT);
     cluster.wait_ready(namespace.name());
     let before = cluster.lives(namespace.name());
 

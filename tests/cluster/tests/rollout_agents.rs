@@ -1,7 +1,7 @@
 //! Every agent is replaced under load: new connections wait rather than fail, and those that an agent carried are lost
 //! with it at the end of its drain, no other.
 
-use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run};
+use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run, pair::SERVER_AND_CLIENT};
 
 const LOAD: Amount = Amount {
     rate: 200,
@@ -9,37 +9,10 @@ const LOAD: Amount = Amount {
     seconds: 600,
 };
 
-const PODS: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: server, labels: {app: server}}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n2}
-  containers:
-    - name: echo
-      image: karst.test/echo:1
-      command: [karst-echo, server, '--mode=echo:9000']
-      readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: server}
-spec:
-  selector: {app: server}
-  ports: [{name: tcp, port: 9000}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n1}
-  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
-";
-
 /// A server and a client on two nodes, in the mesh.
 fn shop(cluster: &Cluster, name: &str) -> Namespace {
     let namespace = Namespace::new(name);
-    namespace.apply(PODS);
+    namespace.apply(SERVER_AND_CLIENT);
     cluster.wait_ready(namespace.name());
     namespace.label();
     namespace.wait_enrolled();

@@ -7,7 +7,7 @@ use karst_test_cluster::{
     Cluster,
     cluster::run,
     eventually,
-    orders::{Orders, echo, service, status},
+    orders::{Orders, SUBSETS, echo, service, status},
     until,
 };
 use serde_json::Value;
@@ -266,15 +266,6 @@ fn traffic_fails_over_to_another_region_and_back_and_new_endpoints_warm_up() {
 
 const FAULTS: &str = "
 apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: orders}
-spec:
-  host: orders
-  subsets:
-    - {name: v1, labels: {version: v1}}
-    - {name: v2, labels: {version: v2}}
----
-apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: orders}
 spec:
@@ -315,6 +306,7 @@ spec:
 #[test]
 fn faults_hit_their_share_mirrors_are_not_noticed_and_deadlines_shrink() {
     let orders = Orders::open("faults");
+    orders.namespace.apply(SUBSETS);
     orders.namespace.apply(FAULTS);
     eventually("some are aborted", || {
         let look = ["http://orders/abort", "--count", "100"];

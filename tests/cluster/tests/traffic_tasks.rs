@@ -7,21 +7,10 @@ use std::time::{Duration, Instant};
 
 use karst_test_cluster::{
     eventually,
-    orders::{Orders, status},
+    orders::{Orders, SUBSETS, status},
     until,
 };
 use serde_json::Value;
-
-const SUBSETS: &str = "
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: orders}
-spec:
-  host: orders
-  subsets:
-    - {name: v1, labels: {version: v1}}
-    - {name: v2, labels: {version: v2}}
-";
 
 fn rules(http: &str) -> String {
     format!(

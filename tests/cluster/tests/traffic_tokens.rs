@@ -5,7 +5,7 @@ use karst_test_cluster::{
     Cluster, Load, Namespace,
     cluster::run,
     eventually,
-    orders::{Orders, echo, service, status},
+    orders::{Orders, SUBSETS, echo, service, status},
     tokens::{Key, key_set},
 };
 use serde_json::{Value, json};
@@ -33,15 +33,6 @@ spec:
   action: ALLOW
   rules:
     - from: [{source: {requestPrincipals: ['https://issuer.example/*']}}]
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: orders}
-spec:
-  host: orders
-  subsets:
-    - {name: v1, labels: {version: v1}}
-    - {name: v2, labels: {version: v2}}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -108,6 +99,7 @@ fn groups_reach_their_version_and_keys_rotate_under_load() {
         assert!(said.status.success(), "{said:?}");
     };
     publish(&[&one]);
+    orders.namespace.apply(SUBSETS);
     orders.namespace.apply(USERS);
     let bearer =
         |key: &Key, groups: &[&str]| format!("authorization:Bearer {}", key.sign(&claims(groups)));
