@@ -137,24 +137,22 @@ pub(crate) struct Enroller {
 struct Active {
     seen: Captured,
     pod: Arc<LocalPod>,
-    /// When the guard is due, see [`Self::is_reported`].
+    /// When the guard is due; a pod that has it has none.
     guard_due: Option<Instant>,
     /// When policy begins to decide plain connections, which pass until then.
     enforce_due: Option<Instant>,
 }
 
 impl Active {
-    /// A pod that ran is told of before its guard is there: as long as plain connections to it pass, nobody relies on it.
-    fn is_reported(&self) -> bool {
-        self.guard_due.is_none() || self.pod.is_plaintext_open()
-    }
-
+    /// A pod that ran is told of before its guard is there, as one that is still on its way. It stays told of when
+    /// policy holds before the guard does: not to name it would tell the mesh that it was lost, and its peers would dial
+    /// it plainly.
     fn held(&self) -> Held {
         Held {
             pod: self.pod.clone(),
             capture: PodCapture {
                 generation: self.seen.as_desired.generation,
-                plaintext_open: self.pod.is_plaintext_open(),
+                plaintext_open: self.pod.is_plaintext_open() || self.guard_due.is_some(),
             },
         }
     }
@@ -691,7 +689,6 @@ impl Enroller {
         let pods: CapturedPods = self
             .captured
             .iter()
-            .filter(|(_, active)| active.is_reported())
             .map(|(uid, active)| (uid.clone(), active.held()))
             .collect();
         self.published.send_if_modified(|old| {

@@ -225,8 +225,12 @@ impl World {
         answer.try_recv().expect("DEL is answered at once");
     }
 
-    /// The controller says that the pod is in the mesh.
+    /// The controller says that the pod enters the mesh.
     fn wanted(&mut self, uid: &str) {
+        self.told(uid, Plaintext::Entering);
+    }
+
+    fn told(&mut self, uid: &str, plaintext: Plaintext) {
         self.state
             .apply([Update::NodeWorkload(Arc::new(NodeWorkload {
                 pod_uid: uid.into(),
@@ -237,11 +241,19 @@ impl World {
                 addresses: vec!["10.9.9.9".parse().unwrap()],
                 mode: EnrollMode::Ambient,
                 generation: Generation(1),
-                plaintext: Plaintext::Entering,
+                plaintext,
                 capture: CaptureOptions::default(),
                 probe_ports: Vec::new(),
             }))]);
         self.enroller.converge();
+    }
+
+    /// What the controller is told of the pod: nothing, or whether plain connections still pass.
+    fn reported(&mut self, uid: &str) -> Option<bool> {
+        self.enroller.publish();
+        let published = self.captured.borrow();
+        let held = published.as_ref()?.get(&PodUid::from(uid))?;
+        Some(held.capture.plaintext_open)
     }
 }
 
@@ -309,4 +321,27 @@ async fn a_namespace_that_goes_while_it_is_attached_is_let_go() {
     assert!(world.kernel.holds().is_empty(), "nothing holds it any more");
     let published = world.captured.borrow_and_update().clone();
     assert!(published.is_none_or(|pods| pods.is_empty()));
+}
+
+#[tokio::test]
+async fn a_pod_whose_guard_comes_after_its_policy_is_not_reported_as_lost() {
+    let Some(mut world) = World::new() else {
+        return;
+    };
+    world.state.raise_origin(Origin::Controller);
+    let namespace = Namespace::new("late");
+    // It ran before: nobody waits for its capture.
+    world.enroller.records.insert(namespace.known("late"));
+    world.wanted("late");
+    assert_eq!(world.reported("late"), Some(true), "it is entering");
+    world.told("late", Plaintext::Enforced);
+    let later = Instant::now() + Duration::from_secs(1);
+    world.enroller.enforce_due(later);
+    assert_eq!(
+        world.reported("late"),
+        Some(true),
+        "captured, and on its way until its guard is there"
+    );
+    world.enroller.guard_due(later);
+    assert_eq!(world.reported("late"), Some(false));
 }

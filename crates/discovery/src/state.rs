@@ -326,7 +326,7 @@ impl State {
     }
 
     /// Raises the origin; it never falls.
-    pub(crate) fn raise_origin(&self, origin: Origin) {
+    pub fn raise_origin(&self, origin: Origin) {
         self.origin.send_if_modified(|current| {
             let raised = origin > *current;
             *current = origin.max(*current);

@@ -68,8 +68,8 @@ pub fn down(lab: &LabName) -> Result<(), LabError> {
     };
     // Processes first: an agent that still ran would put its programs back.
     note(cgroup::path(lab, "").and_then(|path| cgroup::destroy(&path)));
-    for pins in lab.pin_dirs() {
-        note(mesh::remove_pins(&pins));
+    for node in lab.pinned_nodes() {
+        note(mesh::remove_agent(lab, &node));
     }
     for namespace in lab.namespaces() {
         note(network::delete_namespace(&namespace));

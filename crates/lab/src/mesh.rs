@@ -363,12 +363,15 @@ fn mount_bpffs() -> Result<(), LabError> {
     })
 }
 
-/// Removes the kernel programs and maps that a node's agent left pinned.
-pub(crate) fn remove_pins(pin_dir: &Path) -> Result<(), LabError> {
+/// Removes what a node's agent left: its pinned kernel programs and maps, and its run folder. Both are named, because
+/// what the agent takes for them otherwise is the folder that all labs of the machine share.
+pub(crate) fn remove_agent(lab: &LabName, node: &str) -> Result<(), LabError> {
+    let pin_dir = lab.pin_dir(node);
     let dir = pin_dir.display().to_string();
+    let run = lab.agent_dir(node).display().to_string();
     command::run(
         &binary("karst-agent")?,
-        &["--remove", "--pin-dir", &dir],
+        &["--remove", "--pin-dir", &dir, "--run-dir", &run],
         "",
     )?;
     match std::fs::remove_dir(pin_dir) {

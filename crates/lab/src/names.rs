@@ -102,10 +102,14 @@ impl LabName {
             .join(format!("{}-{node}", self.0))
     }
 
-    /// Every pin folder of this lab that is there.
-    pub(crate) fn pin_dirs(&self) -> Vec<PathBuf> {
+    /// Every node of this lab that has a pin folder.
+    pub(crate) fn pinned_nodes(&self) -> Vec<String> {
         let start = format!("{}-", self.0);
-        children(&Path::new(PIN_ROOT).join("karst"), &start)
+        let folders = children(&Path::new(PIN_ROOT).join("karst"), &start);
+        folders
+            .iter()
+            .filter_map(|path| Some(path.file_name()?.to_str()?.strip_prefix(&start)?.to_owned()))
+            .collect()
     }
 
     /// Every namespace of this lab that is there, by name.

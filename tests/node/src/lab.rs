@@ -353,12 +353,13 @@ impl Drop for Lab {
         if std::thread::panicking() {
             for node in ["a", "b", "n1", "n2"] {
                 let log = self.agent_log(node);
-                let tail: Vec<_> = log.lines().rev().take(15).collect();
+                // What went well is most of it and explains nothing.
+                let telling = log
+                    .lines()
+                    .filter(|line| !line.contains("connection complete") || line.contains("error"));
+                let tail: Vec<_> = telling.rev().take(60).collect();
                 if !tail.is_empty() {
-                    eprintln!(
-                        "agent of {node}, last lines, newest first:\n{}",
-                        tail.join("\n")
-                    );
+                    eprintln!("agent of {node}, newest line first:\n{}", tail.join("\n"));
                 }
             }
         }
