@@ -183,6 +183,7 @@ fn recording(args: &Args) -> Vec<Update> {
         port: 80,
         protocol: OtlpProtocol::Grpc,
         timeout_ms: 5000,
+        tls: None,
     };
     let otel: Vec<Arc<str>> = vec!["otel".into()];
     let all = MeshTelemetry {

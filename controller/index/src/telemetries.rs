@@ -369,6 +369,7 @@ pub(crate) fn provider(
                 },
             },
             timeout_ms: otlp.timeout_ms,
+            tls: None,
         })),
         ProviderSpec::ExtAuthzHttp(_) | ProviderSpec::ExtAuthzGrpc(_) => None,
     })

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     name::{PolicyKey, ServiceKey},
+    traffic::UpstreamTls,
     waypoint_policy::PolicyTarget,
 };
 
@@ -77,6 +78,9 @@ pub struct Collector {
     pub protocol: OtlpProtocol,
     /// Of one export, milliseconds.
     pub timeout_ms: u32,
+    /// How connections to it are secured, as a DestinationRule or a BackendTLSPolicy of its service says; `None`: in
+    /// plain text.
+    pub tls: Option<Box<UpstreamTls>>,
 }
 
 /// How OTLP is spoken.

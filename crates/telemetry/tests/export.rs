@@ -97,6 +97,7 @@ impl Rig {
             port: 4317,
             protocol: OtlpProtocol::Grpc,
             timeout_ms: 300,
+            tls: None,
         };
         hub.configure(vec![Arc::new(Telemetry::Mesh(MeshTelemetry {
             providers: vec![Provider {

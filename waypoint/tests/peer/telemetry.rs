@@ -160,6 +160,7 @@ fn record_all(world: &World, protocol: OtlpProtocol) {
         protocol,
         // Longer than a loaded machine takes: what is sent twice would count twice.
         timeout_ms: 20_000,
+        tls: None,
     });
     let mesh = Telemetry::Mesh(MeshTelemetry {
         providers: vec![Provider {

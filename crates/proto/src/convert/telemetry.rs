@@ -13,6 +13,7 @@ use karst_model::{
 use super::{
     ConvertError, Interner, Problem,
     error::decode,
+    traffic::{tls_from, tls_to},
     waypoint_policy::{target_from, target_to},
     workload::indexed,
 };
@@ -82,6 +83,10 @@ fn provider_from(
                 None => OtlpProtocol::Grpc,
             },
             timeout_ms: collector.timeout_ms,
+            tls: match &collector.tls {
+                Some(tls) => Some(Box::new(tls_from(tls)?)),
+                None => None,
+            },
         }),
         Some(Kind::AccessLogFile(format)) => ProviderKind::AccessLogFile(match &format.text {
             _ if format.istio => LogFormat::Istio,
@@ -266,6 +271,7 @@ fn provider_to(kind: &ProviderKind) -> wire::telemetry_provider::Kind {
                 OtlpProtocol::Http { path } => Some(path.to_string()),
             },
             timeout_ms: collector.timeout_ms,
+            tls: collector.tls.as_deref().map(tls_to),
         }),
         ProviderKind::AccessLogFile(format) => {
             let mut to = wire::AccessLogFormat::default();
@@ -390,6 +396,7 @@ fn metric_to(metric: Option<Metric>) -> wire::MetricName {
 
 #[cfg(test)]
 mod tests {
+    use karst_model::traffic::{TlsMode, TrustAnchors, UpstreamTls};
     use prost::Message as _;
 
     use super::*;
@@ -400,22 +407,31 @@ mod tests {
         assert_eq!(again.as_ref().ok(), Some(telemetry), "{again:?}");
     }
 
-    fn collector(protocol: OtlpProtocol) -> ProviderKind {
+    fn collector(protocol: OtlpProtocol, tls: Option<UpstreamTls>) -> ProviderKind {
         ProviderKind::Opentelemetry(Collector {
             service: "obs/otel.obs.svc.cluster.local".parse().unwrap(),
             port: 4317,
             protocol,
             timeout_ms: 5000,
+            tls: tls.map(Box::new),
         })
     }
 
     #[test]
     fn the_providers_come_back_as_they_went() {
+        let secured = UpstreamTls {
+            sni: Some("otel.example.com".into()),
+            anchors: TrustAnchors::Pem("roots".into()),
+            ..UpstreamTls::new(TlsMode::Simple)
+        };
         let kinds = [
-            collector(OtlpProtocol::Grpc),
-            collector(OtlpProtocol::Http {
-                path: "/v1/traces".into(),
-            }),
+            collector(OtlpProtocol::Grpc, None),
+            collector(
+                OtlpProtocol::Http {
+                    path: "/v1/traces".into(),
+                },
+                Some(secured),
+            ),
             ProviderKind::Prometheus,
             ProviderKind::AccessLogFile(LogFormat::Own),
             ProviderKind::AccessLogFile(LogFormat::Istio),

@@ -17,6 +17,7 @@ use karst_model::{
 };
 use prost::Message as _;
 
+pub(super) use self::tls::{from as tls_from, to as tls_to};
 use super::{
     ConvertError, Interner, Problem, address::port_from, error::decode, workload::indexed,
 };

@@ -2393,7 +2393,7 @@ pub mod telemetry_provider {
 /// Whoever scrapes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Scraped {}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Collector {
     /// `<namespace>/<hostname>`.
     #[prost(string, tag = "1")]
@@ -2405,6 +2405,9 @@ pub struct Collector {
     pub http_path: ::core::option::Option<::prost::alloc::string::String>,
     #[prost(uint32, tag = "4")]
     pub timeout_ms: u32,
+    /// Unset: plain text.
+    #[prost(message, optional, tag = "5")]
+    pub tls: ::core::option::Option<UpstreamTls>,
 }
 /// Neither: the program's own form.
 #[derive(Clone, PartialEq, ::prost::Message)]

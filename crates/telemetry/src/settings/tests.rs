@@ -19,6 +19,7 @@ fn mesh(default_logs: &[&str]) -> Arc<Telemetry> {
         port: 4317,
         protocol: OtlpProtocol::Grpc,
         timeout_ms: 1000,
+        tls: None,
     });
     Arc::new(Telemetry::Mesh(MeshTelemetry {
         providers: vec![

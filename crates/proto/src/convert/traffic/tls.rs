@@ -5,7 +5,7 @@ use karst_model::traffic::{ClientCredential, San, Secret, TlsMode, TrustAnchors,
 use super::{Problem, all, string, text};
 use crate::karst as wire;
 
-pub(super) fn from(tls: &wire::UpstreamTls) -> Result<UpstreamTls, Problem> {
+pub(in crate::convert) fn from(tls: &wire::UpstreamTls) -> Result<UpstreamTls, Problem> {
     use wire::{subject_alt_name, upstream_tls::Anchors};
     let mode = match wire::UpstreamTlsMode::try_from(tls.mode) {
         Ok(wire::UpstreamTlsMode::TlsDisable) => TlsMode::Disable,
@@ -43,7 +43,7 @@ pub(super) fn from(tls: &wire::UpstreamTls) -> Result<UpstreamTls, Problem> {
     })
 }
 
-pub(super) fn to(tls: &UpstreamTls) -> wire::UpstreamTls {
+pub(in crate::convert) fn to(tls: &UpstreamTls) -> wire::UpstreamTls {
     use wire::{subject_alt_name, upstream_tls::Anchors};
     let mode = match tls.mode {
         TlsMode::Disable => wire::UpstreamTlsMode::TlsDisable,
