@@ -14,6 +14,7 @@ mod mirror;
 mod phases;
 mod record;
 mod refusal;
+mod revoke;
 mod send;
 mod serve;
 mod session;

@@ -19,6 +19,8 @@ pub(crate) struct Metrics {
     pub(crate) retries: Counter,
     /// Copies of requests that were not sent: the body was too large, or too many were under way.
     pub(crate) mirrors_dropped: Counter,
+    /// Requests and connections that were cut because a changed policy does not allow them any more.
+    pub(crate) revoked: Counter,
     /// Requests of clients refused as malformed.
     pub(crate) malformed: Counter,
     /// Requests refused by a rate limit.
@@ -84,6 +86,10 @@ impl Metrics {
             mirrors_dropped: counter(
                 "karst_waypoint_mirrors_dropped",
                 "Copies of requests that were not sent because of a bound",
+            ),
+            revoked: counter(
+                "karst_waypoint_revoked",
+                "Requests and connections cut because a changed policy does not allow them any more",
             ),
             malformed: counter(
                 "karst_waypoint_malformed_requests",

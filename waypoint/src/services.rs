@@ -60,6 +60,8 @@ pub(crate) struct Services {
     /// What is compiled of RequestAuthentications.
     tokens: ArcSwap<Tokens>,
     own_limits: ArcSwap<Limited>,
+    /// Counts the times that what holds for everything was replaced.
+    own_version: watch::Sender<u64>,
     limits: Limits,
     names: Names,
     /// Where this waypoint is, as far as is known.
@@ -94,6 +96,9 @@ impl Slot {
 
     fn replace(&self, served: Served) {
         self.current.store(Arc::new(served));
+    }
+
+    fn tell(&self) {
         self.version.send_modify(|version| *version += 1);
     }
 
@@ -126,6 +131,7 @@ impl Services {
             own_tokens: ArcSwap::default(),
             tokens: ArcSwap::from_pointee(Tokens::new(&state)),
             own_limits: ArcSwap::default(),
+            own_version: watch::Sender::default(),
             limits: Limits::default(),
             names: Names::new(config),
             place: ArcSwap::from_pointee(place.clone()),
@@ -187,6 +193,14 @@ impl Services {
     /// What applies to requests for workloads of no service.
     pub(crate) fn own_policies(&self) -> Guard<Arc<RequestPolicies>> {
         self.own_policies.load()
+    }
+
+    /// Tells whoever holds something open when the service has changed; of no service, when what holds for all has.
+    pub(crate) fn changes_of(&self, slot: Option<&Arc<Slot>>) -> watch::Receiver<u64> {
+        match slot {
+            Some(slot) => slot.changes(),
+            None => self.own_version.subscribe(),
+        }
     }
 
     /// Which tokens are believed of requests for workloads of no service.
@@ -469,12 +483,22 @@ impl Services {
         let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
         let is_touched = |key: &ServiceKey| touched.is_none_or(|touched| touched.contains(key));
         // One that is gone and that nobody holds leaves; one that is held stays, so that its holders see it come back.
+        // Who is told decides again, by the policies of other services too: all must be there before.
+        let mut replaced = Vec::new();
         served.retain(|key, slot| {
             if is_touched(key) {
                 slot.replace(self.compile(key));
             }
-            slot.load().service.is_some() || Arc::strong_count(slot) > 1
+            let stays = slot.load().service.is_some() || Arc::strong_count(slot) > 1;
+            if stays && is_touched(key) {
+                replaced.push(slot.clone());
+            }
+            stays
         });
+        replaced.iter().for_each(|slot| slot.tell());
+        if touched.is_none() {
+            self.own_version.send_modify(|version| *version += 1);
+        }
         self.endpoints
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

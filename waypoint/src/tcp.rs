@@ -225,9 +225,8 @@ async fn revoked(
     destination: &Destination,
     sni: Option<&str>,
 ) -> TcpError {
-    let Some(mut changes) = destination.slot.as_ref().map(|slot| slot.changes()) else {
-        return std::future::pending().await;
-    };
+    let services = &worker.mesh.services;
+    let mut changes = services.changes_of(destination.slot.as_ref());
     loop {
         if let Err(error) = allow(worker, client, destination, sni) {
             return error;
@@ -426,6 +425,7 @@ impl<'a> Tracked<'a> {
         let (ended, closed) = tokio::select! {
             ended = &mut joined => (ended, None),
             error = revoked => {
+                self.worker.mesh.metrics.revoked.inc();
                 flow.cut();
                 (joined.await, Some(format!("closed because policy changed: {error}")))
             }

@@ -133,7 +133,7 @@ pub enum Form {
 }
 
 /// The head of a request, normalised.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Request {
     method: Method,
     version: Version,
@@ -156,7 +156,7 @@ pub struct Sender {
     pub principal: Option<Arc<str>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Target {
     Path(PathAndQuery),
     /// CONNECT to the host itself: there is no path.

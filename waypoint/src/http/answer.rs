@@ -9,10 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use karst_telemetry::metrics::http::RequestFlag;
+use karst_telemetry::metrics::http::{RequestFlag, RequestProtocol};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::record::Record;
+use super::{body::RequestBodyError, record::Record};
 use crate::upstream::{Exchange, Http2Load};
 
 /// Where a response's body comes from.
@@ -37,6 +37,8 @@ pub(crate) enum BodyError {
     Upstream(#[source] hyper::Error),
     #[error("the response was not complete within the time of the request")]
     Timeout,
+    #[error("policy changed and does not allow the request any more")]
+    Revoked,
 }
 
 impl Answer {
@@ -50,6 +52,30 @@ impl Answer {
             record,
             deadline: deadline.map(|at| Box::pin(sleep_until(at))),
         }
+    }
+
+    /// The end of a response that policy does not allow any more: a gRPC client is told, others see it break off.
+    fn poll_revoked(&mut self, cx: &Context<'_>) -> Poll<Result<Frame<Bytes>, BodyError>> {
+        let Some(record) = &mut self.record else {
+            return Poll::Pending;
+        };
+        let Poll::Ready(refusal) = record.poll_revoked(cx) else {
+            return Poll::Pending;
+        };
+        // The endpoint learns that nobody listens.
+        self.content = Content::Fixed(None);
+        let grpc = record.protocol == RequestProtocol::Grpc;
+        let end = match refusal.into_trailers() {
+            trailers if grpc => {
+                record.trailers(&trailers);
+                Ok(Frame::trailers(trailers))
+            }
+            _ => Err(BodyError::Revoked),
+        };
+        if let Some(mut record) = self.record.take() {
+            record.finish();
+        }
+        Poll::Ready(end)
     }
 
     fn broken(&mut self, flag: RequestFlag, error: BodyError) -> BodyError {
@@ -102,6 +128,9 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if let Poll::Ready(end) = this.poll_revoked(cx) {
+            return Poll::Ready(Some(end));
+        }
         match this.content.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.count(&frame);
@@ -159,7 +188,7 @@ impl Drop for Answer {
 /// Whether an error of a request's body is the client's: it went away while it was sending.
 pub(super) fn is_of_client(error: &hyper::Error) -> bool {
     error.is_user()
-        && error
-            .source()
-            .is_some_and(|source| source.is::<hyper::Error>())
+        && error.source().is_some_and(|source| {
+            matches!(source.downcast_ref(), Some(RequestBodyError::Client(_)))
+        })
 }

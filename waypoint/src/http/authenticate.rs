@@ -1,6 +1,6 @@
 //! Who the user of a request is: its tokens are verified, and what they prove stays on the request.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use karst_policy::token::{Rejected, TokenRules};
@@ -11,19 +11,21 @@ use super::{Conversation, record::Record, refusal::Refusal};
 use crate::{mesh::Mesh, services::Served};
 
 /// Verifies the tokens of a request by the rules of its service, and where a workload was named by those of each of its
-/// services; by those of the waypoint alone where it has none.
+/// services; by those of the waypoint alone where it has none. `age`: how long ago the request came, which is when its tokens
+/// had to be valid.
 pub(super) fn authenticate(
     conversation: &Conversation,
     served: Option<&Served>,
     request: &mut Request,
+    age: Duration,
 ) -> Result<(), Refusal> {
     let mesh = &conversation.worker.mesh;
     match served {
-        Some(served) => verify(mesh, &served.tokens, request)?,
-        None => verify(mesh, &mesh.services.own_tokens(), request)?,
+        Some(served) => verify(mesh, &served.tokens, request, age)?,
+        None => verify(mesh, &mesh.services.own_tokens(), request, age)?,
     }
     for (slot, _) in &conversation.destination.also {
-        verify(mesh, &slot.load().tokens, request)?;
+        verify(mesh, &slot.load().tokens, request, age)?;
     }
     Ok(())
 }
@@ -42,12 +44,13 @@ pub(super) fn verify(
     mesh: &Mesh,
     rules: &TokenRules,
     request: &mut Request,
+    age: Duration,
 ) -> Result<(), Refusal> {
     if rules.is_empty() {
         return Ok(());
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.map_or(0, |since| since.as_secs());
+    let now = now.map_or(0, |since| since.saturating_sub(age).as_secs());
     rules.authenticate(request, now).map_err(|rejected| {
         mesh.metrics.token_rejected(rejected.label());
         refusal(rejected, request)

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
@@ -68,6 +68,19 @@ pub(crate) struct Source {
     ended: Cell<bool>,
     /// Only the newest try may read.
     current: Cell<u32>,
+    /// Nobody may read any more.
+    cut: Cell<bool>,
+    /// Of who waits for the client.
+    reader: RefCell<Option<Waker>>,
+}
+
+/// Why the body of a request ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestBodyError {
+    #[error("the client broke off its request")]
+    Client(#[source] hyper::Error),
+    #[error("the waypoint has answered the request itself")]
+    Cut,
 }
 
 #[derive(Default)]
@@ -100,6 +113,8 @@ impl ClientBody {
             started: Cell::new(false),
             ended: Cell::new(false),
             current: Cell::new(0),
+            cut: Cell::new(false),
+            reader: RefCell::default(),
         }))
     }
 
@@ -140,6 +155,16 @@ impl ClientBody {
                     had: 0,
                     try_number,
                 })
+            }
+        }
+    }
+
+    /// No endpoint gets any more of it.
+    pub(super) fn cut(&self) {
+        if let Self::Source(source) = self {
+            source.cut.set(true);
+            if let Some(reader) = source.reader.borrow_mut().take() {
+                reader.wake();
             }
         }
     }
@@ -224,6 +249,14 @@ impl Source {
         }
         frame
     }
+
+    /// Is polled again when the body is cut.
+    fn wait(&self, cx: &Context<'_>) {
+        match &mut *self.reader.borrow_mut() {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+    }
 }
 
 impl Kept {
@@ -250,12 +283,19 @@ impl Kept {
 }
 
 impl Reading {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        if self.source.cut.get() {
+            return Poll::Ready(Some(Err(RequestBodyError::Cut)));
+        }
         if self.source.current.get() != self.try_number {
             // Another try has taken over; this one's connection is about to be dropped.
             return Poll::Pending;
         }
         if self.gate.as_ref().is_some_and(|gate| gate.is_closed(cx)) {
+            self.source.wait(cx);
             return Poll::Pending;
         }
         let kept = {
@@ -271,7 +311,10 @@ impl Reading {
         }
         let frame = self.source.poll(cx);
         self.had = self.source.kept.borrow().chunks.len();
-        frame
+        if frame.is_pending() {
+            self.source.wait(cx);
+        }
+        frame.map_err(RequestBodyError::Client)
     }
 
     fn is_end(&self) -> bool {
@@ -284,12 +327,12 @@ impl Reading {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = RequestBodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Client(reading) => reading.poll(cx),

@@ -13,7 +13,14 @@
 //! phases have files of their own: `authenticate`, `external` (ask others), `limit`, `filter`, `target` (pick endpoint),
 //! `forward` (send, retry).
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use http::{HeaderMap, Response, StatusCode, header, request::Parts};
 use hyper::{Request as HttpRequest, body::Incoming};
@@ -36,6 +43,7 @@ use super::{
     limit::limit,
     record::Record,
     refusal::Refusal,
+    revoke::{Admitted, Elsewhere, believes},
     target::{Target, asked_host, of_host, pick_backend},
     upgrade::{self, Asked},
 };
@@ -56,9 +64,6 @@ pub(super) fn serve(
     let (mut parts, body) = request.into_parts();
     let mut record = Record::begin(conversation, &parts);
     record.trace(&mut parts.headers);
-    if !matches!(asked, Asked::Nothing) {
-        record.original = Some(Box::new(parts.clone()));
-    }
     // Handed over by reference: an argument would be kept twice for as long as the request lives.
     let mut arrived = Some((parts, body));
     async move {
@@ -82,6 +87,7 @@ async fn live(
     let (parts, body) = arrived
         .take()
         .ok_or_else(|| Refusal::internal("a request was taken twice".to_owned()))?;
+    record.changes = conversation.ongoing.changes();
     let served = conversation
         .destination
         .slot
@@ -94,12 +100,16 @@ async fn live(
     let client = identify(conversation);
     let mut request = normalise(conversation, parts)?;
     record.body = ClientBody::new(body);
-    authenticate(conversation, served, &mut request)?;
+    if !matches!(asked, Asked::Nothing) || believes(conversation, served) {
+        record.keep_head(&request);
+    }
+    authenticate(conversation, served, &mut request, Duration::ZERO)?;
     let mut picked = route(conversation, served, &mut request)?;
     record.route = picked.map(|picked| picked.rule.label.clone());
     let mut told = None;
     let asks = external(conversation, served, &client, &request);
     if !asks.is_empty() {
+        record.keep_head(&request);
         let asked = ask(conversation, asks, &client, &mut request, record);
         let answered = Box::pin(asked).await?;
         if answered.reroute {
@@ -112,6 +122,9 @@ async fn live(
     let counted = limit(conversation, served, &client, &request, picked)?;
     let mut filtered = Filtered::default();
     if let Some(picked) = picked {
+        if !picked.rule.filters.is_empty() {
+            record.keep_head(&request);
+        }
         let applied = filtered.apply(&picked.rule.filters, &mut request, picked);
         if let Some(wait) = filtered.delay.take() {
             record.delayed();
@@ -122,8 +135,12 @@ async fn live(
     let backend = pick_backend(conversation, served, picked)?;
     record.service = backend.labels(served).or_else(|| record.service.take());
     if let (Some(picked), Some(filters)) = (picked, backend.filters()) {
+        if !filters.is_empty() {
+            record.keep_head(&request);
+        }
         filtered.apply(filters, &mut request, picked)?;
     }
+    let elsewhere = Elsewhere::of(conversation, served, &backend, &request);
     let asks = authenticate_backend(conversation, &backend, &client, &mut request)?;
     if !asks.is_empty() {
         let asked = ask(conversation, asks, &client, &mut request, record);
@@ -144,10 +161,22 @@ async fn live(
     if tries.may_repeat() || !filtered.mirrors.is_empty() {
         record.body.keep();
     }
-    // Boxed, as the future has room for the request already.
-    let outgoing = Box::new(outgoing(asked, &backend, request)?);
+    // Apart, as the future has room for the request already.
+    let outgoing = Rc::new(outgoing(asked, &backend, request)?);
     mirror(conversation, &filtered.mirrors, &outgoing, record);
-    let mut response = forward(conversation, &backend, &outgoing, &tries, record).await?;
+    let head = (record.came.take(), outgoing.clone());
+    let at = (record.since, record.changes);
+    let mut admitted = Admitted::new(conversation, head, elsewhere, at);
+    let answered = {
+        let mut forwarded = pin!(forward(conversation, &backend, &outgoing, &tries, record));
+        poll_fn(|cx| match admitted.poll_revoked(conversation, cx) {
+            Poll::Ready(refusal) => Poll::Ready(Err(refusal)),
+            Poll::Pending => forwarded.as_mut().poll(cx),
+        })
+        .await
+    };
+    let mut response = answered?;
+    record.admitted_by_policy = Some(admitted);
     if asked.is_misunderstood(&response) {
         let cause = "the endpoint answered, but did not switch to the protocol that was asked for";
         let flag = RequestFlag::UpstreamProtocol;
@@ -200,14 +229,14 @@ fn accept(conversation: &Conversation) -> Result<Option<[Place; 2]>, Refusal> {
 // --- identify
 
 /// Who asks, as policies see it.
-fn identify(conversation: &Conversation) -> Connection {
+pub(super) fn identify(conversation: &Conversation) -> Connection {
     authorize::connection_of(&conversation.client, &conversation.destination)
 }
 
 // --- normalise
 
 /// One reading of the request, for everything that follows.
-fn normalise(conversation: &Conversation, parts: Parts) -> Result<Request, Refusal> {
+pub(super) fn normalise(conversation: &Conversation, parts: Parts) -> Result<Request, Refusal> {
     let seen = Seen {
         scheme: Scheme::Http,
         port: conversation.destination.port,
@@ -283,7 +312,7 @@ fn route<'a>(
 
 // --- authorize
 
-fn denied(authorize::Denied(why): authorize::Denied) -> Refusal {
+pub(super) fn denied(authorize::Denied(why): authorize::Denied) -> Refusal {
     Refusal::denied(&why)
 }
 
@@ -311,7 +340,7 @@ fn authenticate_backend(
             other: Some((slot, port)),
             ..
         } => {
-            verify(mesh, &slot.load().tokens, request)?;
+            verify(mesh, &slot.load().tokens, request, Duration::ZERO)?;
             Ok(authorize::external_for_backend(
                 mesh, slot, *port, client, request,
             ))
@@ -321,7 +350,7 @@ fn authenticate_backend(
 }
 
 /// The policies of the service and of the waypoint.
-fn authorize(
+pub(super) fn authorize(
     conversation: &Conversation,
     served: Option<&Served>,
     client: &Connection,
@@ -360,6 +389,7 @@ fn reply(
     let (mut response, deadline) = match outcome {
         Ok(Answered { response, deadline }) => (response, deadline),
         Err(refusal) => {
+            record.body.cut();
             record.refused(refusal.flag, &refusal.cause);
             let grpc = record.protocol == RequestProtocol::Grpc && !refusal.wanted;
             let response = if grpc {
@@ -376,26 +406,6 @@ fn reply(
         return upgrade::join(asked, record, response);
     }
     response.map(|content| Answer::new(content, Some(record), deadline))
-}
-
-/// Completes when policy does not allow a request any more that goes on after its response.
-pub(super) async fn revoked(conversation: &Conversation, original: &Parts) -> Refusal {
-    let slot = conversation.destination.slot.as_ref();
-    let Some(mut changes) = slot.map(|slot| slot.changes()) else {
-        return std::future::pending().await;
-    };
-    while changes.changed().await.is_ok() {
-        let served = slot.map(|slot| slot.load().clone());
-        let client = identify(conversation);
-        let again = normalise(conversation, original.clone()).and_then(|mut request| {
-            authenticate(conversation, served.as_deref(), &mut request)?;
-            authorize(conversation, served.as_deref(), &client, &request)
-        });
-        if let Err(refusal) = again {
-            return refusal;
-        }
-    }
-    std::future::pending().await
 }
 
 /// A request that the codec could not read; it has answered already.

@@ -5,6 +5,7 @@ use std::{
     error::Error,
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -12,6 +13,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts,
 };
 use karst_policy::token::TokenRules;
+use karst_routing::request::Request;
 use karst_telemetry::{
     error_chain::Chain,
     export::nanoseconds,
@@ -24,7 +26,7 @@ use karst_telemetry::{
     observed,
     request_log::RequestLine,
     span::{self, Hop},
-    trace::{Context, Parent},
+    trace::{self, Parent},
 };
 
 use rand::Rng as _;
@@ -32,7 +34,8 @@ use rand::Rng as _;
 use super::{
     body::ClientBody,
     mirror::{self, MirrorCopy},
-    refusal::grpc_status_of,
+    refusal::{Refusal, grpc_status_of},
+    revoke::Admitted,
     serve::Conversation,
 };
 use crate::{
@@ -67,7 +70,7 @@ pub(super) struct Outcome {
 /// A request that is being served.
 pub(crate) struct Record {
     conversation: Rc<Conversation>,
-    since: Instant,
+    pub(super) since: Instant,
     generation: u64,
     recording: Arc<Recording>,
     traced: Option<Traced>,
@@ -86,8 +89,12 @@ pub(crate) struct Record {
     pub(super) service: Option<Arc<ServiceLabels>>,
     pub(super) route: Option<Arc<str>>,
     pub(super) tries: u32,
-    /// The head as it came, of a request that may go on after its response.
-    pub(super) original: Option<Box<Parts>>,
+    /// Changes of the service before policy decided.
+    pub(super) changes: u64,
+    /// The head that policy decided on, where it is not the one that goes out.
+    pub(super) came: Option<Box<Request>>,
+    /// What policy may revoke while the response flows.
+    pub(super) admitted_by_policy: Option<Box<Admitted>>,
     /// Copies that are sent when the body is complete.
     pub(super) mirrors: Vec<MirrorCopy>,
     pub(super) response_bytes: u64,
@@ -100,7 +107,7 @@ pub(crate) struct Record {
 
 /// The span of a request, where somebody traces.
 struct Traced {
-    context: Context,
+    context: trace::Context,
     started: SystemTime,
     state: Option<HeaderValue>,
 }
@@ -171,7 +178,9 @@ impl Record {
             service: None,
             route: None,
             tries: 0,
-            original: None,
+            changes: 0,
+            came: None,
+            admitted_by_policy: None,
             mirrors: Vec::new(),
             response_bytes: 0,
             status: 0,
@@ -205,7 +214,7 @@ impl Record {
         }
         let parent = self.shown.trace.as_ref();
         let parent = parent.and_then(|value| Parent::read(value.as_bytes()));
-        let context = Context::start(parent, tracing.sampling, || rand::rng().next_u64());
+        let context = trace::Context::start(parent, tracing.sampling, || rand::rng().next_u64());
         // An unsampled trace goes on as it came: there is no span of ours to be a parent.
         let tells = context.sampled || context.parent.is_none();
         if tells
@@ -256,6 +265,25 @@ impl Record {
     pub(super) fn broken(&mut self, flag: RequestFlag, error: &dyn Error) {
         self.flag = flag;
         self.cause = Chain(error).to_string();
+    }
+
+    /// Something is about to change the head that policy has decided on.
+    pub(super) fn keep_head(&mut self, request: &Request) {
+        self.came.get_or_insert_with(|| Box::new(request.clone()));
+    }
+
+    /// Ready when policy does not allow the request any more, which is the end of it.
+    pub(super) fn poll_revoked(&mut self, cx: &Context<'_>) -> Poll<Refusal> {
+        let Some(admitted) = &mut self.admitted_by_policy else {
+            return Poll::Pending;
+        };
+        let revoked = admitted.poll_revoked(&self.conversation, cx);
+        if let Poll::Ready(refusal) = &revoked {
+            self.admitted_by_policy = None;
+            self.refused(refusal.flag, &refusal.cause);
+            self.body.cut();
+        }
+        revoked
     }
 
     pub(super) fn is_head(&self) -> bool {

@@ -92,6 +92,16 @@ impl Refusal {
         }
     }
 
+    /// The end of a gRPC response that has begun.
+    pub(super) fn into_trailers(self) -> HeaderMap {
+        let headers = self.into_grpc().into_parts().0.headers;
+        let named = |name: &HeaderName| *name == GRPC_STATUS || *name == GRPC_MESSAGE;
+        let kept = headers
+            .into_iter()
+            .filter_map(|(name, value)| Some((name?, value)));
+        kept.filter(|(name, _)| named(name)).collect()
+    }
+
     /// What the client reads.
     fn words(&self) -> &str {
         self.told.unwrap_or(&self.cause)

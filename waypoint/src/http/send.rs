@@ -146,6 +146,11 @@ impl Outgoing {
         Self::new(parts, version, self.version == Version::Http2)
     }
 
+    /// The head as it goes out, to be decided on again.
+    pub(super) fn head(&self) -> Parts {
+        self.parts.clone()
+    }
+
     pub(super) fn headers(&self) -> &http::HeaderMap {
         &self.parts.headers
     }

@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Client, LocalExec, limits, phases, record::KeptHandles};
+use super::{Client, LocalExec, limits, phases, record::KeptHandles, revoke::Ongoing};
 use crate::{
     bounds::Place, destination::Destination, share::Member, stream::HttpIo, workers::Worker,
 };
@@ -35,6 +35,8 @@ pub(crate) struct Conversation {
     pub(crate) destination: Destination,
     pub(super) handles: RefCell<KeptHandles>,
     recording: RefCell<Option<(u64, Arc<Recording>)>>,
+    /// Its requests that policy may revoke.
+    pub(super) ongoing: Rc<Ongoing>,
     /// Among all that may be sent to other replicas.
     member: Member,
     patience: RefCell<Patience>,
@@ -58,6 +60,7 @@ impl Conversation {
             destination,
             handles: RefCell::default(),
             recording: RefCell::default(),
+            ongoing: Rc::default(),
             patience: RefCell::new(Patience::new()),
             enough: Notify::new(),
             _place: place,
@@ -132,6 +135,9 @@ pub(crate) async fn serve(
     version: Version,
     drain: drain::Watch,
 ) {
+    let services = &conversation.worker.mesh.services;
+    let changes = services.changes_of(conversation.destination.slot.as_ref());
+    conversation.ongoing.follow(changes);
     let served = match version {
         Version::Http1 => serve_http1(conversation.clone(), io, drain).await,
         Version::Http2 => serve_http2(conversation.clone(), io, drain).await,

@@ -4,6 +4,8 @@
 //! What HTTP/1 asks for with `Upgrade` in a GET, HTTP/2 asks for with CONNECT and a `:protocol` (RFC 8441). Both are one
 //! and the same request: policies, routes and logs see the GET, and an endpoint gets what its version of HTTP knows.
 
+use std::{future::poll_fn, task::Poll};
+
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{
     body::Incoming,
@@ -20,7 +22,6 @@ use rand::RngExt as _;
 use super::{
     Version as Spoken,
     answer::{Answer, Content},
-    phases,
     record::Record,
 };
 
@@ -166,19 +167,15 @@ pub(super) fn join(
         let _load = load;
         match tokio::try_join!(of_client, of_endpoint) {
             Ok((client, endpoint)) => {
-                let (conversation, original) = (record.conversation(), record.original.take());
-                let revoked = async {
-                    match &original {
-                        Some(original) => phases::revoked(&conversation, original).await,
-                        None => std::future::pending().await,
-                    }
-                };
+                let conversation = record.conversation();
+                let mut admitted = record.admitted_by_policy.take();
+                let revoked = poll_fn(|cx| match &mut admitted {
+                    Some(admitted) => admitted.poll_revoked(&conversation, cx),
+                    None => Poll::Pending,
+                });
                 tokio::select! {
                     () = carry(client, endpoint, &mut record) => {}
-                    refusal = revoked => record.refused(
-                        refusal.flag,
-                        &format!("closed because policy changed: {}", refusal.cause),
-                    ),
+                    refusal = revoked => record.refused(refusal.flag, &refusal.cause),
                 }
             }
             Err(error) => record.broken(RequestFlag::UpstreamTermination, &error),
