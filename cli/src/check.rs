@@ -4,6 +4,7 @@
 //! cluster  API version, permissions, another mesh, PodSecurity, clocks      asked of the API server
 //! nodes    kernel features, mounts, CNI chain, other programs               said by a pod on each node
 //! paths    port 15008 between every two nodes                               packets between these pods
+//! seals    callers that sealed services refuse                              seen by the agents
 //! ```
 
 use crate::{cluster::Cluster, output};
@@ -13,6 +14,7 @@ mod finding;
 mod mesh;
 mod nodes;
 mod paths;
+mod seals;
 
 pub(crate) use finding::{Finding, Verdict};
 
@@ -43,6 +45,7 @@ pub(crate) async fn before_install(cluster: &Cluster) -> anyhow::Result<Vec<Find
 pub(crate) async fn run(cluster: &Cluster, args: &CheckArgs) -> anyhow::Result<Verdict> {
     let mut findings = before_install(cluster).await?;
     findings.extend(api::seen("installation", mesh::installed(cluster).await));
+    findings.extend(api::seen("seal", seals::look(cluster).await));
     if !args.no_pods {
         findings.extend(api::seen("node", nodes::look(cluster, args).await));
     }

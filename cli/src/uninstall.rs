@@ -82,7 +82,7 @@ pub(crate) async fn run(cluster: &Cluster, args: &UninstallArgs) -> anyhow::Resu
             }
         }
     }
-    let mut deleted = 0;
+    let mut deleted = stop_controllers(cluster, deadline).await?;
     for reference in references.iter().rev() {
         if reference.types.kind == "Namespace" {
             made_namespace = true;
@@ -249,6 +249,17 @@ async fn clean_nodes(
     .await?;
     output::progress(&format!("{} node(s) clean", nodes.len() - unclean.len()));
     Ok(())
+}
+
+/// Ends the controllers before anything of theirs is taken away: one that still ran would miss its rights, and make again
+/// what was deleted before it.
+async fn stop_controllers(cluster: &Cluster, deadline: Instant) -> anyhow::Result<usize> {
+    let namespace = Some(cluster.namespace.as_str());
+    let controllers = Reference::new(Kind::DEPLOYMENT, namespace, "karst-controller");
+    let deleted = usize::from(cluster.delete(&controllers).await? == Deleted::Yes);
+    wait_no_pods(cluster, "app.kubernetes.io/name=karst-controller", deadline).await?;
+    output::progress("controllers stopped");
+    Ok(deleted)
 }
 
 /// Nodes that an agent may have run on: all that its template's node selector admits.

@@ -51,6 +51,10 @@ pub(crate) struct WhyArgs {
     /// File with a token (JWT) that the request carries as `Authorization: Bearer`
     #[arg(long, value_name = "FILE", requires = "method")]
     jwt: Option<PathBuf>,
+    /// Proxies in front of the waypoint that it believes in X-Forwarded-For, where that is not as MeshConfig and the
+    /// Gateway's annotation proxy.istio.io/config say
+    #[arg(long, value_name = "NUMBER", requires = "method", value_parser = clap::value_parser!(u16).range(0..=100))]
+    trusted_proxies: Option<u16>,
     /// Show what was denied or failed lately instead, of one pod ([NAMESPACE/]NAME) or of all
     #[arg(long, value_name = "POD", num_args = 0..=1, default_missing_value = "", conflicts_with_all = ["source", "from"])]
     last: Option<String>,
@@ -116,6 +120,7 @@ impl WhyArgs {
             destination: self.destination.clone().unwrap_or_default(),
             namespace: self.within.clone(),
             request,
+            trusted_proxies: self.trusted_proxies,
         })
     }
 }

@@ -100,6 +100,14 @@ impl Supposed {
             .chain(workloads.map(|(_, workload)| Update::Workload(workload)))
             .chain(nodes);
         self.facts.apply(updates);
+        for (object, status) in delta.gateways {
+            let gateway = GatewayKey {
+                namespace: object.namespace,
+                name: object.name,
+            };
+            let trusted = status.map_or(0, |status| status.trusted_proxies);
+            self.facts.trust_proxies(&gateway, trusted.into());
+        }
         for ((gateway, _), route) in delta.routes.updated {
             self.tell(&gateway, Update::Route(route));
         }
