@@ -25,6 +25,7 @@ use karst_k8s_api::{
     Kind, Object, ObjectKey,
     gateway::{Gateway, GatewayClass},
 };
+use karst_model::name::GatewayKey;
 
 pub use self::{
     render::Settings,
@@ -119,6 +120,21 @@ impl Waypoints {
                 inner.changed.insert(key.clone());
             }
         }
+    }
+
+    /// The Gateways whose waypoints are to believe proxies in front of them, and how many.
+    pub fn trusted_proxies(&self) -> Vec<(GatewayKey, u16)> {
+        let inner = self.lock();
+        let known = inner.gateways.iter();
+        let trusting = known.filter_map(|(key, known)| {
+            let trusted = known.status.as_ref()?.trusted_proxies;
+            let gateway = GatewayKey {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+            };
+            (trusted > 0).then_some((gateway, trusted))
+        });
+        trusting.collect()
     }
 
     /// Everything is to be compared again.

@@ -4,6 +4,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use karst_k8s_api::labels;
+
 use crate::{
     conditions::{Condition, ConditionType},
     waypoints::{GatewayFacts, HBONE},
@@ -20,6 +22,8 @@ pub struct GatewayStatus {
     pub listeners: Vec<ListenerStatus>,
     /// Somebody else runs it: nothing is to be deployed.
     pub is_manual: bool,
+    /// Proxies in front of it whose entries in `x-forwarded-for` it is to believe.
+    pub trusted_proxies: u16,
 }
 
 /// Where a waypoint is reached.
@@ -45,6 +49,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) vips: Option<&'a [IpAddr]>,
     /// Pods of it that are ready.
     pub(crate) ready: usize,
+    /// What the mesh says of trusted proxies.
+    pub(crate) trusted_proxies: u16,
 }
 
 pub(crate) fn status(around: Surroundings<'_>) -> GatewayStatus {
@@ -71,6 +77,10 @@ pub(crate) fn status(around: Surroundings<'_>) -> GatewayStatus {
         addresses,
         listeners,
         is_manual: facts.is_manual(),
+        trusted_proxies: match facts.trusted_proxies {
+            Ok(Some(own)) => own,
+            Ok(None) | Err(_) => around.trusted_proxies,
+        },
     }
 }
 
@@ -86,6 +96,13 @@ fn accepted(facts: &GatewayFacts) -> Condition {
         let message = format!(
             "annotation ambient.istio.io/waypoint-inbound-binding is {bad:?}, expected NONE, PROXY or PROXY/PORT: taken as if \
              it were not there"
+        );
+        return no("Invalid", message);
+    }
+    if let Err(wrong) = &facts.trusted_proxies {
+        let message = format!(
+            "annotation {}: {wrong}: nothing is deployed anew",
+            labels::PROXY_CONFIG
         );
         return no("Invalid", message);
     }

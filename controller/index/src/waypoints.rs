@@ -14,6 +14,7 @@ use karst_k8s_api::{
         gateway::{FromNamespaces, Listener},
         gateway_class::{WAYPOINT_CLASS, WAYPOINT_CONTROLLER},
     },
+    istio::mesh_config::ProxyConfig,
     k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement},
     labels,
 };
@@ -50,6 +51,9 @@ pub(crate) struct GatewayFacts {
     /// Its status has addresses: it was in place once.
     pub(crate) has_addresses: bool,
     inbound: Inbound,
+    /// Proxies in front of it whose entries in `x-forwarded-for` are believed; `None`: as the mesh has it. What cannot be
+    /// read is an error.
+    pub(crate) trusted_proxies: Result<Option<u16>, String>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -142,6 +146,8 @@ impl GatewayFacts {
             .addresses
             .iter()
             .find(|address| address.kind.as_deref() == Some("Hostname"));
+        let annotations = meta.annotations.as_ref();
+        let proxy_config = annotations.and_then(|all| all.get(labels::PROXY_CONFIG));
         let addresses = gateway
             .status
             .as_ref()
@@ -155,6 +161,10 @@ impl GatewayFacts {
             hostname: hostname.map(|address| address.value.as_str().into()),
             has_addresses: addresses.is_some_and(|all| !all.is_empty()),
             inbound: Inbound::of(meta.annotations.as_ref()),
+            trusted_proxies: match proxy_config {
+                Some(yaml) => ProxyConfig::read(yaml).map(|config| config.trusted_proxies),
+                None => Ok(None),
+            },
         }
     }
 
@@ -365,6 +375,11 @@ impl Waypoints {
 
     pub(crate) fn gateway(&self, name: &Name) -> Option<&GatewayFacts> {
         self.gateways.get(name)
+    }
+
+    /// All Gateways that are known.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Name> {
+        self.gateways.keys()
     }
 
     /// How the pods of a Gateway get what came through HBONE: as the Gateway says, else as its class does.

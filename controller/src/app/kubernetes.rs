@@ -138,6 +138,7 @@ async fn serve_reads(base: &Base, client: kube::Client) -> anyhow::Result<()> {
         acks: base.outputs.acks.clone(),
         nodes: base.nodes.clone(),
         observed: base.observed.clone(),
+        waypoints: base.outputs.deployments.clone(),
         cluster_domain: base.cfg.cluster_domain.clone(),
         replica: base.cfg.replica.clone(),
     };

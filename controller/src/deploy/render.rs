@@ -25,6 +25,9 @@ pub struct Settings {
     pub env: Vec<(String, String)>,
 }
 
+/// The waypoint's variable for the proxies in front of it.
+const TRUSTED_PROXIES: &str = "KARST_TRUSTED_PROXIES";
+
 /// Keys of the user's ConfigMap, with what each is laid over.
 pub(super) const SERVICE_ACCOUNT: &str = "serviceAccount";
 pub(super) const SERVICE: &str = "service";
@@ -44,9 +47,17 @@ pub(super) const KEYS: [&str; 5] = [
 pub(super) fn objects(
     gateway: &Gateway,
     settings: &Settings,
+    trusted_proxies: u16,
     overlay: &Map<String, Value>,
 ) -> Vec<Value> {
     let mut deployment = deployment(gateway, settings);
+    if trusted_proxies > 0 {
+        let variable = json!({"name": TRUSTED_PROXIES, "value": trusted_proxies.to_string()});
+        let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
+        if let Some(variables) = container["env"].as_array_mut() {
+            variables.push(variable);
+        }
+    }
     if overlay.contains_key(AUTOSCALER)
         && let Some(spec) = deployment["spec"].as_object_mut()
     {
@@ -316,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_waypoint_has_no_rights_and_is_owned_by_its_gateway() {
-        let all = objects(&gateway(), &settings(), &Map::new());
+        let all = objects(&gateway(), &settings(), 0, &Map::new());
         let kinds: Vec<_> = all
             .iter()
             .map(|one| one["kind"].as_str().unwrap())
@@ -344,13 +355,26 @@ mod tests {
     }
 
     #[test]
+    fn a_waypoint_is_told_of_the_proxies_in_front_of_it() {
+        let told = |trusted| {
+            let all = objects(&gateway(), &settings(), trusted, &Map::new());
+            let variables = &all[2]["spec"]["template"]["spec"]["containers"][0]["env"];
+            let mut variables = variables.as_array().unwrap().iter();
+            let found = variables.find(|one| one["name"] == "KARST_TRUSTED_PROXIES");
+            found.map(|one| one["value"].as_str().unwrap().to_owned())
+        };
+        assert_eq!(told(2).as_deref(), Some("2"));
+        assert_eq!(told(0), None, "nothing changes where nothing is said");
+    }
+
+    #[test]
     fn a_config_map_changes_what_is_made_and_not_whose_it_is() {
         let overlay = json!({
             "deployment": {"metadata": {"name": "x"}, "spec": {"template": {"spec": {"containers": [
                 {"name": "waypoint", "resources": {"limits": {"memory": "2Gi"}}}]}}}},
             "horizontalPodAutoscaler": {"spec": {"maxReplicas": 9}},
         });
-        let all = objects(&gateway(), &settings(), overlay.as_object().unwrap());
+        let all = objects(&gateway(), &settings(), 0, overlay.as_object().unwrap());
         assert_eq!(all.len(), 4);
         let deployment = &all[2];
         assert_eq!(deployment["metadata"]["name"], "w");

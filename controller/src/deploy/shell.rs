@@ -189,7 +189,8 @@ impl Deployer {
         let accepted = |one: &Condition| one.kind == ConditionType::Accepted && one.status;
         let ours = !said.is_manual && said.conditions.iter().any(accepted);
         if ours && gateway.metadata.deletion_timestamp.is_none() {
-            self.deploy(key, &gateway, applied).await?;
+            self.deploy(key, &gateway, said.trusted_proxies, applied)
+                .await?;
         }
         if let Some(status) = status::of_gateway(&said, gateway.status.as_ref(), &now()) {
             let object = json!({
@@ -206,10 +207,11 @@ impl Deployer {
         &self,
         key: &ObjectKey,
         gateway: &Gateway,
+        trusted_proxies: u16,
         applied: &mut Applied,
     ) -> Result<(), DeployError> {
         let overlay = self.overlay(gateway).await?;
-        let objects = objects(gateway, &self.settings, &overlay);
+        let objects = objects(gateway, &self.settings, trusted_proxies, &overlay);
         let text = serde_json::to_vec(&objects).unwrap_or_default();
         let hash = xxh64(&text, 0);
         if applied.get(key).is_some_and(|(before, _)| *before == hash) {

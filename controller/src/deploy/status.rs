@@ -139,6 +139,7 @@ mod tests {
             addresses: vec![Address::Hostname("w.shop.svc.cluster.local".into())],
             listeners: Vec::new(),
             is_manual: false,
+            trusted_proxies: 0,
         };
         let written = of_gateway(&status, None, "t1").unwrap();
         assert_eq!(written["addresses"][0]["type"], "Hostname");

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 
 pub use self::access::{Access, AccessError};
 use super::{acks::Acks, nodes::Nodes, observations::Observed, resources::Resources};
+use crate::deploy::Waypoints;
 
 /// Where it listens: loopback only.
 pub fn address(port: u16) -> SocketAddr {
@@ -40,6 +41,8 @@ pub struct Reads {
     pub acks: Arc<Acks>,
     pub nodes: Arc<Nodes>,
     pub observed: Arc<Observed>,
+    /// The waypoints that are deployed.
+    pub waypoints: Arc<Waypoints>,
     /// Domain of service names.
     pub cluster_domain: String,
     /// Name of this replica.

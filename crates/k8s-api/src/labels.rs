@@ -93,6 +93,8 @@ pub const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";
 pub const GATEWAY_MANAGED_WAYPOINT: &str = "istio.io-mesh-controller";
 /// Annotation on Gateway, Karst's own: replicas of the waypoint.
 pub const WAYPOINT_REPLICAS: &str = "karst.dev/replicas";
+/// Annotation on Gateway: a ProxyConfig in YAML, of which the number of trusted proxies counts.
+pub const PROXY_CONFIG: &str = "proxy.istio.io/config";
 /// Annotation on Service and ServiceEntry, Karst's own: `true` asks for a seal, `false` waives it.
 pub const SEAL: &str = "karst.dev/seal";
 /// Annotation on Service and ServiceEntry, Karst's own: `when-ready` lets clients reach the service without its waypoint

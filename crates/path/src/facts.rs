@@ -18,6 +18,8 @@ pub struct Facts {
     /// What is for one waypoint: its routes, policies and traffic rules.
     waypoints: BTreeMap<GatewayKey, State>,
     none: State,
+    /// Proxies in front of a waypoint whose entries in `x-forwarded-for` it believes, where there are any.
+    trusted_proxies: BTreeMap<GatewayKey, usize>,
     /// Domain of service names.
     pub(crate) cluster_domain: Arc<str>,
     pub(crate) network: Network,
@@ -31,6 +33,7 @@ impl Facts {
             mesh: State::new(),
             waypoints: BTreeMap::new(),
             none: State::new(),
+            trusted_proxies: BTreeMap::new(),
             cluster_domain: cluster_domain.into(),
             network: Network::default(),
             pods: BTreeMap::new(),
@@ -51,6 +54,16 @@ impl Facts {
     pub fn apply_to(&mut self, waypoint: &GatewayKey, updates: impl IntoIterator<Item = Update>) {
         let state = self.waypoints.entry(waypoint.clone()).or_default();
         state.apply(updates);
+    }
+
+    /// How many proxies in front of it a waypoint is told to believe.
+    pub fn trust_proxies(&mut self, waypoint: &GatewayKey, count: usize) {
+        self.trusted_proxies.insert(waypoint.clone(), count);
+    }
+
+    /// How many proxies in front of it a waypoint believes.
+    pub(crate) fn trusted_proxies(&self, waypoint: &GatewayKey) -> usize {
+        self.trusted_proxies.get(waypoint).copied().unwrap_or(0)
     }
 
     /// What all agents and waypoints know.

@@ -69,6 +69,7 @@ pub fn answer(facts: &Facts, question: &Question, now: SystemTime) -> Result<Ans
         client,
         port,
         request: question.request.as_ref(),
+        trusted_proxies: question.trusted_proxies,
         host,
         steps: Vec::new(),
     };
@@ -122,6 +123,8 @@ struct Ask<'a> {
     client: Client,
     port: u16,
     request: Option<&'a AskedRequest>,
+    /// What the question says of proxies in front of waypoints.
+    trusted_proxies: Option<u16>,
     /// What the client calls its destination.
     host: &'a str,
     steps: Vec<Step>,

@@ -10,7 +10,7 @@ use karst_discovery::{State, Update};
 use karst_model::{
     addr::Network,
     name::{GatewayKey, ServiceKey},
-    policy::{Action, Authorization, Clause, Match, PolicyScope, Rule, StringMatch},
+    policy::{Action, Authorization, Clause, IpBlock, Match, PolicyScope, Rule, StringMatch},
     protocol::{AppProtocol, HBONE_PORT, TunnelProtocol},
     route::{
         Attachment, Backend, Clients, HeaderMatch, HttpMatch, HttpRule, PathMatch, Route,
@@ -42,6 +42,8 @@ use rand::{Rng, RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom 
 const CASES: u64 = 10_000;
 /// Draws of the data plane for each question.
 const DRAWS: usize = 4;
+/// Proxies that the waypoint believes.
+const TRUSTED: usize = 2;
 const NAMESPACES: [&str; 2] = ["shop", "bank"];
 
 /// A mesh: what `why` is asked about, and the same for the data plane.
@@ -149,6 +151,14 @@ fn request_policy(rng: &mut impl Rng, number: usize) -> WaypointPolicy {
         connection: match rng.random_ratio(1, 3) {
             true => connection_match(rng),
             false => Match::default(),
+        },
+        // The client that the outer one of two proxies saw.
+        remote_ips: match rng.random_ratio(1, 4) {
+            true => vec![IpBlock {
+                ip: "203.0.113.0".parse().unwrap(),
+                prefix_len: 24,
+            }],
+            false => Vec::new(),
         },
         ..RequestMatch::default()
     };
@@ -308,6 +318,7 @@ impl Mesh {
         let mut facts = Facts::new("cluster.local");
         facts.apply(updates());
         facts.apply_to(&gateway(), l7);
+        facts.trust_proxies(&gateway(), TRUSTED);
         Self {
             facts,
             state,
@@ -446,7 +457,7 @@ impl Plane<'_> {
         let asked = Asked {
             request,
             connection: &connection,
-            remote_ip: remote_ip(request.headers(), connection.source_ip, 0),
+            remote_ip: remote_ip(request.headers(), connection.source_ip, TRUSTED),
             sni: None,
         };
         self.policies(service).decide(&asked).is_allowed()
@@ -536,16 +547,18 @@ fn what_is_answered_is_what_happens() {
         let request = AskedRequest {
             method: (*["GET", "POST"].choose(&mut rng).unwrap()).to_owned(),
             path: (*["/a", "/b/c", "/x"].choose(&mut rng).unwrap()).to_owned(),
-            headers: match rng.random() {
-                true => vec![("x-a".to_owned(), "1".to_owned())],
-                false => Vec::new(),
-            },
+            headers: [("x-a", "1"), ("x-forwarded-for", "203.0.113.9, 192.0.2.4")]
+                .into_iter()
+                .filter(|_| rng.random())
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
         };
         let question = Question {
             source: source.addresses[0].to_string(),
             destination: dialled.to_string(),
             namespace: None,
             request: Some(request.clone()),
+            trusted_proxies: None,
         };
         let said = answer(&mesh.facts, &question, SystemTime::now()).unwrap();
         let plane = Plane {

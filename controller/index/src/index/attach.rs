@@ -576,6 +576,7 @@ impl Index {
             hostname: services::hostname(&self.config, name),
             vips: service.map(|service| service.vips.as_slice()),
             ready,
+            trusted_proxies: self.mesh_config().proxies.trusted_proxies.unwrap_or(0),
         })
     }
 

@@ -66,6 +66,9 @@ impl Index {
             if config.registry_only != self.recording.mesh_config.registry_only {
                 self.dirty.pods.extend(self.pods.keys().cloned());
             }
+            if config.proxies != self.recording.mesh_config.proxies {
+                self.dirty.gateways.extend(self.waypoints.names().cloned());
+            }
             self.recording.mesh_config = config;
             self.recording.dirty = true;
             self.providers_changed();

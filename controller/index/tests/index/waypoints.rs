@@ -344,3 +344,28 @@ fn a_service_may_do_without_its_waypoint_unless_it_is_sealed() {
     world.delete(Kind::AuthorizationPolicy, "shop", "deny");
     assert!(world.service("orders").waypoint_optional);
 }
+
+#[test]
+fn a_gateway_says_how_many_proxies_its_waypoint_believes_else_the_mesh_does() {
+    let mesh = |number: u8| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: 'defaultConfig: {{gatewayTopology: {{numTrustedProxies: {number}}}}}'\n"
+        )
+    };
+    let own = |text: &str| {
+        let annotation = format!(", annotations: {{proxy.istio.io/config: '{text}'}}");
+        gateway("shop", false, &annotation, "")
+    };
+    let said = |delta: &karst_index::Delta| match &delta.gateways[..] {
+        [(_, Some(status))] => status.trusted_proxies,
+        other => panic!("{other:?}"),
+    };
+    let mut world = World::of(&(namespace("shop", "") + &gateway("shop", false, "", "")));
+    assert_eq!(said(&world.apply(&mesh(2))), 2);
+    assert_eq!(
+        said(&world.apply(&own("gatewayTopology: {numTrustedProxies: 1}"))),
+        1
+    );
+    world.apply(&own("gatewayTopology: {numTrustedProxies: lots}"));
+    assert_eq!(world.reasons(Kind::Gateway, "shop", "w")[..1], ["Invalid"]);
+}

@@ -42,9 +42,12 @@ impl Reads {
             Err(error) => return refusal(&error),
         };
         let (resources, domain) = (self.resources.clone(), self.cluster_domain.clone());
-        let body = request.body.clone();
+        let (body, trusted) = (request.body.clone(), self.waypoints.trusted_proxies());
         let asked = tokio::task::spawn_blocking(move || {
-            let facts = facts(&resources.read(), &domain);
+            let mut facts = facts(&resources.read(), &domain);
+            for (waypoint, count) in trusted {
+                facts.trust_proxies(&waypoint, count.into());
+            }
             ask(which, &facts, &body)
         });
         let outcome = match asked.await {

@@ -110,7 +110,7 @@ pub const GATEWAY_FIELDS: &[FieldRow] = &[
         BackendTlsPolicy,
         "spec.targetRefs",
         Honoured,
-        "Service and ServiceEntry, with sectionName; Events say what does not hold, its status is not written",
+        "Service and ServiceEntry, with sectionName; `status.ancestors` says for each waypoint whether the policy holds; of two for one target the oldest does",
     ),
     row(
         BackendTlsPolicy,
@@ -133,8 +133,8 @@ pub const GATEWAY_FIELDS: &[FieldRow] = &[
     row(
         BackendTlsPolicy,
         "spec.validation.caCertificateRefs",
-        NotYet,
-        "on a cluster connections fail, since the controller reads no ConfigMaps of namespaces; honoured where the configuration is a directory",
+        Honoured,
+        "ConfigMaps of the policy's namespace, with PEM under `ca.crt`; connections fail while there is none",
     ),
     row(BackendTlsPolicy, "spec.options", NoEffect, "none is known"),
     row(ReferenceGrant, "spec.from", Honoured, "routes"),

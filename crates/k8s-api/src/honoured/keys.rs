@@ -252,6 +252,14 @@ pub const KEYS: &[KeyRow] = &[
     ),
     row(
         Annotation,
+        "proxy.istio.io/config",
+        "Gateway, Pod",
+        &[],
+        Honoured,
+        "gatewayTopology.numTrustedProxies of a waypoint, before the mesh's own; the rest, and on Pods all of it, has no effect",
+    ),
+    row(
+        Annotation,
         "networking.istio.io/service-type",
         "Gateway",
         &[],

@@ -70,8 +70,8 @@ pub const MESH_CONFIG: &[MeshRow] = &[
     ),
     (
         "defaultConfig",
-        NoEffect,
-        "there is no sidecar to configure",
+        Honoured,
+        "gatewayTopology.numTrustedProxies, by waypoints; the rest is for sidecars and has no effect",
     ),
     (
         "outboundTrafficPolicy",

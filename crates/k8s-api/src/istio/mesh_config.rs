@@ -3,11 +3,13 @@
 //! Source: Istio reference, "Global Mesh Options". What each field does here is in [`crate::honoured::MESH_CONFIG`].
 
 mod providers;
+mod proxies;
 
 use serde_json::Value;
 
-pub use self::providers::{
-    DefaultProviders, ExtensionProvider, LogForm, Otlp, ProviderSpec, milliseconds,
+pub use self::{
+    providers::{DefaultProviders, ExtensionProvider, LogForm, Otlp, ProviderSpec, milliseconds},
+    proxies::ProxyConfig,
 };
 use crate::honoured::{MESH_CONFIG, Verdict};
 
@@ -32,6 +34,8 @@ pub struct MeshConfig {
     pub registry_only: bool,
     pub extension_providers: Vec<ExtensionProvider>,
     pub default_providers: DefaultProviders,
+    /// `defaultConfig`, as far as waypoints have it.
+    pub proxies: ProxyConfig,
     /// What is wrong or not honoured, each with its field.
     pub problems: Vec<MeshProblem>,
 }
@@ -91,6 +95,11 @@ impl MeshConfig {
             ("defaultProviders", ..) => {
                 let (defaults, complaints) = providers::read_defaults(value);
                 self.default_providers = defaults;
+                self.problems_below(field, complaints);
+            }
+            ("defaultConfig", ..) => {
+                let (config, complaints) = proxies::read(value);
+                self.proxies = config;
                 self.problems_below(field, complaints);
             }
             (_, Verdict::Honoured, _) => self.problem(field, format!("{value}, expected a text")),

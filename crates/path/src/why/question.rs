@@ -29,6 +29,10 @@ pub struct Question {
     /// Namespace of names without one.
     pub namespace: Option<String>,
     pub request: Option<AskedRequest>,
+    /// Proxies in front of the waypoint whose entries in `x-forwarded-for` are believed; `None`: as the mesh and the
+    /// Gateway say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trusted_proxies: Option<u16>,
 }
 
 /// A request that is asked about.

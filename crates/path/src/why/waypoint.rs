@@ -4,7 +4,10 @@ mod backends;
 mod head;
 mod limits;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use karst_model::{
     name::GatewayKey, protocol::AppProtocol, route::Backend, service::Service,
@@ -31,6 +34,9 @@ use super::{
 };
 use crate::outbound::{self, Way};
 
+/// Header in which proxies append the address that they saw.
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
 /// A client at a waypoint.
 struct AtWaypoint<'a> {
     source: &'a Workload,
@@ -38,9 +44,20 @@ struct AtWaypoint<'a> {
     /// The replica, from which the waypoint's own connections go out.
     replica: Arc<Workload>,
     dialled: SocketAddr,
+    /// Proxies in front of it whose entries in `x-forwarded-for` it believes.
+    trusted_proxies: usize,
 }
 
 impl AtWaypoint<'_> {
+    /// The client's address, for `remoteIpBlocks` and limits by client.
+    fn remote_ip(&self, request: &Request, connection: &Connection) -> IpAddr {
+        remote_ip(
+            request.headers(),
+            connection.source_ip,
+            self.trusted_proxies,
+        )
+    }
+
     fn gateway_ref(&self) -> GatewayRef<'_> {
         GatewayRef {
             namespace: &self.gateway.namespace,
@@ -137,8 +154,10 @@ impl Ask<'_> {
         );
         let about = Object::new("Gateway", &gateway.namespace, &gateway.name);
         self.say(StepName::Path, Outcome::Passes, text).about = Some(about);
+        let configured = facts.trusted_proxies(&gateway);
         let at = AtWaypoint {
             source,
+            trusted_proxies: self.trusted_proxies.map_or(configured, usize::from),
             gateway,
             replica,
             dialled,
@@ -199,7 +218,7 @@ impl Ask<'_> {
             }
         };
         let policies = at.policies(self.facts, Some(service));
-        if let Some(fate) = self.authorize(&policies, &at.connection(port), &request, service) {
+        if let Some(fate) = self.authorize(at, &policies, &request, (service, port)) {
             return fate;
         }
         self.limits(at, service, &request, picked);
@@ -240,6 +259,7 @@ impl Ask<'_> {
             Fate::new(Verdict::Fails, StepName::Waypoint, text)
         })?;
         request.set_sender(Arc::new(at.sender()));
+        self.client_step(at, &request);
         let (rules, objects) = at.token_rules(self.facts, service);
         if rules.is_empty() {
             return Ok(request);
@@ -272,18 +292,43 @@ impl Ask<'_> {
         fate.map_or(Ok(request), Err)
     }
 
+    /// Which address the client has for policies and limits, where a proxy says one or should.
+    fn client_step(&mut self, at: &AtWaypoint<'_>, request: &Request) {
+        let is_said = request.headers().contains_key(FORWARDED_FOR);
+        let trusted = at.trusted_proxies;
+        let connection = at.connection(at.dialled.port());
+        let text = match (is_said, trusted) {
+            (false, 0) => return,
+            (true, 0) => format!(
+                "X-Forwarded-For is not believed, since this waypoint trusts no proxies (numTrustedProxies): the client's address is {}",
+                connection.source_ip
+            ),
+            (true, _) => format!(
+                "the client's address is {}, by entry {trusted} of X-Forwarded-For from the right (numTrustedProxies {trusted})",
+                at.remote_ip(request, &connection)
+            ),
+            (false, _) => format!(
+                "{trusted} trusted proxies should have written X-Forwarded-For and the question has none (--header): the client's address is {}",
+                connection.source_ip
+            ),
+        };
+        let about = Object::new("Gateway", &at.gateway.namespace, &at.gateway.name);
+        self.say(StepName::Waypoint, Outcome::Passes, text).about = Some(about);
+    }
+
     /// Asks request policies; the fate if they refuse.
     fn authorize(
         &mut self,
+        at: &AtWaypoint<'_>,
         policies: &RequestPolicies,
-        connection: &Connection,
         request: &Request,
-        service: &Service,
+        (service, port): (&Service, u16),
     ) -> Option<Fate> {
+        let connection = at.connection(port);
         let asked = Asked {
             request,
-            connection,
-            remote_ip: remote_ip(request.headers(), connection.source_ip, 0),
+            connection: &connection,
+            remote_ip: at.remote_ip(request, &connection),
             sni: None,
         };
         let name = service.key.to_string();
@@ -504,7 +549,7 @@ impl Ask<'_> {
             Some(request) => policies.explain(&Asked {
                 request,
                 connection: &connection,
-                remote_ip: remote_ip(request.headers(), connection.source_ip, 0),
+                remote_ip: at.remote_ip(request, &connection),
                 sni: None,
             }),
             None => policies.explain_connection(&AskedConnection {

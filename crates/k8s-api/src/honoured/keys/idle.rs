@@ -117,14 +117,6 @@ pub const IDLE_KEYS: &[KeyRow] = &[
     ),
     row(
         Annotation,
-        "proxy.istio.io/config",
-        "Pod",
-        &[],
-        NoEffect,
-        "there is no sidecar to configure",
-    ),
-    row(
-        Annotation,
         "proxy.istio.io/overrides",
         "Pod",
         &[],

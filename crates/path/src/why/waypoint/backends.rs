@@ -117,8 +117,7 @@ impl Ask<'_> {
             self.steps.truncate(shown);
             let policies = at.policies(self.facts, Some(&service));
             if !policies.is_empty()
-                && let Some(fate) =
-                    self.authorize(&policies, &at.connection(port), &request, &service)
+                && let Some(fate) = self.authorize(at, &policies, &request, (&service, port))
             {
                 return fate;
             }

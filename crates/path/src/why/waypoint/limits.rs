@@ -5,10 +5,7 @@ use karst_model::{
     service::Service,
 };
 use karst_policy::request::{Asked, Selection};
-use karst_routing::{
-    request::{Request, remote_ip},
-    table::Picked,
-};
+use karst_routing::{request::Request, table::Picked};
 
 use super::AtWaypoint;
 use crate::why::{Ask, Detail, Object, Outcome, StepName};
@@ -26,7 +23,7 @@ impl Ask<'_> {
         let asked = Asked {
             request,
             connection: &connection,
-            remote_ip: remote_ip(request.headers(), connection.source_ip, 0),
+            remote_ip: at.remote_ip(request, &connection),
             sni: None,
         };
         let bound = at.is_bound(self.facts, service);
