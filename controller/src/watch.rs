@@ -23,7 +23,7 @@ mod trim;
 use std::{collections::BTreeSet, sync::Arc};
 
 use karst_index::Event;
-use karst_k8s_api::{Kind, ObjectKey};
+use karst_k8s_api::{Kind, ObjectKey, istio::mesh_config::CONFIG_MAP};
 use karst_runtime::supervise::{Shutdown, spawn_essential};
 use kube::Client;
 use tokio::sync::mpsc;
@@ -38,7 +38,7 @@ pub use self::{
 use crate::{mesh::Command, problems::Problems, status::Statuses};
 
 /// The kinds that are watched in every namespace. Those of Istio may come later, or never.
-const KINDS: [Kind; 23] = [
+const KINDS: [Kind; 24] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
@@ -55,6 +55,8 @@ const KINDS: [Kind; 23] = [
     Kind::TcpRoute,
     Kind::ReferenceGrant,
     Kind::BackendTlsPolicy,
+    // Roots that BackendTLSPolicies name; the mesh configuration is looked at apart.
+    Kind::ConfigMap,
     Kind::RateLimit,
     Kind::HealthCheck,
     // Not honoured yet: their status says so.
@@ -149,7 +151,7 @@ impl Watch {
 
     /// Objects become events, what is wrong with them problems.
     fn take(&self, changes: Vec<Change>, events: &mut Vec<Event>) {
-        for change in changes {
+        for change in changes.into_iter().filter(is_of_index) {
             match change {
                 Change::Applied(object) => {
                     self.told.of(&object.key(), Vec::new());
@@ -170,4 +172,13 @@ impl Watch {
             }
         }
     }
+}
+
+/// Everything but the mesh configuration, which [`MeshConfigWatch`] tells.
+fn is_of_index(change: &Change) -> bool {
+    let key = match change {
+        Change::Applied(object) => object.key(),
+        Change::Deleted(key) | Change::Unusable { key, .. } => key.clone(),
+    };
+    key.kind != Kind::ConfigMap || &*key.name != CONFIG_MAP
 }

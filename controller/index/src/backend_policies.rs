@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use karst_k8s_api::{
-    gateway::backend_tls_policy::{BackendTlsPolicySpec, SectionTarget},
+    gateway::backend_tls_policy::{BackendTlsPolicySpec, CertificateReference, SectionTarget},
     istio::duration,
     karst::{HealthCheckSpec, TargetReference},
 };
@@ -27,8 +27,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 const UNHEALTHY_AFTER: u32 = 3;
 const HEALTHY_AFTER: u32 = 1;
 
-/// Where a ConfigMap has roots.
-pub(crate) const ROOTS_KEY: &str = "ca.crt";
+/// The key under which a ConfigMap has roots.
+pub const ROOTS_KEY: &str = "ca.crt";
 
 /// A Service or a ServiceEntry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,10 @@ pub(crate) struct BackendTlsFacts {
     pub(crate) host: Arc<str>,
     pub(crate) sans: Vec<San>,
     pub(crate) roots: RootsOf,
+    /// `metadata.generation` of the object that was read.
+    pub(crate) generation: Option<i64>,
+    /// Why references are left out that name something else than ConfigMaps.
+    pub(crate) invalid_kind: Option<String>,
     /// What cannot be honoured as written: connections fail with it.
     pub(crate) broken: Option<String>,
     pub(crate) complaints: Vec<Condition>,
@@ -190,7 +194,12 @@ fn target(
 }
 
 impl BackendTlsFacts {
-    pub(crate) fn new(namespace: &Arc<str>, spec: &BackendTlsPolicySpec, created: i64) -> Self {
+    /// `of`: when the object was made, and its generation.
+    pub(crate) fn new(
+        namespace: &Arc<str>,
+        spec: &BackendTlsPolicySpec,
+        of: (i64, Option<i64>),
+    ) -> Self {
         let mut complaints = Vec::new();
         let targets = spec.target_refs.iter().filter_map(|reference| {
             let SectionTarget {
@@ -205,18 +214,21 @@ impl BackendTlsFacts {
         });
         let targets = targets.collect();
         let validation = &spec.validation;
-        let mut broken = None;
+        let (mut broken, mut invalid_kind) = (None, None);
         let mut breaks = |why: &str| broken = Some(format!("{why}: connections fail"));
         let well_known = validation.well_known_ca_certificates.as_deref();
         let references = &validation.ca_certificate_refs;
         let roots = match (well_known, references.is_empty()) {
             (Some("System"), true) => RootsOf::System,
             (None, false) => {
-                let known = |kind: &str| kind == "ConfigMap";
-                if references.iter().any(|one| !known(&one.kind)) {
-                    breaks("caCertificateRefs can name ConfigMaps only");
+                let is_map = |one: &&CertificateReference| {
+                    one.kind == "ConfigMap" && matches!(&*one.group, "" | "core")
+                };
+                if let Some(other) = references.iter().find(|one| !is_map(one)) {
+                    let why = "caCertificateRefs can name ConfigMaps only, and one names";
+                    invalid_kind = Some(format!("{why} {} {}", other.kind, other.name));
                 }
-                let names = references.iter().map(|one| Name {
+                let names = references.iter().filter(is_map).map(|one| Name {
                     namespace: namespace.clone(),
                     name: one.name.as_str().into(),
                 });
@@ -243,15 +255,24 @@ impl BackendTlsFacts {
         );
         let sans = sans.collect();
         complaints.extend(broken.as_deref().map(|why| refused("Invalid", why)));
+        let kind = |why: &String| refused("InvalidKind", why.clone());
+        complaints.extend(invalid_kind.as_ref().map(kind));
         Self {
             targets,
-            created,
+            created: of.0,
+            generation: of.1,
+            invalid_kind,
             host: validation.hostname.as_str().into(),
             sans,
             roots,
             broken,
             complaints,
         }
+    }
+
+    /// What makes the policy unusable whatever else is there.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        self.broken.as_deref()
     }
 
     /// How connections are made, with the roots that were found.

@@ -3,6 +3,7 @@
 //! This file holds the state and takes events; [`apply`] turns objects into facts and marks, [`flush`] compiles what
 //! is marked.
 
+mod ancestors;
 mod apply;
 mod attach;
 mod authenticating;
@@ -350,7 +351,10 @@ impl Index {
             node_workloads: self.all_node_rows(),
             conditions: conditions.collect(),
             entry_addresses: addresses.collect(),
-            route_statuses: self.routes.statuses().cloned().collect(),
+            route_statuses: {
+                let routes = self.routes.statuses();
+                routes.chain(self.backing.statuses()).cloned().collect()
+            },
             gateways: self
                 .out
                 .gateways

@@ -40,6 +40,7 @@ mod virtual_services;
 mod waypoints;
 mod workloads;
 
+pub use backend_policies::ROOTS_KEY;
 pub use conditions::{Condition, ConditionType, ObjectConditions};
 pub use config::IndexConfig;
 pub use delta::{Awaited, Changes, Delta, EntryAddresses, NodeChange, Transition};

@@ -68,7 +68,7 @@ pub struct ParentStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// What all parents of one route are told. None: it has no parent that is ours.
+/// What all parents of one route are told, or all ancestors of a BackendTLSPolicy. None: it has none that is ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteStatus {
     pub route: ObjectKey,

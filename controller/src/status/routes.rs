@@ -1,22 +1,25 @@
-//! What routes of the Gateway API should say in `status.parents`, and which say something else. Pure.
+//! What routes of the Gateway API should say in `status.parents`, and BackendTLSPolicies in `status.ancestors`, and which
+//! say something else. Pure.
 //!
 //! The list belongs to several controllers and is replaced as a whole, so a write names the version of the object that
 //! it was made from: if somebody else was faster the API server refuses it, and the newer object is looked at again.
-//! Only entries with our `controllerName` are ours. Source: Gateway API v1.6, `RouteStatus`.
+//! Only entries with our `controllerName` are ours. Source: Gateway API v1.6, `RouteStatus` and
+//! `PolicyStatus`.
 
 use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
 use karst_index::{Condition, ParentStatus, ROUTE_CONTROLLER, RouteStatus};
-use karst_k8s_api::{Object, ObjectKey, gateway::RouteStatus as Present};
+use karst_k8s_api::{Kind, Object, ObjectKey, gateway::RouteStatus as Present};
 use serde_json::{Value, json};
 
 /// Entries that the API takes, of all controllers together.
 const PARENTS_MAX: usize = 32;
+const ANCESTORS_MAX: usize = 16;
 /// Longest message of a condition; the API server takes 32 KiB, people read less.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 
-/// The parents that one route should have in its status.
+/// The parents that one route, or the ancestors that one policy, should have in its status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WantedParents {
     pub key: ObjectKey,
@@ -46,19 +49,26 @@ struct Seen {
 impl RouteLedger {
     /// The object is there in this form.
     pub fn applied(&mut self, object: &Object) {
-        let status = match object {
-            Object::HttpRoute(route) => &route.status,
-            Object::GrpcRoute(route) => &route.status,
-            Object::TlsRoute(route) => &route.status,
-            Object::TcpRoute(route) => &route.status,
+        let parents = |status: &Option<Present>| {
+            let status = status.as_ref();
+            status.map_or(Vec::new(), |status| status.parents.clone())
+        };
+        let parents = match object {
+            Object::HttpRoute(route) => parents(&route.status),
+            Object::GrpcRoute(route) => parents(&route.status),
+            Object::TlsRoute(route) => parents(&route.status),
+            Object::TcpRoute(route) => parents(&route.status),
+            Object::BackendTlsPolicy(policy) => {
+                let status = policy.status.as_ref();
+                status.map_or(Vec::new(), |status| status.ancestors.clone())
+            }
             _ => return,
         };
-        let parents = |status: &Present| status.parents.clone();
         let meta = object.metadata();
         let seen = Seen {
             resource_version: meta.resource_version.clone().unwrap_or_default(),
             generation: meta.generation,
-            parents: status.as_ref().map(parents).unwrap_or_default(),
+            parents,
         };
         let key = object.key();
         self.objects.insert(key.clone(), seen);
@@ -117,9 +127,9 @@ impl RouteLedger {
         let generation = said.and_then(|said| said.observed_generation);
         let wanted = parents
             .iter()
-            .map(|parent| entry(parent, generation, &ours, now));
+            .map(|parent| entry(&key, parent, (generation, now), &ours));
         let wanted: Vec<Value> = wanted
-            .take(PARENTS_MAX.saturating_sub(others.len()))
+            .take(most_of(&key).saturating_sub(others.len()))
             .collect();
         let same = wanted.len() == ours.len() && wanted.iter().zip(&ours).all(|(a, b)| a == *b);
         (!same).then(|| WantedParents {
@@ -130,14 +140,34 @@ impl RouteLedger {
     }
 }
 
+/// What an entry calls whom it is about.
+fn reference_of(key: &ObjectKey) -> &'static str {
+    match key.kind {
+        Kind::BackendTlsPolicy => "ancestorRef",
+        _ => "parentRef",
+    }
+}
+
+fn most_of(key: &ObjectKey) -> usize {
+    match key.kind {
+        Kind::BackendTlsPolicy => ANCESTORS_MAX,
+        _ => PARENTS_MAX,
+    }
+}
+
 fn is_ours(entry: &Value) -> bool {
     entry["controllerName"] == ROUTE_CONTROLLER
 }
 
 /// Our entry for one parent. A condition that says the same as before keeps its time; those of others stay.
-fn entry(parent: &ParentStatus, generation: Option<i64>, ours: &[&Value], now: &str) -> Value {
-    let reference = json!(parent.parent);
-    let before = ours.iter().find(|one| one["parentRef"] == reference);
+fn entry(
+    key: &ObjectKey,
+    parent: &ParentStatus,
+    (generation, now): (Option<i64>, &str),
+    ours: &[&Value],
+) -> Value {
+    let (named, reference) = (reference_of(key), json!(parent.parent));
+    let before = ours.iter().find(|one| one[named] == reference);
     let present = before.and_then(|one| one["conditions"].as_array());
     let present = present.map(Vec::as_slice).unwrap_or_default();
     let mut conditions: Vec<Value> = parent
@@ -151,7 +181,7 @@ fn entry(parent: &ParentStatus, generation: Option<i64>, ours: &[&Value], now: &
     });
     conditions.extend(foreign.cloned());
     json!({
-        "parentRef": reference,
+        named: reference,
         "controllerName": ROUTE_CONTROLLER,
         "conditions": conditions,
     })
@@ -193,7 +223,6 @@ fn condition(
 #[cfg(test)]
 mod tests {
     use karst_index::{Event, Index, IndexConfig};
-    use karst_k8s_api::Kind;
 
     use super::*;
 
@@ -250,6 +279,41 @@ mod tests {
         assert_eq!(parent["conditions"][0]["observedGeneration"], 1);
         mesh.apply(route(2, 1, &json!(wanted.parents)));
         assert_eq!(mesh.take(LATER), None);
+    }
+
+    /// The service has no waypoint, so it is its own ancestor.
+    #[test]
+    fn a_policy_says_the_same_in_its_ancestors() {
+        let policy = |version: u32, ancestors: &Value| {
+            let object = json!({
+                "metadata": {"name": "p", "namespace": "shop", "generation": 3, "resourceVersion": version.to_string()},
+                "spec": {
+                    "targetRefs": [{"group": "", "kind": "Service", "name": "nobody"}],
+                    "validation": {"hostname": "a.example", "wellKnownCACertificates": "System"},
+                },
+                "status": {"ancestors": ancestors},
+            });
+            Object::deserialize(Kind::BackendTlsPolicy, object).unwrap()
+        };
+        let foreign = json!({"ancestorRef": {"name": "ingress"}, "controllerName": "example.com/c", "conditions": []});
+        let mut mesh = Mesh::new();
+        mesh.apply(policy(1, &json!([foreign])));
+        let wanted = mesh.take(NOW).unwrap();
+        assert_eq!(wanted.parents[0], foreign);
+        let own = &wanted.parents[1];
+        assert_eq!(own["ancestorRef"]["name"], "nobody");
+        let conditions = own["conditions"].as_array().unwrap();
+        let told: Vec<[&Value; 3]> = conditions
+            .iter()
+            .map(|one| [&one["type"], &one["reason"], &one["observedGeneration"]])
+            .collect();
+        let expected = [
+            ["Accepted".into(), "TargetNotFound".into(), json!(3)],
+            ["ResolvedRefs".into(), "ResolvedRefs".into(), json!(3)],
+        ];
+        assert_eq!(json!(told), json!(expected));
+        mesh.apply(policy(2, &json!(wanted.parents)));
+        assert_eq!(mesh.take(LATER), None, "a write is followed by silence");
     }
 
     #[test]

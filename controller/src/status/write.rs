@@ -192,9 +192,13 @@ impl Writer {
         } = &wanted.key;
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), namespace, &resource(*kind));
+        let list = match kind {
+            Kind::BackendTlsPolicy => "ancestors",
+            _ => "parents",
+        };
         let patch = json!({
             "metadata": {"resourceVersion": wanted.resource_version},
-            "status": {"parents": wanted.parents},
+            "status": {list: wanted.parents},
         });
         let parameters = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use karst_index::ROOTS_KEY;
 use karst_k8s_api::{
     Object,
     k8s_openapi::{
@@ -27,7 +28,13 @@ pub(super) fn trim(mut object: Object) -> Object {
         }
         Object::EndpointSlice(slice) => trim_meta(&mut slice.metadata),
         Object::ServiceAccount(account) => trim_meta(&mut account.metadata),
-        Object::ConfigMap(map) => trim_meta(&mut map.metadata),
+        Object::ConfigMap(map) => {
+            trim_meta(&mut map.metadata);
+            map.binary_data = None;
+            if let Some(data) = &mut map.data {
+                data.retain(|name, _| name == ROOTS_KEY);
+            }
+        }
         _ => {}
     }
     object
@@ -158,6 +165,21 @@ mod tests {
             assert!(!json.contains(gone), "{gone} is still there: {json}");
         }
         assert_eq!(published(trimmed), published(pod()));
+    }
+
+    #[test]
+    fn of_a_config_map_its_roots_stay() {
+        let map = json!({
+            "metadata": {"name": "roots", "namespace": "shop"},
+            "data": {"ca.crt": "PEM", "secret.conf": "x"}, "binaryData": {"big": "AAAA"},
+        });
+        let map = trim(Object::deserialize(Kind::ConfigMap, map).unwrap());
+        let text = format!("{map:?}");
+        assert!(text.contains("PEM"), "{text}");
+        assert!(
+            !text.contains("secret.conf") && !text.contains("big"),
+            "{text}"
+        );
     }
 
     #[test]

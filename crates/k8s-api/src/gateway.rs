@@ -15,7 +15,7 @@ pub mod route;
 pub mod tcp_route;
 pub mod tls_route;
 
-pub use backend_tls_policy::BackendTlsPolicySpec;
+pub use backend_tls_policy::{BackendTlsPolicySpec, PolicyStatus};
 pub use gateway::GatewaySpec;
 pub use gateway_class::GatewayClassSpec;
 pub use grpc_route::GrpcRouteSpec;
@@ -33,5 +33,5 @@ pub type HttpRoute = Resource<HttpRouteSpec, RouteStatus>;
 pub type GrpcRoute = Resource<GrpcRouteSpec, RouteStatus>;
 pub type TlsRoute = Resource<TlsRouteSpec, RouteStatus>;
 pub type TcpRoute = Resource<TcpRouteSpec, RouteStatus>;
-pub type BackendTlsPolicy = Resource<BackendTlsPolicySpec, UnreadStatus>;
+pub type BackendTlsPolicy = Resource<BackendTlsPolicySpec, PolicyStatus>;
 pub type ReferenceGrant = Resource<ReferenceGrantSpec, UnreadStatus>;

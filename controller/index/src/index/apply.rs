@@ -135,7 +135,8 @@ impl Index {
             Object::BackendTlsPolicy(policy) => {
                 let created = policy.metadata.creation_timestamp.as_ref();
                 let created = created.map_or(0, |time| time.0.as_second());
-                let facts = BackendTlsFacts::new(&name.namespace, &policy.spec, created);
+                let of = (created, policy.metadata.generation);
+                let facts = BackendTlsFacts::new(&name.namespace, &policy.spec, of);
                 self.backend_tls(&name, Some(facts));
             }
         }

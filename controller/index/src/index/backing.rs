@@ -20,8 +20,13 @@ use crate::{
     facts::Name,
     rate_limits::refused,
     request_policies::TargetRef,
+    routes::RouteStatus,
     selector::remove_from,
 };
+
+/// How a certificate begins and ends in PEM.
+const PEM_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+const PEM_END: &str = "-----END CERTIFICATE-----";
 
 /// Everything that is known of policies for backends.
 #[derive(Debug, Default)]
@@ -33,6 +38,48 @@ pub(super) struct Backing {
     /// Roots by ConfigMap, and who refers to each.
     roots: HashMap<Name, Arc<str>>,
     by_roots: HashMap<Name, HashSet<Name>>,
+    /// What was said last of each BackendTLSPolicy.
+    said: HashMap<Name, RouteStatus>,
+}
+
+impl Backing {
+    pub(super) fn tls(&self, policy: &Name) -> Option<&BackendTlsFacts> {
+        self.tls.get(policy)
+    }
+
+    /// The policies with TLS for an object of this name, the oldest first; of the same age, by name.
+    pub(super) fn tls_by_age(
+        &self,
+        target: &Name,
+    ) -> impl Iterator<Item = (&Name, &BackendTlsFacts)> {
+        let of = self.by_target.get(target).into_iter().flatten();
+        let of = of.filter(|(kind, _)| *kind == Kind::BackendTlsPolicy);
+        let mut of: Vec<_> = of
+            .filter_map(|(_, name)| Some((name, self.tls.get(name)?)))
+            .collect();
+        of.sort_by_key(|(name, facts)| (facts.created, *name));
+        of.into_iter()
+    }
+
+    /// Whether that is new.
+    pub(super) fn say(&mut self, policy: &Name, status: &RouteStatus) -> bool {
+        let nothing = status.parents.is_empty();
+        match self.said.get(policy) {
+            Some(before) if before == status => return false,
+            None if nothing => return false,
+            _ => {}
+        }
+        match nothing {
+            true => drop(self.said.remove(policy)),
+            false => drop(self.said.insert(policy.clone(), status.clone())),
+        }
+        true
+    }
+
+    /// What was said last, of every policy.
+    pub(super) fn statuses(&self) -> impl Iterator<Item = &RouteStatus> {
+        self.said.values()
+    }
 }
 
 impl Index {
@@ -107,6 +154,13 @@ impl Index {
         for target in after {
             let of = by_target.entry(target.name.clone()).or_default();
             of.insert(policy.clone());
+        }
+        // Those for the same targets may hold now, or no more.
+        for target in before.iter().chain(after) {
+            let others = self.backing.by_target.get(&target.name);
+            self.dirty
+                .backing
+                .extend(others.into_iter().flatten().cloned());
         }
         self.mark_backends(before);
         self.mark_backends(after);
@@ -194,7 +248,7 @@ impl Index {
     }
 
     /// The port that a target names; `None`: it has no such port.
-    fn port_of(&self, target: &BackendTarget) -> Option<Option<u16>> {
+    pub(super) fn port_of(&self, target: &BackendTarget) -> Option<Option<u16>> {
         let Some(wanted) = target.port.as_deref() else {
             return Some(None);
         };
@@ -213,23 +267,39 @@ impl Index {
         found.map(Some)
     }
 
-    fn anchors(&self, facts: &BackendTlsFacts) -> Result<TrustAnchors, String> {
+    /// The roots that are there; connections fail where there are none.
+    pub(super) fn anchors(&self, facts: &BackendTlsFacts) -> Result<TrustAnchors, String> {
         let maps = match &facts.roots {
             RootsOf::System => return Ok(TrustAnchors::System),
             RootsOf::ConfigMaps(maps) => maps,
         };
-        let mut pem = String::new();
-        for map in maps {
-            let roots = self.backing.roots.get(map).ok_or_else(|| {
-                format!(
-                    "ConfigMap {}/{} has no {ROOTS_KEY}, or is not known: connections fail",
-                    map.namespace, map.name
-                )
-            })?;
-            pem.push_str(roots);
-            pem.push('\n');
+        let known = maps.iter().filter_map(|map| self.root(map).ok());
+        let pem: Vec<&str> = known.collect();
+        if pem.is_empty() {
+            let mut missing = self.missing_roots(facts);
+            missing.extend(facts.invalid_kind.clone());
+            return Err(format!("{}: connections fail", missing.join("; ")));
         }
-        Ok(TrustAnchors::Pem(pem.into()))
+        Ok(TrustAnchors::Pem(pem.join("\n").into()))
+    }
+
+    /// Why roots that a policy names cannot be had.
+    pub(super) fn missing_roots(&self, facts: &BackendTlsFacts) -> Vec<String> {
+        let maps = maps(Some(facts)).iter();
+        maps.filter_map(|map| self.root(map).err()).collect()
+    }
+
+    fn root(&self, map: &Name) -> Result<&str, String> {
+        let Name { namespace, name } = map;
+        let roots = self.backing.roots.get(map).ok_or_else(|| {
+            format!("ConfigMap {namespace}/{name} is not there, or has no {ROOTS_KEY}")
+        })?;
+        match roots.contains(PEM_BEGIN) && roots.contains(PEM_END) {
+            true => Ok(roots),
+            false => Err(format!(
+                "{ROOTS_KEY} of ConfigMap {namespace}/{name} holds no certificate as PEM"
+            )),
+        }
     }
 
     /// Tells the authors of what is marked, and of what targets objects that are.
@@ -266,15 +336,14 @@ impl Index {
             let holds = conditions.is_empty() && verdicts.iter().all(|one| one.status);
             conditions.extend(verdicts.into_iter().filter(|one| !one.status || holds));
             self.set_conditions(key(kind, &name), conditions, delta);
+            if kind == Kind::BackendTlsPolicy {
+                self.flush_ancestors(&name, delta);
+            }
         }
     }
 
-    fn backed(&self, target: &BackendTarget) -> Condition {
-        let reference = match target.is_entry {
-            true => TargetRef::Entry(target.name.clone()),
-            false => TargetRef::Service(target.name.clone()),
-        };
-        let reached = self.reach(&reference).condition;
+    pub(super) fn backed(&self, target: &BackendTarget) -> Condition {
+        let reached = self.reach(&target_reference(target)).condition;
         if reached.status && self.port_of(target).is_none() {
             let port = target.port.as_deref().unwrap_or_default();
             let name = &target.name;
@@ -287,6 +356,13 @@ impl Index {
             kind: ConditionType::Accepted,
             ..reached
         }
+    }
+}
+
+pub(super) fn target_reference(target: &BackendTarget) -> TargetRef {
+    match target.is_entry {
+        true => TargetRef::Entry(target.name.clone()),
+        false => TargetRef::Service(target.name.clone()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use karst_k8s_api::Kind;
+use karst_k8s_api::{Kind, ObjectKey};
 use karst_model::{
     policy::StringMatch,
     rate_limit::{Enforcement, LimitHeaders, LimitKey, LimitTarget, RateLimit},
@@ -263,7 +263,7 @@ fn tls_to_a_backend_waits_for_its_roots_and_never_goes_plain() {
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: roots, namespace: shop}
-data: {ca.crt: PEM}
+data: {ca.crt: '-----BEGIN CERTIFICATE----- PEM -----END CERTIFICATE-----'}
 ",
     );
     let ready = tls(&world, 81).unwrap();
@@ -277,4 +277,91 @@ data: {ca.crt: PEM}
     );
     world.delete(Kind::ConfigMap, "shop", "roots");
     assert!(tls(&world, 81).unwrap().broken.is_some());
+}
+
+/// Of each entry of the policy's status: whom it is about, and the reasons of Accepted and ResolvedRefs.
+fn ancestors(world: &World, policy: &str) -> Vec<(String, &'static str, &'static str)> {
+    let key = ObjectKey::new(Kind::BackendTlsPolicy, "shop", policy);
+    let status = world.model.route_statuses.get(&key);
+    let parents = status.into_iter().flat_map(|status| &status.parents);
+    parents
+        .map(|one| {
+            let [accepted, resolved] = &one.conditions[..] else {
+                panic!("{one:?}")
+            };
+            let kind = one.parent.kind.as_deref().unwrap();
+            let about = format!("{kind}/{}", one.parent.name);
+            (about, accepted.reason, resolved.reason)
+        })
+        .collect()
+}
+
+#[test]
+fn a_tls_policy_tells_its_waypoint_who_wins_and_which_roots_are_missing() {
+    let mut world = World::of(&format!("{MESH}{TLS}"));
+    let of = |accepted, resolved| vec![("Gateway/w".to_owned(), accepted, resolved)];
+    assert_eq!(
+        ancestors(&world, "t"),
+        of("NoValidCACertificate", "InvalidCACertificateRef")
+    );
+    let map = |pem: &str| {
+        format!(
+            "
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: roots, namespace: shop}}
+data: {{ca.crt: '{pem}'}}
+"
+        )
+    };
+    world.apply(&map("no certificate"));
+    assert_eq!(
+        ancestors(&world, "t"),
+        of("NoValidCACertificate", "InvalidCACertificateRef")
+    );
+    assert!(
+        traffic(&world)
+            .unwrap()
+            .policy(81, None)
+            .unwrap()
+            .tls
+            .as_ref()
+            .unwrap()
+            .broken
+            .is_some()
+    );
+    world.apply(&map(
+        "-----BEGIN CERTIFICATE----- A -----END CERTIFICATE-----",
+    ));
+    assert_eq!(ancestors(&world, "t"), of("Accepted", "ResolvedRefs"));
+
+    // An older one for the same port holds in its place, and gives it back.
+    let older = TLS
+        .replace(
+            "name: t,",
+            "creationTimestamp: '1960-01-01T00:00:00Z', name: z,",
+        )
+        .replace("cart.example.com", "older.example.com");
+    world.apply(&older);
+    assert_eq!(ancestors(&world, "z"), of("Accepted", "ResolvedRefs"));
+    assert_eq!(ancestors(&world, "t"), of("Conflicted", "ResolvedRefs"));
+    let sni = |world: &World| {
+        let policy = traffic(world).unwrap().policy(81, None).unwrap();
+        policy.tls.as_ref().unwrap().sni.clone().unwrap()
+    };
+    assert_eq!(&*sni(&world), "older.example.com");
+    world.delete(Kind::BackendTlsPolicy, "shop", "z");
+    assert_eq!(ancestors(&world, "t"), of("Accepted", "ResolvedRefs"));
+    assert_eq!(&*sni(&world), "cart.example.com");
+
+    // Without a waypoint nobody makes the connections.
+    world.apply(&TLS.replace("name: cart, sectionName: admin", "name: nobody"));
+    let nobody = vec![(
+        "Service/nobody".to_owned(),
+        "TargetNotFound",
+        "ResolvedRefs",
+    )];
+    assert_eq!(ancestors(&world, "t"), nobody);
+    world.delete(Kind::BackendTlsPolicy, "shop", "t");
+    assert_eq!(ancestors(&world, "t"), []);
 }

@@ -26,6 +26,14 @@ pub struct SectionTarget {
     pub section_name: Option<String>,
 }
 
+/// What controllers have said of it, as the API server has it. Source: Gateway API reference v1.6, `PolicyStatus`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyStatus {
+    /// One entry per ancestor and controller.
+    pub ancestors: Vec<serde_json::Value>,
+}
+
 /// How the backend's certificate is verified: by exactly one of the two sources of roots.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -33,7 +41,10 @@ pub struct Validation {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ca_certificate_refs: Vec<CertificateReference>,
     /// `System`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "wellKnownCACertificates",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub well_known_ca_certificates: Option<String>,
     /// Server name that is sent, and verified where no names are given.
     pub hostname: String,
