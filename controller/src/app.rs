@@ -228,7 +228,10 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let keeper = Keeper::new(
         base.cfg.jwks()?,
         JwksMetrics::register(&base.registry),
-        base.outputs.key_sources.subscribe(),
+        (
+            base.outputs.key_sources.subscribe(),
+            base.observed.unknown_keys(),
+        ),
         base.commands.clone(),
     );
     spawn_essential("keys of issuers", &shutdown, keeper.run(shutdown.clone()));

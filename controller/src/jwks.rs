@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!   index: which sources ─► Keeper ─ due ─► fetch (bounded in time, size, redirects; no private address unless allowed)
-//!   index ◄── Event::Keys: the last good keys, and why the last attempt failed
+//!   index ◄── Event::Keys: the last good keys, and why the last attempt failed   ▲
+//!   waypoints ── a token names a key that nobody knows ──────────────────────────┘ at most every SOON
 //! ```
 //!
 //! Keys are fetched again after [`JwksConfig::refresh`], spread by a tenth; after a failure sooner, and later each time.
-//! What was good stays until something else is.
+//! What was good stays until something else is. A token signed with a new key works as soon as the keys were fetched that its
+//! first use asks for; whoever makes tokens up causes one fetch of each source every [`SOON`].
 
 mod address;
 mod fetch;
@@ -37,6 +39,9 @@ const AT_ONCE: usize = 8;
 /// Pause after the first failure; doubled by each that follows.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Between fetches of a source that tokens ask for.
+const SOON: Duration = Duration::from_secs(10);
+
 /// How keys are fetched.
 #[derive(Clone, Debug)]
 pub struct JwksConfig {
@@ -53,6 +58,7 @@ pub struct JwksConfig {
 pub struct JwksMetrics {
     fetched: Counter,
     failed: Counter,
+    asked: Counter,
     sources: Gauge,
     failing: Gauge,
 }
@@ -64,10 +70,16 @@ impl JwksMetrics {
         let Self {
             fetched,
             failed,
+            asked,
             sources,
             failing,
         } = metrics.clone();
         registry.register("karst_jwks_fetched", "Keys of issuers fetched", fetched);
+        registry.register(
+            "karst_jwks_asked",
+            "Fetches brought forward because a token named a key that was not known",
+            asked,
+        );
         registry.register(
             "karst_jwks_failed",
             "Attempts to fetch keys of issuers that failed",
@@ -93,6 +105,8 @@ pub struct Keeper {
     fetcher: Arc<Fetcher>,
     metrics: JwksMetrics,
     wanted: watch::Receiver<BTreeSet<KeySource>>,
+    /// Changes when a waypoint has seen a token with a key that nobody knows.
+    unknown: watch::Receiver<u64>,
     commands: mpsc::Sender<Command>,
     known: BTreeMap<KeySource, Followed>,
 }
@@ -102,6 +116,8 @@ struct Followed {
     /// `None`: a fetch is under way.
     due: Option<Instant>,
     failures: u32,
+    /// When tokens asked for a fetch, or will have.
+    asked: Option<Instant>,
     said: FetchedKeys,
 }
 
@@ -111,7 +127,7 @@ impl Keeper {
     pub fn new(
         config: JwksConfig,
         metrics: JwksMetrics,
-        wanted: watch::Receiver<BTreeSet<KeySource>>,
+        (wanted, unknown): (watch::Receiver<BTreeSet<KeySource>>, watch::Receiver<u64>),
         commands: mpsc::Sender<Command>,
     ) -> Self {
         Self {
@@ -119,6 +135,7 @@ impl Keeper {
             config,
             metrics,
             wanted,
+            unknown,
             commands,
             known: BTreeMap::new(),
         }
@@ -137,6 +154,7 @@ impl Keeper {
                     Ok(()) => self.follow(),
                     Err(_gone) => return,
                 },
+                Ok(()) = self.unknown.changed() => self.ask(),
                 Some((source, outcome)) = under_way.next() => self.take(source, outcome).await,
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
                 () = shutdown.cancelled() => return,
@@ -152,10 +170,26 @@ impl Keeper {
             self.known.entry(source).or_insert_with(|| Followed {
                 due: Some(Instant::now()),
                 failures: 0,
+                asked: None,
                 said: FetchedKeys::default(),
             });
         }
         self.count();
+    }
+
+    /// A token names a key that nobody knows: its issuer may have a new one. It is not known whose token it is, so all are
+    /// asked; one that fails is tried again at its own pace.
+    fn ask(&mut self) {
+        let now = Instant::now();
+        for followed in self.known.values_mut().filter(|one| one.failures == 0) {
+            let Some(due) = followed.due else { continue };
+            let soon = soon(followed.asked, now);
+            if soon < due {
+                followed.due = Some(soon);
+                followed.asked = Some(soon);
+                self.metrics.asked.inc();
+            }
+        }
     }
 
     fn count(&self) {
@@ -231,8 +265,29 @@ impl Keeper {
     }
 }
 
+/// When a source is fetched that tokens ask for.
+fn soon(asked: Option<Instant>, now: Instant) -> Instant {
+    asked.map_or(now, |before| now.max(before + SOON))
+}
+
 /// A source without what may be secret in its query.
 fn shown(source: &KeySource) -> &str {
     let (KeySource::Uri(text) | KeySource::Issuer(text)) = source;
     text.split(['?', '#']).next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_ask_at_once_and_then_at_a_bounded_pace() {
+        let start = Instant::now();
+        assert_eq!(soon(None, start), start);
+        // However often they ask: the next fetch is where it is, and the one after that no sooner.
+        let next = soon(Some(start), start + Duration::from_millis(1));
+        assert_eq!(next, start + SOON);
+        let late = start + 3 * SOON;
+        assert_eq!(soon(Some(start), late), late);
+    }
 }

@@ -15,8 +15,11 @@ use std::{
 use karst_controller::{
     jwks::{FetchError, Fetcher, JwksConfig, JwksMetrics, Keeper},
     mesh::Command,
+    serve::observations::Observed,
 };
 use karst_index::{Event, FetchedKeys, KeySource};
+use karst_policy::token::Rejected;
+use karst_proto::reads::{Incident, Observation};
 use karst_runtime::supervise::Shutdown;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -128,6 +131,7 @@ async fn keys_come_over_tls_rotate_and_the_last_good_ones_stay() {
         let (wanted, follow) = watch::channel(BTreeSet::from([source.clone()]));
         let (commands, mut heard) = mpsc::channel(16);
         let shutdown = Shutdown::new();
+        let follow = (follow, watch::channel(0).1);
         let keeper = Keeper::new(server.config(), JwksMetrics::default(), follow, commands);
         tokio::task::spawn_local(keeper.run(shutdown.clone()));
         let mut next = async || -> FetchedKeys {
@@ -175,6 +179,47 @@ async fn keys_come_over_tls_rotate_and_the_last_good_ones_stay() {
             (Some(&*keys("third")), None)
         );
         wanted.send_replace(BTreeSet::new());
+        shutdown.cancel();
+    }))
+    .await;
+}
+
+/// From a waypoint's report to the new keys, with the next fetch an hour away.
+#[tokio::test]
+async fn a_token_with_a_new_key_has_the_keys_fetched_at_once() {
+    local(Box::pin(async {
+        let server = Server::start(true).await;
+        server.says("200 OK", "", &keys("old"));
+        let source = KeySource::Uri(format!("https://localhost:{}/keys", server.port).into());
+        let (_wanted, follow) = watch::channel(BTreeSet::from([source]));
+        let (commands, mut heard) = mpsc::channel(16);
+        let (shutdown, observed) = (Shutdown::new(), Observed::default());
+        let config = JwksConfig {
+            refresh: Duration::from_secs(3600),
+            ..server.config()
+        };
+        let follow = (follow, observed.unknown_keys());
+        let keeper = Keeper::new(config, JwksMetrics::default(), follow, commands);
+        tokio::task::spawn_local(keeper.run(shutdown.clone()));
+        let mut next = async || match heard.recv().await {
+            Some(Command::Objects(events)) => format!("{events:?}"),
+            _ => panic!("the keeper has ended"),
+        };
+        assert!(next().await.contains("old"));
+        server.says("200 OK", "", &keys("new"));
+        let reason = Rejected::KeyUnknown.to_string();
+        let incident = Incident {
+            reason,
+            ..Incident::default()
+        };
+        let message = Observation {
+            program: "p".to_owned(),
+            sequence: 1,
+            incidents: vec![incident],
+            ..Observation::default()
+        };
+        observed.take("shop/waypoint", message);
+        assert!(next().await.contains("new"));
         shutdown.cancel();
     }))
     .await;

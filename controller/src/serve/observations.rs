@@ -7,13 +7,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use karst_policy::token::Rejected;
 use karst_proto::reads::{
     Edge, Incident, IncidentKind, Observation, ObservationAnswer, Peer as End,
     observations_server::Observations as Service,
 };
 use karst_runtime::supervise::{Shutdown, spawn_connection};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -39,6 +40,8 @@ pub type Failing = BTreeMap<Arc<str>, (Arc<str>, Arc<str>)>;
 #[derive(Default)]
 pub struct Observed {
     state: Mutex<State>,
+    /// Counts messages that tell of tokens with keys that nobody knows.
+    unknown_keys: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -70,6 +73,11 @@ struct EdgeKey {
     service: String,
     port: u32,
     mutual_tls: bool,
+}
+
+/// Waypoints give the refusal of a token as the reason.
+fn is_of_unknown_key(reason: &str) -> bool {
+    reason == Rejected::KeyUnknown.to_string()
 }
 
 impl EdgeKey {
@@ -104,6 +112,13 @@ impl Observed {
         }
         whose.clone_into(&mut program.whose);
         (program.sequence, program.heard) = (message.sequence, heard);
+        let incidents = message.incidents.iter().take(MESSAGE_MAX.0);
+        if incidents
+            .into_iter()
+            .any(|one| is_of_unknown_key(&one.reason))
+        {
+            self.unknown_keys.send_modify(|count| *count += 1);
+        }
         for mut incident in message.incidents.into_iter().take(MESSAGE_MAX.0) {
             shorten(&mut incident);
             if program.incidents.len() >= INCIDENTS_MAX {
@@ -124,6 +139,11 @@ impl Observed {
         for edge in message.edges.into_iter().take(MESSAGE_MAX.1) {
             state.add(edge);
         }
+    }
+
+    /// Changes when a token was refused because its key is not known.
+    pub fn unknown_keys(&self) -> watch::Receiver<u64> {
+        self.unknown_keys.subscribe()
     }
 
     /// The program's stream has ended: what it said of collectors is not known to hold.

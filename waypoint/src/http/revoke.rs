@@ -216,7 +216,7 @@ impl Drop for Admitted {
 
 /// The same, said of a request that was allowed once.
 fn told(mut refusal: Refusal) -> Refusal {
-    refusal.cause = format!("closed because policy changed: {}", refusal.cause).into();
+    refusal.cause = format!("{}; closed because policy changed", refusal.cause).into();
     if refusal.flag == RequestFlag::None {
         refusal.flag = RequestFlag::Unauthorized;
     }
