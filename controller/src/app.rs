@@ -47,6 +47,7 @@ use crate::{
     config::{Cli, Command, Config, TokenArgs},
     deploy::Waypoints,
     jwks::{JwksMetrics, Keeper},
+    lease::Leadership,
     mesh::{COMMANDS_MAX, Command as MeshCommand, Memory, Mesh, Outputs, Reporter},
     problems::Problems,
     serve::{
@@ -131,7 +132,7 @@ struct Parts {
 struct Cluster {
     client: kube::Client,
     /// Whether this replica writes.
-    leads: watch::Receiver<bool>,
+    leadership: Leadership,
     /// Counts changes of the root of trust.
     root_changes: watch::Receiver<u64>,
 }
@@ -316,7 +317,7 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
             outputs.statuses.clone(),
             outputs.acks.clone(),
             status::Share::new(cluster.client.clone(), &cfg.namespace, &cfg.replica),
-            cluster.leads.clone(),
+            cluster.leadership.clone(),
             StatusMetrics::register(&registry),
             shutdown.clone(),
         );

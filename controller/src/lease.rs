@@ -8,12 +8,12 @@
 //!
 //! Only the leader writes status, trust bundles and the state of the CA. All of it is written with the version that was
 //! read, or is the same whoever writes it, so that two leaders for a moment do no harm. A leader that cannot renew stops
-//! leading before anybody else may begin.
+//! leading before anybody else may begin, and one that was stopped for a while asks the clock before its next write.
 
 mod election;
 mod keep;
 
 pub use self::{
     election::{Action, Election, Observed},
-    keep::{Leadership, keep},
+    keep::{Leadership, WRITE_PATIENCE, keep},
 };

@@ -11,9 +11,9 @@ use kube::{
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use super::{CONFIGURATION, configuration::WEBHOOKS};
+use crate::lease::Leadership;
 
 /// Between looks: the configuration is installed, changed and removed by others.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -25,14 +25,14 @@ const FIELD_MANAGER: &str = "karst-webhook-roots";
 /// `roots` gives the present bundle as PEM.
 pub async fn keep(
     client: Client,
-    leads: watch::Receiver<bool>,
+    leadership: Leadership,
     roots: impl Fn() -> String + Send,
     shutdown: Shutdown,
 ) {
     let api: Api<DynamicObject> = Api::all_with(client, &resource());
     loop {
-        if *leads.borrow()
-            && let Err(error) = put(&api, &roots()).await
+        if leadership.is_held()
+            && let Err(error) = put(&api, &roots(), &leadership).await
         {
             tracing::warn!(error = %Chain(&error), "the webhook's configuration could not be given its roots: objects are not checked at admission; trying again");
         }
@@ -44,13 +44,20 @@ pub async fn keep(
 }
 
 /// Nothing to do where the configuration is not installed, or has the roots.
-async fn put(api: &Api<DynamicObject>, roots: &str) -> Result<(), kube::Error> {
+async fn put(
+    api: &Api<DynamicObject>,
+    roots: &str,
+    leadership: &Leadership,
+) -> Result<(), kube::Error> {
     let Some(present) = api.get_opt(CONFIGURATION).await? else {
         return Ok(());
     };
     let Some(patch) = difference(&present.data, roots) else {
         return Ok(());
     };
+    if !leadership.is_held() {
+        return Ok(());
+    }
     api.patch(
         CONFIGURATION,
         &PatchParams::apply(FIELD_MANAGER).force(),

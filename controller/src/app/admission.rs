@@ -53,7 +53,7 @@ pub(super) async fn start(cfg: &Config, parts: Parts) -> anyhow::Result<()> {
     spawn_essential("admission", &shutdown, answering);
     let keeping = bundle::keep(
         cluster.client,
-        cluster.leads,
+        cluster.leadership,
         move || authority.root_pem(),
         shutdown.clone(),
     );

@@ -124,7 +124,7 @@ fn lead(
     spawn_essential("waypoints", shutdown, deployer.run(shutdown.clone()));
     let cluster = Cluster {
         client: client.clone(),
-        leads: leadership.receiver(),
+        leadership,
         root_changes,
     };
     (cluster, election)

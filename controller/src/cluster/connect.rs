@@ -22,10 +22,21 @@ pub enum ConnectError {
 
 /// A client; nothing is asked yet.
 pub async fn connect() -> Result<Client, ConnectError> {
-    let mut config = Config::infer()
+    let config = Config::infer()
         .await
         .map_err(|error| ConnectError::Configuration(Box::new(error)))?;
+    client(config)
+}
+
+/// A client with our bounds.
+///
+/// # Errors
+/// The configuration names no usable address or credentials.
+pub fn client(mut config: Config) -> Result<Client, ConnectError> {
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
+    // It would wait for minutes after 429, 503 and 504, and nobody would see that anything fails: everybody here who asks
+    // tries again by itself, within bounds.
+    config.default_retry = false;
     Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))
 }

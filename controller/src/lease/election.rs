@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 pub(super) const DURATION: Duration = Duration::from_secs(15);
 /// A holder stops this much earlier than others may take over: its last write may have been slow, and it looks at its
 /// clock only between requests.
-const MARGIN: Duration = Duration::from_secs(8);
+pub(super) const MARGIN: Duration = Duration::from_secs(8);
 
 /// The Lease as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +90,11 @@ impl Election {
     /// Whether we lead at `now`.
     pub fn leads(&self, now: Instant) -> bool {
         self.leads_until.is_some_and(|until| now < until)
+    }
+
+    /// Until when we lead, if nothing else is read or written.
+    pub fn leads_until(&self) -> Option<Instant> {
+        self.leads_until
     }
 
     pub fn name(&self) -> &str {

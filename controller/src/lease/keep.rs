@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use rand::RngExt as _;
 use tokio::sync::watch;
 
-use super::election::{Action, DURATION, Election, Observed};
+use super::election::{Action, DURATION, Election, MARGIN, Observed};
 
 /// Name of the Lease in the install namespace.
 const NAME: &str = "karst-controller";
@@ -23,33 +23,47 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// Longest time that one request may take.
 const PATIENCE: Duration = Duration::from_secs(4);
 
+/// Longest time that one write of a leader may take: shorter than the time between its end and another's beginning.
+pub const WRITE_PATIENCE: Duration = MARGIN.saturating_sub(Duration::from_secs(2));
+
 /// Whether this replica leads: for everything that only one of them may do. Cheap to clone.
+///
+/// It ends by itself: a program that was stopped for a while (a frozen cgroup, a machine without time) must not act on
+/// what it was told before, so whoever writes asks [`Self::is_held`] right before each write.
 #[derive(Clone)]
-pub struct Leadership(watch::Receiver<bool>);
+pub struct Leadership(watch::Receiver<Option<Instant>>);
 
 impl Leadership {
-    /// Whether this replica leads now.
+    /// Whether this replica leads now, by the clock.
     pub fn is_held(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    /// The same for those who select over it.
-    pub fn receiver(&self) -> watch::Receiver<bool> {
-        self.0.clone()
+        self.0.borrow().is_some_and(|until| Instant::now() < until)
     }
 
     /// Waits until this replica leads. Never returns when the program is going down.
     pub async fn held(&mut self) {
-        self.until(true).await;
+        while !self.is_held() {
+            self.changed().await;
+        }
     }
 
     /// Waits until this replica leads no more.
     pub async fn lost(&mut self) {
-        self.until(false).await;
+        loop {
+            let Some(until) = *self.0.borrow_and_update() else {
+                return;
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(until.into()) => {}
+                () = self.changed() => {}
+            }
+            if !self.is_held() {
+                return;
+            }
+        }
     }
 
-    async fn until(&mut self, held: bool) {
-        if self.0.wait_for(|leads| *leads == held).await.is_err() {
+    async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -63,13 +77,14 @@ pub fn keep(
     registry: &Registry,
     shutdown: Shutdown,
 ) -> (Leadership, impl Future<Output = ()> + Send + use<>) {
-    let (tx, rx) = watch::channel(false);
+    let (tx, rx) = watch::channel(None);
     let start: u32 = rand::rng().random();
     let keeper = Keeper {
         leases: Api::namespaced(client, namespace),
         election: Election::new(format!("{replica}_{start:08x}")),
         lease: None,
         leads: tx,
+        led: false,
         gauge: registry.register(
             "karst_controller_leader",
             "Whether this replica leads: 1 or 0",
@@ -85,7 +100,9 @@ struct Keeper {
     election: Election,
     /// As it was read last.
     lease: Option<Lease>,
-    leads: watch::Sender<bool>,
+    /// Until when we lead.
+    leads: watch::Sender<Option<Instant>>,
+    led: bool,
     gauge: Gauge,
     failing: bool,
 }
@@ -169,10 +186,11 @@ impl Keeper {
         }
     }
 
-    fn tell(&self) {
+    fn tell(&mut self) {
         let leads = self.election.leads(Instant::now());
         self.gauge.set(i64::from(leads));
-        if self.leads.send_replace(leads) != leads {
+        self.leads.send_replace(self.election.leads_until());
+        if std::mem::replace(&mut self.led, leads) != leads {
             match leads {
                 true => tracing::info!(name = self.election.name(), "this replica leads"),
                 false => tracing::warn!("this replica leads no more"),
@@ -183,7 +201,7 @@ impl Keeper {
     /// Lets go at the end, so that another replica need not wait.
     async fn release(self) {
         let leads = self.election.leads(Instant::now());
-        self.leads.send_replace(false);
+        self.leads.send_replace(None);
         if !leads {
             return;
         }

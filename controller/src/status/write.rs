@@ -1,6 +1,10 @@
 //! The shell: writes what the ledger wants while this replica leads, a bounded number each round.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use karst_k8s_api::{Kind, ObjectKey, object::FIELD_MANAGER};
 use karst_runtime::supervise::Shutdown;
@@ -12,10 +16,12 @@ use kube::{
 };
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use serde_json::json;
-use tokio::sync::watch;
 
 use super::{Reach, Share, Statuses, Wanted, WantedParents, announce::Announcer};
-use crate::serve::{acks::Acks, peer::Peer, resources::Revision};
+use crate::{
+    lease::{Leadership, WRITE_PATIENCE},
+    serve::{acks::Acks, peer::Peer, resources::Revision},
+};
 
 /// Between rounds.
 const ROUND: Duration = Duration::from_millis(200);
@@ -27,8 +33,6 @@ const MOVED_EVERY: u64 = 5;
 const MOVED_MAX: usize = 10;
 /// Rounds to wait after a write failed.
 const FAILED_ROUNDS: u64 = 25;
-/// Longest wait for the API server.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What writing counts.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +86,7 @@ pub async fn run(
     statuses: Arc<Statuses>,
     acks: Arc<Acks>,
     share: Share,
-    leads: watch::Receiver<bool>,
+    leadership: Leadership,
     metrics: StatusMetrics,
     shutdown: Shutdown,
 ) {
@@ -92,7 +96,9 @@ pub async fn run(
         statuses,
         acks,
         share,
+        leadership,
         metrics,
+        refused: VecDeque::new(),
         round: 0,
         silent_until: 0,
         led: false,
@@ -102,8 +108,7 @@ pub async fn run(
             () = tokio::time::sleep(ROUND) => {}
             () = shutdown.cancelled() => return,
         }
-        let leads = *leads.borrow();
-        writer.round(leads).await;
+        writer.round().await;
     }
 }
 
@@ -113,7 +118,10 @@ struct Writer {
     acks: Arc<Acks>,
     /// What replicas tell each other of their followers.
     share: Share,
+    leadership: Leadership,
     metrics: StatusMetrics,
+    /// Objects whose status the API server refused, and the round in which they are tried again: nobody waits for them.
+    refused: VecDeque<(u64, ObjectKey)>,
     announcer: Announcer,
     round: u64,
     /// Nothing is written before this round, after a failure.
@@ -122,8 +130,9 @@ struct Writer {
 }
 
 impl Writer {
-    async fn round(&mut self, leads: bool) {
+    async fn round(&mut self) {
         self.round += 1;
+        let leads = self.leadership.is_held();
         if leads && !self.led {
             self.statuses.lock().refresh();
             self.statuses.routes().refresh();
@@ -135,18 +144,44 @@ impl Writer {
         if !leads || self.round < self.silent_until {
             return;
         }
-        for wanted in self.wanted() {
-            let key = wanted.key.clone();
-            if let Err(error) = self.write(wanted).await {
-                self.failed(&key, &error);
-                self.statuses.lock().again(key);
-                return;
+        self.try_refused();
+        if self.write_statuses().await && self.write_routes().await {
+            self.announce().await;
+        }
+    }
+
+    fn try_refused(&mut self) {
+        let mut ledger = self.statuses.lock();
+        while let Some((_, key)) = self.refused.pop_front_if(|(round, _)| *round <= self.round) {
+            ledger.again(key);
+        }
+    }
+
+    /// Whether to go on: what could not be written for the API server's sake waits, with all that was to follow.
+    async fn write_statuses(&mut self) -> bool {
+        let mut wanted = self.wanted().into_iter();
+        while let Some(next) = wanted.next() {
+            let key = next.key.clone();
+            // The API server may have been slow: the writes before may have taken longer than we lead.
+            let written = match self.leadership.is_held() {
+                true => self.write(next).await,
+                false => Err(kube::Error::Service("this replica leads no more".into())),
+            };
+            match written {
+                Ok(()) => {}
+                Err(error) if is_refusal(&error) => self.refused(key, &error),
+                Err(error) => {
+                    self.failed(&key, &error);
+                    let mut ledger = self.statuses.lock();
+                    let rest = wanted.map(|one| one.key);
+                    std::iter::once(key)
+                        .chain(rest)
+                        .for_each(|key| ledger.again(key));
+                    return false;
+                }
             }
         }
-        if !self.write_routes().await {
-            return;
-        }
-        self.announce().await;
+        true
     }
 
     /// Tells the leader of our followers, or hears of those of others.
@@ -206,7 +241,7 @@ impl Writer {
         };
         let patch = Patch::Merge(patch);
         let writing = api.patch_status(name, &parameters, &patch);
-        match tokio::time::timeout(PATIENCE, writing).await {
+        match tokio::time::timeout(WRITE_PATIENCE, writing).await {
             Ok(Ok(_)) => {
                 self.metrics.written.inc();
                 Ok(())
@@ -260,7 +295,7 @@ impl Writer {
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         let patch = Patch::Apply(patch);
         let writing = api.patch_status(name, &parameters, &patch);
-        match tokio::time::timeout(PATIENCE, writing).await {
+        match tokio::time::timeout(WRITE_PATIENCE, writing).await {
             Ok(Ok(_)) => {
                 self.metrics.written.inc();
                 self.statuses.lock().written(wanted);
@@ -286,11 +321,22 @@ impl Writer {
         }
     }
 
+    fn refused(&mut self, key: ObjectKey, error: &kube::Error) {
+        self.metrics.failed.inc();
+        tracing::warn!(object = %key, error = %Chain(error), "the API server does not take this status: trying again in 5 s");
+        self.refused.push_back((self.round + FAILED_ROUNDS, key));
+    }
+
     fn failed(&mut self, key: &ObjectKey, error: &kube::Error) {
         self.metrics.failed.inc();
         self.silent_until = self.round + FAILED_ROUNDS;
         tracing::warn!(object = %key, error = %Chain(error), "status or event could not be written: trying again in 5 s");
     }
+}
+
+/// Whether the API server has understood and does not want it: another object may fare better.
+fn is_refusal(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 400..=499) && status.code != 429)
 }
 
 /// How many of those who follow us have everything up to a revision.

@@ -27,6 +27,8 @@ const PAGE: u32 = 500;
 const LIST_BATCH: usize = 500;
 /// Between attempts to list a kind that is not installed.
 const ABSENT: Duration = Duration::from_secs(3);
+/// Longest wait that the API server may ask for.
+const ASKED_MAX: Duration = Duration::from_secs(20);
 /// A kind is listed anew this often: whatever a watch may have lost (a store restored from a snapshot does it) comes
 /// right. Up to half as long again, so that kinds and replicas do not come together.
 const RELIST: Duration = Duration::from_secs(900);
@@ -80,7 +82,14 @@ impl Follow {
                 };
                 let taken = match event {
                     Some(Ok(event)) => self.take(event).await,
-                    Some(Err(error)) => self.failed(&error).await,
+                    Some(Err(error)) => {
+                        let failed = self.failed(&error).await;
+                        // It would ask for the same version for ever.
+                        if failed.is_ok() && is_expired_at_start(&error) {
+                            break;
+                        }
+                        failed
+                    }
                     None => break,
                 };
                 if let Err(Gone) = taken {
@@ -123,10 +132,17 @@ impl Follow {
             self.hand_on(true).await?;
             tokio::time::sleep(ABSENT.mul_f64(1.0 + chance / 4.0)).await;
         } else {
-            tokio::time::sleep(self.backoff.next(chance)).await;
+            let wait = self.backoff.next(chance);
+            tokio::time::sleep(wait.max(failure.least_wait().min(ASKED_MAX))).await;
         }
         Ok(())
     }
+}
+
+/// Whether a watch was refused because its version is too old, rather than told so once it ran: only then the watcher
+/// does not list anew by itself.
+pub(crate) fn is_expired_at_start(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 /// How the API server's paths name a kind, in the version that Karst reads.

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use karst_k8s_api::Kind;
@@ -16,6 +16,9 @@ use prometheus_client::{
 };
 
 use super::raw::Raw;
+
+/// What the API server asks for where the answer's body does not say it, in its header `Retry-After`.
+const BUSY_SECONDS_MIN: u32 = 1;
 
 /// The state of all watches. Cheap to clone; clones share it.
 #[derive(Clone, Default)]
@@ -59,6 +62,8 @@ pub(super) enum Failure {
     Absent,
     /// It does not let us; the text names verb and resource.
     Forbidden(String),
+    /// It has too much to do, and asks to wait for so many seconds.
+    Busy(u32),
     /// Everything else: the server is away, slow, overloaded.
     Other(String),
 }
@@ -83,6 +88,7 @@ impl Failure {
             404 => Self::Absent,
             403 => Self::Forbidden(status.message.clone()),
             410 => Self::Expired,
+            429 => Self::Busy(asked(status).max(BUSY_SECONDS_MIN)),
             code => Self::Other(format!("status {code}: {}", status.message)),
         }
     }
@@ -94,9 +100,23 @@ impl Failure {
             Self::Forbidden(message) => {
                 format!("{message}: grant it to the controller's service account")
             }
+            Self::Busy(_) => "the API server has too much to do (status 429)".to_owned(),
             Self::Other(message) => message.clone(),
         }
     }
+
+    /// Shortest wait that the API server asks for.
+    pub(super) fn least_wait(&self) -> Duration {
+        match self {
+            Self::Busy(seconds) => Duration::from_secs((*seconds).into()),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+fn asked(status: &Status) -> u32 {
+    let details = status.details.as_ref();
+    details.map_or(0, |details| details.retry_after_seconds)
 }
 
 impl WatchHealth {
