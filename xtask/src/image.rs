@@ -319,10 +319,36 @@ fn build(names: &[Name]) -> Result<()> {
         cargo
             .args(["--target", &target()])
             .env_remove("RUSTFLAGS")
-            .env(flags, "-C target-feature=+crt-static");
+            .env(flags, static_flags());
     }
     release::stamp(&mut cargo);
     shell::run(&mut cargo)
+}
+
+/// How static binaries are linked: what their images may weigh asks for it.
+fn static_flags() -> String {
+    let mut flags = "-C target-feature=+crt-static".to_owned();
+    // A twentieth of the controller is addresses to be moved at start; packed they are next to nothing. The C library
+    // that is linked in must know how to unpack them.
+    let version = shell::capture(Command::new("getconf").arg("GNU_LIBC_VERSION"));
+    if version.is_ok_and(|version| unpacks_addresses(&version)) {
+        flags += " -C link-arg=-Wl,-z,pack-relative-relocs";
+    }
+    // Functions of the same code become one. Rust's tool chain brings the linker that can on this architecture only.
+    if cfg!(target_arch = "x86_64") {
+        flags += " -C link-arg=-Wl,--icf=all";
+    }
+    flags
+}
+
+/// Whether a C library, as `getconf GNU_LIBC_VERSION` names it, unpacks addresses in static programs: glibc 2.36 and later.
+fn unpacks_addresses(version: &str) -> bool {
+    let numbers = version.trim().strip_prefix("glibc ");
+    let Some((major, minor)) = numbers.and_then(|numbers| numbers.split_once('.')) else {
+        return false;
+    };
+    let number = |text: &str| text.parse::<u32>().ok();
+    number(major).zip(number(minor)) >= Some((2, 36))
 }
 
 fn make(name: Name, tag: &str) -> Result<Image> {
@@ -421,6 +447,20 @@ fn is_newer(file: &Path, than: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_packed_only_where_they_are_unpacked() {
+        for (version, unpacks) in [
+            ("glibc 2.36\n", true),
+            ("glibc 2.41", true),
+            ("glibc 2.35", false),
+            ("glibc 2.9", false),
+            ("musl 1.2.5", false),
+            ("", false),
+        ] {
+            assert_eq!(unpacks_addresses(version), unpacks, "{version}");
+        }
+    }
 
     #[test]
     fn only_what_the_examples_name_has_a_fixed_tag() {
