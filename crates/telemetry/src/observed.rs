@@ -27,7 +27,7 @@ use crate::{
     access_log::{Direction, Record},
     metrics::{
         Registry,
-        tcp::{Security, TcpLabels},
+        tcp::{Peer, Security, ServiceLabels, TcpLabels},
     },
     request_log::RequestLine,
 };
@@ -311,6 +311,45 @@ pub fn connection(record: &Record, labels: &TcpLabels, ended: Ended) {
     observed.incident(incident);
 }
 
+/// One request for a service, as edges count it.
+#[derive(Clone, Copy, Debug)]
+pub struct Requested<'a> {
+    pub source: &'a Peer,
+    /// Nobody where none was chosen.
+    pub destination: Option<&'a Peer>,
+    pub service: Option<&'a ServiceLabels>,
+    /// As the client dialled it.
+    pub port: u16,
+    pub mutual_tls: bool,
+}
+
+/// The counter of such requests: keep it for as long as the connection lives. `None`: nobody is told.
+pub fn requests(of: &Requested<'_>) -> Option<Arc<Edge>> {
+    INSTALLED.get().map(|observed| observed.edge(&of.key()))
+}
+
+impl Requested<'_> {
+    fn key(&self) -> EdgeKey {
+        let of = |pick: fn(&Peer) -> &Arc<str>| {
+            let picked = self.destination.map(|peer| pick(peer).clone());
+            picked.unwrap_or_default()
+        };
+        EdgeKey {
+            direction: Direction::Waypoint,
+            source_namespace: self.source.namespace.clone(),
+            source_workload: self.source.workload.clone(),
+            source_identity: self.source.principal.clone(),
+            destination_namespace: of(|peer| &peer.namespace),
+            destination_workload: of(|peer| &peer.workload),
+            service: self.service.map_or_else(Arc::default, |service| {
+                format!("{}/{}", service.namespace, service.host).into()
+            }),
+            port: self.port,
+            mutual_tls: self.mutual_tls,
+        }
+    }
+}
+
 /// Tells of a request that was denied, or that failed.
 pub fn request(line: &RequestLine<'_>, denied: bool) {
     let Some(observed) = INSTALLED.get() else {
@@ -323,7 +362,7 @@ pub fn request(line: &RequestLine<'_>, denied: bool) {
         line.flag.as_str(),
         line.cause.to_owned(),
     );
-    let end = |peer: &crate::metrics::tcp::Peer, addr| End {
+    let end = |peer: &Peer, addr| End {
         namespace: peer.namespace.to_string(),
         workload: peer.workload.to_string(),
         identity: peer.principal.to_string(),

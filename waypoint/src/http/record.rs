@@ -21,9 +21,9 @@ use karst_telemetry::{
     hub::Recording,
     metrics::{
         http::{Handles, HttpLabels, RequestFlag, RequestProtocol},
-        tcp::{Peer, Reporter, ServiceLabels},
+        tcp::{Peer, Reporter, Security, ServiceLabels},
     },
-    observed,
+    observed::{self, Edge, Requested, Traffic},
     request_log::RequestLine,
     span::{self, Hop},
     trace::{self, Parent},
@@ -52,7 +52,7 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const HEADER_MAX: usize = 1024;
 
 /// Counters that requests of this connection used lately.
-pub(super) type KeptHandles = Vec<(Outcome, Handles)>;
+pub(super) type KeptHandles = Vec<(Outcome, Handles, Option<Arc<Edge>>)>;
 
 /// What tells the label sets of one connection apart.
 #[derive(Clone, PartialEq, Eq)]
@@ -317,14 +317,27 @@ impl Record {
         );
         let elapsed = self.since.elapsed();
         let request_bytes = self.body.bytes();
-        let count = |handles: &Handles| {
+        let failed = !self.cause.is_empty() || self.flag != RequestFlag::None;
+        let denied = failed && self.is_denied();
+        let traffic = Traffic {
+            requests: 1,
+            denied: u64::from(denied),
+            failed: u64::from(failed && !denied),
+            request_bytes,
+            response_bytes: self.response_bytes,
+            ..Traffic::default()
+        };
+        let count = |handles: &Handles, edge: Option<&Arc<Edge>>| {
             handles.count(elapsed, request_bytes, self.response_bytes);
+            if let Some(edge) = edge {
+                edge.add(&traffic);
+            }
         };
         if self.recording.plan.metrics.is_fixed() {
             self.count_kept(&count);
         } else {
             // A label depends on the request.
-            count(&self.handles(elapsed));
+            count(&self.handles(elapsed), self.edge().as_ref());
         }
         if let Some(traced) = &self.traced {
             let hop = Hop {
@@ -335,7 +348,6 @@ impl Record {
             };
             self.with_line(elapsed, |line| span::record(&self.recording, line, &hop));
         }
-        let failed = !self.cause.is_empty() || self.flag != RequestFlag::None;
         if failed {
             self.with_line(elapsed, |line| observed::request(line, line.denied));
         }
@@ -345,18 +357,34 @@ impl Record {
     }
 
     /// Counts with the counters that the connection keeps.
-    fn count_kept(&self, count: &impl Fn(&Handles)) {
+    fn count_kept(&self, count: &impl Fn(&Handles, Option<&Arc<Edge>>)) {
         let outcome = self.outcome();
         let mut kept = self.conversation.handles.borrow_mut();
-        if let Some((_, handles)) = kept.iter().find(|(of, _)| *of == outcome) {
-            return count(handles);
+        if let Some((_, handles, edge)) = kept.iter().find(|(of, ..)| *of == outcome) {
+            return count(handles, edge.as_ref());
         }
-        let handles = self.handles(Duration::ZERO);
-        count(&handles);
+        let (handles, edge) = (self.handles(Duration::ZERO), self.edge());
+        count(&handles, edge.as_ref());
         if kept.len() >= KEPT_MAX {
             kept.remove(0);
         }
-        kept.push((outcome, handles));
+        kept.push((outcome, handles, edge));
+    }
+
+    /// Who asks whom, for those who ask the controller.
+    fn edge(&self) -> Option<Arc<Edge>> {
+        let client = &self.conversation.client;
+        observed::requests(&Requested {
+            source: &client.labels,
+            destination: self.endpoint().map(|endpoint| &*endpoint.labels),
+            service: self.service.as_deref(),
+            port: self.conversation.destination.port,
+            mutual_tls: client.security() == Security::MutualTls,
+        })
+    }
+
+    fn is_denied(&self) -> bool {
+        self.cause.starts_with("RBAC:")
     }
 
     fn endpoint(&self) -> Option<&Arc<Endpoint>> {
@@ -429,7 +457,7 @@ impl Record {
             request_id: text(self.shown.request_id.as_ref()),
             trace: text(self.shown.trace.as_ref()),
             cause: &self.cause,
-            denied: self.cause.starts_with("RBAC:"),
+            denied: self.is_denied(),
             waypoint: &self.conversation.worker.mesh.shown,
             tunnel: self
                 .endpoint()
