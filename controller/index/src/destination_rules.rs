@@ -235,6 +235,10 @@ impl Rules {
         self.facts.get(name)
     }
 
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Name> {
+        self.facts.keys()
+    }
+
     /// Puts or takes a rule; returns the one before.
     pub(crate) fn set(&mut self, name: &Name, after: Option<RuleFacts>) -> Option<RuleFacts> {
         let before = self.facts.remove(name);

@@ -1,22 +1,32 @@
 //! What discovery has to do with recording: it says what is recorded, where the collectors are, and which workloads are
 //! gone.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hashbrown::HashSet;
-use karst_model::workload::Workload;
+use karst_identity::tls::{Inside, Origination};
+use karst_model::{
+    telemetry::{Collector, OtlpProtocol},
+    traffic::UpstreamTls,
+    workload::Workload,
+};
 use karst_runtime::supervise::Shutdown;
 use karst_telemetry::{
-    export::Connect,
+    export::{Connect, Io, Reach, Securing},
     hub::Hub,
     metrics::{http::HttpMetrics, series::Party, tcp::TcpMetrics},
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    net::TcpStream,
+    time::{MissedTickBehavior, interval},
+};
 
 use crate::state::{Change, Changed, State};
 
 /// Between two looks at series that nobody counts in.
 const SWEEP: Duration = Duration::from_secs(5);
+/// For the TLS handshake with a collector.
+const HANDSHAKE: Duration = Duration::from_secs(3);
 
 /// Keeps a program's recording up to date with the state.
 pub struct Recorder {
@@ -35,10 +45,30 @@ fn owner(workload: &Workload) -> Arc<str> {
     }
 }
 
-/// Where a collector is now.
+/// How collectors are reached.
 pub fn connect(state: &Arc<State>) -> Connect {
-    let state = state.clone();
-    Arc::new(move |collector| state.sockets(&collector.service, collector.port))
+    Arc::new(Collectors(state.clone()))
+}
+
+struct Collectors(Arc<State>);
+
+impl Reach for Collectors {
+    fn addresses(&self, collector: &Collector) -> Vec<SocketAddr> {
+        self.0.sockets(&collector.service, collector.port)
+    }
+
+    fn secure(&self, collector: &Collector, tls: &UpstreamTls, stream: TcpStream) -> Securing {
+        let inside = match collector.protocol {
+            OtlpProtocol::Grpc => Inside::Http2,
+            OtlpProtocol::Http { .. } => Inside::Http1,
+        };
+        let made = Origination::new(tls, &collector.service.hostname, inside);
+        Box::pin(async move {
+            let secured = made?.connect(stream, HANDSHAKE).await?;
+            let secured: Box<dyn Io> = Box::new(secured);
+            Ok(secured)
+        })
+    }
 }
 
 impl Recorder {

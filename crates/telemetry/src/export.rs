@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
 
 pub use self::{
-    client::{Connect, SendError},
+    client::{Connect, Io, Reach, Securing, SendError},
     outbox::{ExportMetrics, Outbox, QUEUE_MAX, Signal},
     run::{Exporters, Identity, run},
 };

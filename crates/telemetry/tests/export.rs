@@ -12,11 +12,12 @@ use std::{
     time::Duration,
 };
 
-use karst_model::telemetry::{
-    Collector, MeshTelemetry, OtlpProtocol, Provider, ProviderKind, Telemetry,
+use karst_model::{
+    telemetry::{Collector, MeshTelemetry, OtlpProtocol, Provider, ProviderKind, Telemetry},
+    traffic::UpstreamTls,
 };
 use karst_telemetry::{
-    export::{self, Connect, Identity, QUEUE_MAX},
+    export::{self, Connect, Identity, QUEUE_MAX, Reach, Securing},
     hub::{Hub, Recording},
     metrics::Registry,
 };
@@ -27,7 +28,7 @@ use opentelemetry_proto::tonic::{
     },
     trace::v1::Span,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tonic::{Request, Response, Status};
 
 /// What the collector does with a batch.
@@ -74,6 +75,19 @@ impl TraceService for Scripted {
     }
 }
 
+/// The one place where a collector is.
+struct At(Option<SocketAddr>);
+
+impl Reach for At {
+    fn addresses(&self, _collector: &Collector) -> Vec<SocketAddr> {
+        self.0.into_iter().collect()
+    }
+
+    fn secure(&self, _: &Collector, _: &UpstreamTls, _: TcpStream) -> Securing {
+        Box::pin(async { Err("nothing here makes TLS".into()) })
+    }
+}
+
 /// A hub that sends to `addr`.
 struct Rig {
     registry: Registry,
@@ -107,7 +121,7 @@ impl Rig {
             default_tracing: vec!["otel".into()],
             ..MeshTelemetry::default()
         }))]);
-        let connect: Connect = Arc::new(move |_collector| addr.into_iter().collect());
+        let connect: Connect = Arc::new(At(addr));
         let run = export::run(
             hub.exporters(),
             connect,

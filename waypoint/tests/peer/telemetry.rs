@@ -8,19 +8,24 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use hashbrown::HashMap;
 use http::Request;
+use karst_ca::authority::{Authority, AuthorityConfig};
 use karst_discovery::Update;
+use karst_identity::tls::{ServingCertificate, control_plane_server_config, incoming};
 use karst_model::{
+    identity::TrustDomain,
     protocol::{AppProtocol, TunnelProtocol},
     telemetry::{
         AccessLog, Collector, MeshTelemetry, Metrics, Mode, OtlpProtocol, Provider, ProviderKind,
         Scope, ScopedTelemetry, Telemetry, Tracing,
     },
+    traffic::{TlsMode, TrustAnchors, UpstreamTls},
 };
+use karst_runtime::supervise::Shutdown;
 use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::{
@@ -154,13 +159,18 @@ impl Received {
 
 /// A collector at `otel` for everything, and every request sampled.
 fn record_all(world: &World, protocol: OtlpProtocol) {
+    record_over(world, protocol, None);
+}
+
+/// The same over TLS.
+fn record_over(world: &World, protocol: OtlpProtocol, tls: Option<UpstreamTls>) {
     let collector = ProviderKind::Opentelemetry(Collector {
         service: key("otel"),
         port: 80,
         protocol,
         // Longer than a loaded machine takes: what is sent twice would count twice.
         timeout_ms: 20_000,
-        tls: None,
+        tls: tls.map(Box::new),
     });
     let mesh = Telemetry::Mesh(MeshTelemetry {
         providers: vec![Provider {
@@ -280,6 +290,109 @@ async fn every_request_is_a_linked_span_a_log_and_a_count() {
         assert_eq!(*received.logs.lock().unwrap() as u64, REQUESTS);
         assert_eq!(*received.requests.lock().unwrap() as u64, REQUESTS);
         assert_eq!(world.metric(&["karst_telemetry_dropped"]), 0.0);
+    })
+    .await;
+}
+
+/// A certificate of `names` and its key; the root that signed it.
+fn certificate(names: &[&str]) -> (Arc<ServingCertificate>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = AuthorityConfig::new(folder.path().join("ca"), TrustDomain::default());
+    let authority = Authority::load_or_create(config, SystemTime::now()).unwrap();
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let pair = authority
+        .server_certificate(&names, SystemTime::now())
+        .unwrap();
+    let serving = ServingCertificate::new(&pair.chain_pem, &pair.key_pem).unwrap();
+    (serving, pair.chain_pem.clone())
+}
+
+/// A root that did not sign, a name that is none of its, roots that are none: each is told with its cause, and nothing is
+/// sent. Then all arrives.
+#[tokio::test]
+async fn a_collector_over_tls_is_believed_by_its_root_and_name_only() {
+    local_for(Duration::from_secs(120), async {
+        let world = World::start(&[]).await;
+        let received = Received::default();
+        let addr = collector(&world);
+        let (serving, root) = certificate(&["otel.example.com"]);
+        let (_, other) = certificate(&["otel.example.com"]);
+        let listener = tokio::net::TcpListener::bind(addr).await.unwrap();
+        let stop = Shutdown::new();
+        let incoming = incoming(listener, control_plane_server_config(serving), &stop);
+        let serving = tonic::transport::Server::builder()
+            .add_service(TraceServiceServer::new(received.clone()))
+            .add_service(LogsServiceServer::new(received.clone()))
+            .add_service(MetricsServiceServer::new(received.clone()))
+            .serve_with_incoming(incoming);
+        tokio::task::spawn_local(serving);
+        let with = |root: &str, sni: &str| UpstreamTls {
+            sni: Some(sni.into()),
+            anchors: TrustAnchors::Pem(root.into()),
+            ..UpstreamTls::new(TlsMode::Simple)
+        };
+        let fails = |why: &str| {
+            let failing = world.mesh.recorder().hub.failing();
+            failing.iter().any(|(_, said)| said.contains(why))
+        };
+        for (tls, why) in [
+            (with(&other, "otel.example.com"), "UnknownIssuer"),
+            (with(&root, "else.example.com"), "else.example.com"),
+            (with("nothing", "otel.example.com"), "roots"),
+        ] {
+            record_over(&world, OtlpProtocol::Grpc, Some(tls));
+            crate::app::until(|| fails(why)).await;
+        }
+        assert_eq!(received.spans.lock().unwrap().len(), 0);
+        let right = with(&root, "otel.example.com");
+        record_over(&world, OtlpProtocol::Grpc, Some(right));
+        let told = send(&world, 20).await;
+        assert_eq!(told.len(), 20);
+        crate::app::until(|| received.spans.lock().unwrap().len() == 20).await;
+        crate::app::until(|| world.mesh.recorder().hub.failing().is_empty()).await;
+        stop.cancel();
+    })
+    .await;
+}
+
+/// Who asked whom is counted for the controller, over as many connections as there are.
+#[tokio::test]
+async fn requests_are_edges_from_workload_to_service() {
+    local(async {
+        let world = World::start(&[]).await;
+        let observed = karst_telemetry::observed::install(&world.registry);
+        // All tests of this program are told of in one place: this service is this test's alone.
+        let vip = world.service("asked", AppProtocol::Http2);
+        let app = App::new("v1", Speaks::Http2);
+        world.workload("asked", "asked-1", &app).await;
+        for _ in 0..3 {
+            let mut send = Client::new(&world).http2(vip).await;
+            for _ in 0..10 {
+                let request = Request::post("http://asked/").body(full("x")).unwrap();
+                assert_eq!(exchange(&mut send, request).await.status(), 200);
+            }
+        }
+        let mut requests = 0;
+        let mut seen = None;
+        let all = || {
+            let edges = observed.take(0).edges.into_iter();
+            for (key, traffic) in edges.filter(|(key, _)| key.service.contains("/asked.shop.")) {
+                requests += traffic.requests;
+                seen = Some(key);
+            }
+            requests >= 30
+        };
+        crate::app::until(all).await;
+        let key = seen.unwrap();
+        assert_eq!(requests, 30);
+        assert_eq!(key.direction.to_string(), "waypoint");
+        assert_eq!(&*key.destination_workload, "asked-1");
+        assert_eq!(&*key.service, "shop/asked.shop.svc.cluster.local");
+        assert_eq!(
+            &*key.source_identity,
+            "spiffe://cluster.local/ns/shop/sa/front"
+        );
+        assert_eq!((key.port, key.mutual_tls), (80, true));
     })
     .await;
 }

@@ -105,6 +105,9 @@ impl Index {
             &[&dirty.services, &dirty.entries, &dirty.gateways],
             &mut delta,
         );
+        if !dirty.backing.is_empty() {
+            self.collectors_changed();
+        }
         self.flush_backing(
             dirty.backing,
             &[&dirty.services, &dirty.entries, &dirty.gateways],

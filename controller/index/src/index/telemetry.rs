@@ -7,13 +7,14 @@ use karst_k8s_api::{
     Kind,
     istio::{
         Telemetry as Object,
-        mesh_config::{CONFIG_MAP, KEY, MeshConfig},
+        mesh_config::{CONFIG_MAP, KEY, MeshConfig, ProviderSpec},
     },
     k8s_openapi::api::core::v1::ConfigMap,
 };
 use karst_model::{
     name::{PolicyKey, ServiceKey},
     telemetry::{LogFormat, MESH, MeshTelemetry, Provider, ProviderKind, Scope, Telemetry},
+    traffic::{TlsMode, UpstreamTls},
 };
 
 use super::{Index, key};
@@ -27,6 +28,9 @@ use crate::{
 
 /// Names of providers that are there without being configured, as in Istio.
 const BUILT_IN: [&str; 2] = ["prometheus", "envoy"];
+
+/// What is said of a collector whose rule asks for the mesh's own TLS.
+const NO_TUNNEL: &str = "agents and waypoints send to collectors by themselves, not through the mesh: use mode SIMPLE instead of ISTIO_MUTUAL";
 
 /// What is kept of it.
 #[derive(Debug, Default)]
@@ -70,6 +74,7 @@ impl Index {
                 self.dirty.gateways.extend(self.waypoints.names().cloned());
             }
             self.recording.mesh_config = config;
+            self.collectors_differ();
             self.recording.dirty = true;
             self.providers_changed();
             self.trust_configured();
@@ -148,7 +153,12 @@ impl Index {
                 self.collector(service, port, looked_up)
             });
             match found {
-                Ok(Some(kind)) => providers.push(Provider { name, kind }),
+                Ok(Some(mut kind)) => {
+                    if let ProviderKind::Opentelemetry(collector) = &mut kind {
+                        collector.tls = self.collector_tls(&collector.service, collector.port);
+                    }
+                    providers.push(Provider { name, kind });
+                }
                 Ok(None) => drop(failed.insert(name, "is no provider of telemetry".to_owned())),
                 Err(why) => drop(failed.insert(name, why)),
             }
@@ -226,6 +236,35 @@ impl Index {
         let object = Name::new(&self.config.root_namespace, &CONFIG_MAP.into());
         self.set_conditions(key(Kind::ConfigMap, &object), conditions, delta);
         failed
+    }
+
+    /// How connections to a collector are secured: as rules of the root namespace say, else those of its own.
+    fn collector_tls(&self, service: &ServiceKey, port: u16) -> Option<Box<UpstreamTls>> {
+        let (traffic, _rules) = self.compile_traffic(service, &self.config.root_namespace);
+        let mut tls = traffic?.policy(port, None)?.tls.clone()?;
+        match tls.mode {
+            TlsMode::Disable => return None,
+            TlsMode::Mesh => tls.broken = Some(NO_TUNNEL.into()),
+            TlsMode::Simple | TlsMode::Mutual => {}
+        }
+        Some(Box::new(tls))
+    }
+
+    /// The providers whose collector is a service of this host.
+    pub(super) fn collectors_of(&self, covers: impl Fn(&str) -> bool) -> Vec<&str> {
+        let providers = self.recording.mesh_config.extension_providers.iter();
+        let found = providers.filter(|one| match &one.spec {
+            ProviderSpec::Opentelemetry(otlp) => {
+                covers(otlp.service.rsplit('/').next().unwrap_or_default())
+            }
+            _ => false,
+        });
+        found.map(|one| one.name.as_str()).collect()
+    }
+
+    /// What secures connections may have changed.
+    pub(super) fn collectors_changed(&mut self) {
+        self.recording.dirty |= !self.collectors_of(|_any| true).is_empty();
     }
 
     /// The service that a provider names: `name.namespace.svc.domain`, or `namespace/hostname`.

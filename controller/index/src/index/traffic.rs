@@ -86,6 +86,13 @@ impl Index {
             self.mark_senders(&host);
         }
         self.dirty.rules.insert(name.clone());
+        self.collectors_changed();
+    }
+
+    /// Other collectors may be sent to: what rules are told depends on it.
+    pub(super) fn collectors_differ(&mut self) {
+        let rules = self.traffic.rules.names().cloned();
+        self.dirty.rules.extend(rules);
     }
 
     /// The services that a rule's host stands for. Those that come in the same step are marked anyway.
@@ -292,7 +299,7 @@ impl Index {
     }
 
     /// What holds for a service at waypoints of a namespace, and the rules that say so.
-    fn compile_traffic(
+    pub(super) fn compile_traffic(
         &self,
         service: &ServiceKey,
         client: &str,
@@ -382,6 +389,14 @@ impl Index {
         if !covered {
             let message = format!("no service has the host {host}");
             return Condition::no(ConditionType::Accepted, "HostNotFound", message);
+        }
+        let collectors = self.collectors_of(|hostname| destination_rules::covers(host, hostname));
+        if !collectors.is_empty() {
+            let message = format!(
+                "its tls holds for what agents and waypoints send to collector {}",
+                collectors.join(", ")
+            );
+            return Condition::yes(ConditionType::WaypointAccepted, "Accepted", message);
         }
         let told = self.traffic.told.iter();
         let at_waypoints = told

@@ -7,6 +7,7 @@ use karst_model::{
         LogFormat, MeshTelemetry, Metric, Mode, OtlpProtocol, ProviderKind, Scope, ScopedTelemetry,
         TagChange, TagValue, Telemetry,
     },
+    traffic::{TlsMode, TrustAnchors, UpstreamTls},
     waypoint_policy::PolicyTarget,
 };
 
@@ -291,5 +292,66 @@ fn an_annotation_says_which_share_is_logged() {
     assert_eq!(
         annotated("many", "  tracing: []"),
         (vec![], vec!["UnsupportedValue"])
+    );
+}
+
+/// How connections to the two collectors are secured.
+fn secured(world: &World) -> Vec<Option<UpstreamTls>> {
+    let of = |kind: &ProviderKind| match kind {
+        ProviderKind::Opentelemetry(collector) => Some(collector.tls.as_deref().cloned()),
+        _ => None,
+    };
+    let providers = mesh(world).unwrap().providers.iter();
+    providers.filter_map(|one| of(&one.kind)).collect()
+}
+
+#[test]
+fn a_collector_is_reached_over_tls_as_the_rule_of_its_service_says() {
+    let rule = |namespace: &str, tls: &str| {
+        format!(
+            "\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: r, namespace: {namespace}}}\nspec:\n  host: otel.obs.svc.cluster.local\n  trafficPolicy: {{portLevelSettings: [{{port: {{number: 4317}}, tls: {tls}}}]}}\n"
+        )
+    };
+    let mut world = World::of(&format!("{MESH}{COLLECTOR}"));
+    assert_eq!(secured(&world), [None, None]);
+    world.apply(&rule("obs", "{mode: SIMPLE, sni: otel.example.com}"));
+    let simple = UpstreamTls {
+        sni: Some("otel.example.com".into()),
+        ..UpstreamTls::new(TlsMode::Simple)
+    };
+    assert_eq!(secured(&world), [Some(simple), None]);
+    let reasons = |world: &World, name| world.reasons(Kind::DestinationRule, "obs", name);
+    assert_eq!(reasons(&world, "r"), ["Accepted"], "it holds somewhere");
+    world.apply(&rule("obs", "{mode: ISTIO_MUTUAL}"));
+    let broken = secured(&world)[0].clone().unwrap().broken.unwrap();
+    assert!(broken.contains("use mode SIMPLE"), "{broken}");
+    world.apply(&rule("obs", "{mode: DISABLE}"));
+    assert_eq!(secured(&world), [None, None]);
+    world.delete(Kind::DestinationRule, "obs", "r");
+    world.apply(
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: p, namespace: obs}
+spec:
+  targetRefs: [{group: '', kind: Service, name: otel, sectionName: b}]
+  validation:
+    hostname: otel.example.com
+    caCertificateRefs: [{kind: ConfigMap, group: '', name: roots}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: roots, namespace: obs}
+data: {ca.crt: 'one'}
+",
+    );
+    let [None, Some(tls)] = &secured(&world)[..] else {
+        panic!("{:?}", secured(&world))
+    };
+    assert_eq!(tls.mode, TlsMode::Simple);
+    assert_eq!(tls.sni.as_deref(), Some("otel.example.com"));
+    let is_known = matches!(tls.anchors, TrustAnchors::Pem(_)) || tls.broken.is_some();
+    assert!(
+        is_known,
+        "roots of the policy, or why there are none: {tls:?}"
     );
 }

@@ -19,7 +19,10 @@ use http::{Request, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use karst_model::telemetry::{Collector, OtlpProtocol};
+use karst_model::{
+    telemetry::{Collector, OtlpProtocol},
+    traffic::UpstreamTls,
+};
 use opentelemetry_proto::tonic::collector::{
     logs::v1::{
         ExportLogsServiceRequest, ExportLogsServiceResponse, logs_service_client::LogsServiceClient,
@@ -34,7 +37,11 @@ use opentelemetry_proto::tonic::collector::{
     },
 };
 use prost::Message as _;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
@@ -47,8 +54,26 @@ const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// For a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Where the collector is now: discovery knows. None: nobody is there.
-pub type Connect = Arc<dyn Fn(&Collector) -> Vec<SocketAddr> + Send + Sync>;
+/// A connection to a collector, secured or not.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connection that shakes hands.
+pub type Securing =
+    Pin<Box<dyn Future<Output = Result<Box<dyn Io>, Box<dyn StdError + Send + Sync>>> + Send>>;
+
+/// How collectors are reached: discovery and those who make identities know.
+pub trait Reach: Send + Sync {
+    /// Where the collector is now. None: nobody is there.
+    fn addresses(&self, collector: &Collector) -> Vec<SocketAddr>;
+
+    /// Shakes hands with a collector on an open connection, as its `tls` says. Never called for one without.
+    fn secure(&self, collector: &Collector, tls: &UpstreamTls, stream: TcpStream) -> Securing;
+}
+
+/// Shared by all clients.
+pub type Connect = Arc<dyn Reach>;
 
 /// A batch as it is sent.
 pub(super) enum Batch {
@@ -74,6 +99,8 @@ pub enum SendError {
     Nowhere(String),
     #[error("the collector cannot be reached")]
     Unreachable(#[source] Box<dyn StdError + Send + Sync>),
+    #[error("there is no secure connection to the collector")]
+    Insecure(#[source] Box<dyn StdError + Send + Sync>),
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     #[error("the collector answered {0}")]
@@ -108,9 +135,16 @@ impl Client {
             connect: connect.clone(),
             turn: turn.clone(),
         };
-        let endpoint = Endpoint::from_static("http://collector")
+        let mut endpoint = Endpoint::from_static("http://collector")
             .user_agent("karst")
             .unwrap_or_else(|_static| Endpoint::from_static("http://collector"));
+        if let Some(tls) = &collector.tls {
+            let name = tls.sni.as_ref().unwrap_or(&collector.service.hostname);
+            // A name that is none fails at the handshake, and is told there.
+            if let Ok(origin) = format!("https://{name}").parse::<Uri>() {
+                endpoint = endpoint.origin(origin);
+            }
+        }
         Self {
             collector: collector.clone(),
             connect: connect.clone(),
@@ -252,15 +286,23 @@ async fn dial(
     collector: &Collector,
     connect: &Connect,
     turn: &AtomicUsize,
-) -> Result<TcpStream, SendError> {
-    let addresses = connect(collector);
+) -> Result<Box<dyn Io>, SendError> {
+    let addresses = connect.addresses(collector);
     let at = turn.fetch_add(1, Ordering::Relaxed);
     let Some(address) = addresses.get(at % addresses.len().max(1)) else {
         return Err(SendError::Nowhere(collector.service.to_string()));
     };
-    match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(SendError::Unreachable(error.into())),
+    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(SendError::Unreachable(error.into())),
+        Err(_elapsed) => return Err(SendError::TimedOut(CONNECT_TIMEOUT)),
+    };
+    let Some(tls) = &collector.tls else {
+        return Ok(Box::new(stream));
+    };
+    match timeout(CONNECT_TIMEOUT, connect.secure(collector, tls, stream)).await {
+        Ok(Ok(secured)) => Ok(secured),
+        Ok(Err(error)) => Err(SendError::Insecure(error)),
         Err(_elapsed) => Err(SendError::TimedOut(CONNECT_TIMEOUT)),
     }
 }
@@ -273,7 +315,7 @@ struct Connector {
 }
 
 impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Box<dyn Io>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, io::Error>> + Send>>;
 

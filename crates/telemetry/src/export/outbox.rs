@@ -203,7 +203,10 @@ impl Outbox {
         let at_once = matches!(error, SendError::TimedOut(_) | SendError::Refused(_));
         *trouble = Some(Trouble {
             error: Chain(error).to_string().into(),
-            unreached: matches!(error, SendError::Nowhere(_) | SendError::Unreachable(_)),
+            unreached: matches!(
+                error,
+                SendError::Nowhere(_) | SendError::Unreachable(_) | SendError::Insecure(_)
+            ),
             is_sure: at_once || trouble.is_some(),
         });
     }
