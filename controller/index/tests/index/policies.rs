@@ -1,9 +1,10 @@
 //! AuthorizationPolicy and PeerAuthentication, as the L4 data plane gets them.
 
+use karst_index::Event;
 use karst_k8s_api::Kind;
 use karst_model::policy::{Action, Match, PolicyScope, StringMatch};
 
-use crate::world::{World, pod};
+use crate::world::{World, objects, pod};
 
 fn policy(spec: &str) -> String {
     format!(
@@ -284,4 +285,64 @@ fn the_oldest_default_of_a_namespace_counts() {
         world.reasons(Kind::PeerAuthentication, "shop", "new"),
         ["Accepted"]
     );
+}
+
+/// Five thousand policies, each for pods of another label, and as many labels on one pod as an object can hold: work is
+/// counted by what is published, which is what every agent pays for.
+#[test]
+fn a_change_among_five_thousand_policies_publishes_what_it_changes() {
+    const POLICIES: usize = 5_000;
+    let one = |number: usize, app: &str| {
+        let spec = format!(
+            "selector: {{matchLabels: {{app: {app}}}}}, action: DENY, rules: [{{to: [{{operation: {{ports: ['1']}}}}]}}]"
+        );
+        policy(&spec).replace("name: p,", &format!("name: p{number},"))
+    };
+    let labels: String = (0..2_000)
+        .map(|number| format!(", label-{number}: value"))
+        .collect();
+    let pods = pod(
+        "a",
+        "10.0.0.1",
+        &format!("  labels: {{app: app-7{labels}}}"),
+    ) + &pod("b", "10.0.0.2", "  labels: {app: none}");
+    let texts = (0..POLICIES).map(|number| one(number, &format!("app-{number}")));
+    let all = std::iter::once(pods).chain(texts);
+    let events = all
+        .flat_map(|text| objects(&text))
+        .map(Event::Apply)
+        .collect();
+    let mut world = World::empty();
+    let delta = world.take(events);
+    assert_eq!(delta.policies.updated.len(), POLICIES);
+    assert_eq!(
+        (names(&world, "a"), names(&world, "b")),
+        (vec!["shop/p7".to_owned()], vec![])
+    );
+    // Selects another pod: the policy itself says the same.
+    let delta = world.apply(&one(2_500, "none"));
+    assert!(
+        delta.policies.updated.len() <= 1,
+        "{}",
+        delta.policies.updated.len()
+    );
+    assert_eq!(delta.workloads.updated.len(), 1, "of pod b alone");
+    assert_eq!(names(&world, "b"), ["shop/p2500"]);
+    let said = delta
+        .conditions
+        .iter()
+        .filter(|one| one.object.kind == Kind::AuthorizationPolicy);
+    assert!(said.count() <= 1);
+    // The same once more is nothing.
+    let delta = world.apply(&one(2_500, "none"));
+    assert!(
+        delta.policies.is_empty() && delta.workloads.is_empty(),
+        "{delta:?}"
+    );
+    let delta = world.delete(Kind::AuthorizationPolicy, "shop", "p7");
+    assert_eq!(
+        (delta.policies.removed.len(), delta.workloads.updated.len()),
+        (1, 1)
+    );
+    assert!(names(&world, "a").is_empty());
 }
