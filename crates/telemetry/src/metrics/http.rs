@@ -99,7 +99,7 @@ pub enum RequestFlag {
     FaultInjected,
     /// A fault of a route delayed it.
     DelayInjected,
-    /// A token or an external authorizer refused the request.
+    /// A token or an external authorizer refused the request, or a changed policy cut it while it was in flight.
     Unauthorized,
     /// The client went away.
     DownstreamTermination,
