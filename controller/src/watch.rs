@@ -28,7 +28,7 @@ use karst_runtime::supervise::{Shutdown, spawn_essential};
 use kube::Client;
 use tokio::sync::mpsc;
 
-pub(crate) use self::backoff::Backoff;
+pub(crate) use self::{backoff::Backoff, follow::steady};
 use self::{feed::Change, follow::Follow};
 pub use self::{
     health::WatchHealth,

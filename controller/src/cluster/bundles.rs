@@ -18,17 +18,14 @@ use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams},
     core::PartialObjectMeta,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, watcher},
-    },
+    runtime::watcher,
 };
 use prometheus_client::metrics::counter::Counter;
 use serde_json::json;
 use tokio::sync::watch;
 
 use self::desired::Bundles;
-use crate::lease::Leadership;
+use crate::{lease::Leadership, watch::steady};
 
 /// Name of the ConfigMap, Istio's.
 const NAME: &str = "istio-ca-root-cert";
@@ -181,7 +178,7 @@ fn events<K>(
 where
     K: Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    let events = watcher(api, config).default_backoff();
+    let events = steady(api, config);
     events.filter_map(|event| async move {
         event
             .inspect_err(|error| tracing::warn!(error = %Chain(error), "trust bundles: watch interrupted, trying again"))

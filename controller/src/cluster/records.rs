@@ -19,18 +19,14 @@ use karst_k8s_api::k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use karst_telemetry::error_chain::Chain;
-use kube::{
-    Api, Client,
-    api::PostParams,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, watcher},
-    },
-};
+use kube::{Api, Client, api::PostParams, runtime::watcher};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use crate::mesh::{Command, Published, RecordBook};
+use crate::{
+    mesh::{Command, Published, RecordBook},
+    watch::steady,
+};
 
 /// Label that marks the ConfigMaps.
 const LABEL: &str = "karst.dev/record";
@@ -90,7 +86,7 @@ impl NodeRecords {
         let config = watcher::Config::default()
             .timeout(60)
             .labels(&format!("{LABEL}={NODE}"));
-        let events = watcher(maps.clone(), config).default_backoff();
+        let events = steady(maps.clone(), config);
         let events = events.filter_map(|event| async move {
             let told = event.inspect_err(|error| {
                 tracing::warn!(error = %Chain(error), "node records: watch interrupted, trying again");

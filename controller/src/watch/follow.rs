@@ -2,14 +2,18 @@
 
 use std::{pin::pin, time::Duration};
 
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _, stream};
 use karst_k8s_api::Kind;
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     core::{ApiResource, GroupVersionKind},
-    runtime::watcher::{self, watcher},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, watcher},
+    },
 };
 use rand::RngExt as _;
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use super::{
@@ -141,8 +145,29 @@ impl Follow {
 
 /// Whether a watch was refused because its version is too old, rather than told so once it ran: only then the watcher
 /// does not list anew by itself.
-pub(crate) fn is_expired_at_start(error: &watcher::Error) -> bool {
+fn is_expired_at_start(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
+}
+
+/// A watch that waits between failures, and lists anew where it would ask for a version that is too old for ever.
+pub(crate) fn steady<K>(
+    api: Api<K>,
+    config: watcher::Config,
+) -> impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let open = move || {
+        let events = watcher(api.clone(), config.clone()).default_backoff();
+        Box::pin(events)
+    };
+    stream::unfold((open(), open), |(mut events, open)| async move {
+        let event = events.next().await?;
+        if event.as_ref().is_err_and(is_expired_at_start) {
+            events = open();
+        }
+        Some((event, (events, open)))
+    })
 }
 
 /// How the API server's paths name a kind, in the version that Karst reads.

@@ -1,6 +1,7 @@
 //! Controllers that die between two writes, and two that both believe to lead: real processes, killed and stopped.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -11,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::server::{Act, ApiServer, Asked};
+use crate::server::{Act, ApiServer, Asked, expired};
 
 const POLICIES: usize = 60;
 const SHOP: &str = "/apis/security.istio.io/v1/namespaces/shop/authorizationpolicies";
@@ -172,9 +173,26 @@ async fn dies_at(server: &ApiServer, number: usize, matches: fn(&Asked) -> bool)
     controller
 }
 
+/// Of ConfigMaps nobody of this name can watch from the version that was listed first, however often it asks.
+fn refuse_first_versions(server: &ApiServer, name: &'static str) {
+    let first = std::sync::Mutex::new(BTreeMap::new());
+    let gone = Act::Answer(410, "", expired().to_string());
+    server.script(usize::MAX, gone, move |asked| {
+        if asked.by != name || !asked.watches("configmaps") {
+            return false;
+        }
+        let selector = |name: &str| asked.query.get(name).cloned();
+        let which = (selector("labelSelector"), selector("fieldSelector"));
+        let version = asked.query["resourceVersion"].clone();
+        let mut first = first.lock().unwrap();
+        *first.entry(which).or_insert_with(|| version.clone()) == version
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_that_dies_between_two_writes_leaves_nothing_half_done() {
     let server = shop(POLICIES).await;
+    refuse_first_versions(&server, "second");
     let first = dies_at(&server, 25, is_status).await;
     first.signal(Signal::KILL);
     let root = server.get(ROOT).unwrap();
@@ -194,6 +212,12 @@ async fn a_controller_that_dies_between_two_writes_leaves_nothing_half_done() {
     );
     assert_eq!(server.get(ROOT).unwrap(), root, "one root of trust");
     assert_eq!(server.all("/api/v1/secrets").len(), 1);
+    server.delete("/api/v1/namespaces/other/configmaps/istio-ca-root-cert");
+    server
+        .until("the bundle is back", |server| {
+            bundles(server).len() == NAMESPACES.len()
+        })
+        .await;
     // Then there is nothing left to write.
     until_looks(&server, "second", 1).await;
     let settled = Instant::now();
