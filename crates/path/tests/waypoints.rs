@@ -1,8 +1,6 @@
 //! What a client's agent decides about a service behind a waypoint: the tunnel to a replica, a refusal, or the way around
 //! where somebody has written that the service matters more.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use karst_discovery::{State, Update};
