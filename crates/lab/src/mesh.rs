@@ -374,12 +374,18 @@ pub(crate) fn remove_agent(lab: &LabName, node: &str) -> Result<(), LabError> {
         &["--remove", "--pin-dir", &dir, "--run-dir", &run],
         "",
     )?;
-    match std::fs::remove_dir(pin_dir) {
+    match std::fs::remove_dir(&pin_dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(LabError::Io {
             doing: format!("removing {dir}"),
             source: error,
         }),
-        _ => Ok(()),
+        _ => {
+            // Only when this was the last lab of the machine.
+            if let Some(shared) = pin_dir.parent() {
+                let _not_empty = std::fs::remove_dir(shared);
+            }
+            Ok(())
+        }
     }
 }
 
