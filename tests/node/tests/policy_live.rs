@@ -5,6 +5,7 @@ use std::fs;
 use karst_test_node::{
     Lab, Script, eventually,
     script::{PROBER, now_us},
+    until,
 };
 
 /// Edits whose time to the cut is measured.
@@ -300,14 +301,18 @@ fn cuts(lab: &Lab) {
             "a cut is a reset: {end}"
         );
         from_write.push(cut - written);
-        let log = lab.controller_log();
-        let published = log[before..]
-            .lines()
-            .find(|line| line.contains("published") && line.contains("policies=1"))
-            .and_then(time_of_day_us)
-            .expect("the controller logs what it publishes");
+        // The line may come after the cut: it is written when everybody has been told.
+        let published = until("the controller logs what it publishes", || {
+            let log = lab.controller_log();
+            log[before..]
+                .lines()
+                .find(|line| line.contains("published") && line.contains("policies=1"))
+                .and_then(time_of_day_us)
+        });
         let day = 86_400_000_000;
-        from_publish.push((cut % day + day - published) % day);
+        let since = (cut % day + day - published) % day;
+        // Cut before the line was written: no time at all.
+        from_publish.push(if since > day / 2 { 0 } else { since });
         lab.apply("policy.yaml", &policy(DENY_1));
     }
     let log = lab.agent_log("b");
