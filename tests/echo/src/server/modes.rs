@@ -129,10 +129,17 @@ async fn count(mut stream: TcpStream) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
+/// How long `source` waits for the end of a client that sends no more.
+const CLIENTS_END: Duration = Duration::from_secs(1);
+
+/// Ends after its client where that ends too: a stream of HTTP/2 whose server ends first is reset by some proxies (Envoy
+/// among them), with what they have not passed on yet.
 async fn source(mut stream: TcpStream) -> std::io::Result<()> {
-    let (from, mut to) = stream.split();
+    let (mut from, mut to) = stream.split();
     let mut line = String::new();
-    BufReader::new(from.take(32)).read_line(&mut line).await?;
+    BufReader::new((&mut from).take(32))
+        .read_line(&mut line)
+        .await?;
     let Ok(length) = line.trim().parse::<u64>() else {
         return to
             .write_all(b"expected a line with the number of bytes to send\n")
@@ -141,6 +148,9 @@ async fn source(mut stream: TcpStream) -> std::io::Result<()> {
     for piece in Pattern::new(length) {
         to.write_all(&piece).await?;
     }
+    let mut nowhere = tokio::io::sink();
+    let end = tokio::io::copy(&mut from, &mut nowhere);
+    let _stays_open = tokio::time::timeout(CLIENTS_END, end).await;
     to.shutdown().await
 }
 
