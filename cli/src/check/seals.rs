@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use karst_k8s_api::labels::{DRY_RUN, SEAL, USE_WAYPOINT};
 use kube::api::{DynamicObject, ListParams};
 use serde_json::Value;
 
@@ -13,9 +14,6 @@ use crate::{
     reads::{ReaderArgs, Reads},
 };
 
-const SEAL: &str = "karst.dev/seal";
-const DRY_RUN: &str = "istio.io/dry-run";
-const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 const FIX: &str = "enroll the callers (label istio.io/dataplane-mode=ambient), or waive the seal: annotation karst.dev/seal: \"false\" on the Service";
 
 /// Callers of sealed services, and of those that a policy in dry run would seal, that come without the mesh.

@@ -64,13 +64,12 @@ impl Answer {
         };
         // The endpoint learns that nobody listens.
         self.content = Content::Fixed(None);
-        let grpc = record.protocol == RequestProtocol::Grpc;
-        let end = match refusal.into_trailers() {
-            trailers if grpc => {
-                record.trailers(&trailers);
-                Ok(Frame::trailers(trailers))
-            }
-            _ => Err(BodyError::Revoked),
+        let end = if record.protocol == RequestProtocol::Grpc {
+            let trailers = refusal.into_trailers();
+            record.trailers(&trailers);
+            Ok(Frame::trailers(trailers))
+        } else {
+            Err(BodyError::Revoked)
         };
         if let Some(mut record) = self.record.take() {
             record.finish();
