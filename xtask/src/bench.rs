@@ -37,6 +37,8 @@ use crate::{
 const EXAMPLE: &str = "examples/bench";
 const ECHO_PORT: u16 = 9000;
 const IPERF_PORT: u16 = 5201;
+/// How long iperf3 may take until it listens.
+const IPERF_START: Duration = Duration::from_secs(10);
 
 /// What `bench` is asked for.
 #[derive(clap::Args)]
@@ -64,7 +66,7 @@ pub(crate) struct Args {
 enum Name {
     /// P1, P3, P4, P6, P10, P11, P12.
     L4,
-    /// P20, P22 to P26.
+    /// P20 to P26.
     L7,
     /// P13 to P16, and P1, P4, P6 between real pods.
     Cluster,
@@ -254,7 +256,19 @@ fn start_iperf(site: &dyn Site, server: Pod) -> Result<std::process::Child> {
     let command = command
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null());
-    command.spawn().context("starting iperf3")
+    let mut started = command.spawn().context("starting iperf3")?;
+    let port = format!("sport = :{IPERF_PORT}");
+    let mut listening = site.inside(server, &["ss", "-Hltn", &port])?;
+    let listens = || {
+        let said = shell::capture(&mut listening).ok()?;
+        (!said.is_empty()).then_some(())
+    };
+    let heard = shell::wait_for("iperf3 listens", IPERF_START, listens);
+    if heard.is_err() {
+        started.kill()?;
+        started.wait()?;
+    }
+    heard.map(|()| started)
 }
 
 fn measure(site: &dyn Site, comparison: &Comparison, args: &Args) -> Result<Row> {
@@ -310,7 +324,7 @@ fn stream(site: &dyn Site, pair: Pair, seconds: u64, streams: u32) -> Result<Sam
     let received = &result["end"]["sum_received"];
     let bits = received["bits_per_second"]
         .as_f64()
-        .context("iperf3 reports no rate")?;
+        .with_context(|| format!("iperf3 reports no rate: {}", result["error"]))?;
     let bytes = received["bytes"]
         .as_f64()
         .context("iperf3 reports no bytes")?;

@@ -282,6 +282,15 @@ impl Lab {
         Ok(processes)
     }
 
+    /// The process of each node's agent.
+    pub(crate) fn agents(&self) -> Result<Vec<u64>> {
+        let status = self.status()?;
+        let nodes = status["nodes"].as_array().into_iter().flatten();
+        Ok(nodes
+            .filter_map(|node| node["agent"]["pid"].as_u64())
+            .collect())
+    }
+
     /// All that a node's agent has logged, line by line.
     pub(crate) fn agent_log(&self, node: &str) -> Result<String> {
         let file = self.state().join(format!("logs/agent-{node}.log"));

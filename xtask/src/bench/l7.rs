@@ -1,5 +1,7 @@
 //! `bench l7`: what an HTTP request costs in a waypoint, beside nginx, HAProxy and Envoy doing the same work in the same
-//! interleaved run (P20, P22, P24), what choosing a route costs (P23), what each feature adds to a request (P25), and what recording does (P26).
+//! interleaved run (P20, P22, P24), what a request costs on its way
+//! through the mesh (P21), what choosing a route costs (P23), what each feature adds to a request (P25), and what recording does
+//! (P26).
 //!
 //! ```text
 //!   wrk, h2load ──► proxy (one thread) ──► nginx that answers 1 KB        all on loopback
@@ -7,12 +9,13 @@
 //! ```
 //!
 //! The waypoint serves plain connections here (the example `plain_proxy` of its package): its comparators know no tunnel.
-//! What the tunnel adds is P21, measured between pods.
+//! What the tunnels cost is P21, measured between the pods of a lab.
 
 mod features;
 mod load;
 mod proxies;
 mod recording;
+mod tunnelled;
 
 use std::collections::BTreeMap;
 
@@ -42,12 +45,15 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Group::Readers,
         Group::Http2Load,
         Group::Interop,
+        Group::Lab,
     ])?;
     if !args.no_build {
+        release::run()?;
         release::example("karst-waypoint", "plain_proxy")?;
     }
     let mut rows = proxied(args)?;
     rows.extend(matching()?);
+    rows.extend(tunnelled::rows(args)?);
     rows.sort_by_key(Row::number);
     match args.output {
         Output::Json => report::print(&rows),

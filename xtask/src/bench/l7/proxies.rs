@@ -10,10 +10,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use super::super::cpu::ProcessStat;
 use crate::{release, shell};
-
-/// Clock ticks per second in /proc: fixed by Linux for user space.
-const TICKS_PER_SECOND: u64 = 100;
 
 /// How long a proxy may take until it listens.
 const START: Duration = Duration::from_secs(20);
@@ -71,55 +69,25 @@ fn end(child: &mut Child) {
 impl Running {
     /// CPU that the proxy's processes have spent.
     pub(super) fn cpu(&self) -> Result<Duration> {
-        let ticks: u64 = self.stats()?.iter().map(|stat| stat.ticks).sum();
-        Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+        Ok(self.stats()?.iter().map(ProcessStat::cpu).sum())
     }
 
     /// Memory that is resident, in megabytes.
     pub(super) fn memory_mb(&self) -> Result<f64> {
-        let pages: u64 = self.stats()?.iter().map(|stat| stat.pages).sum();
-        Ok((pages * 4096) as f64 / 1e6)
+        Ok(self.stats()?.iter().map(ProcessStat::memory_mb).sum())
     }
 
     /// The process and its children: nginx works in a child of its own.
-    fn stats(&self) -> Result<Vec<Stat>> {
-        let pid = u64::from(self.child.id());
-        let mut of = Vec::new();
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let Ok(text) = fs::read_to_string(entry.path().join("stat")) else {
-                continue;
-            };
-            if let Some(stat) = Stat::parse(&text)
-                && (stat.pid == pid || stat.parent == pid)
-            {
-                of.push(stat);
-            }
-        }
+    fn stats(&self) -> Result<Vec<ProcessStat>> {
+        let own = u64::from(self.child.id());
+        let entries = fs::read_dir("/proc")?.flatten();
+        let of: Vec<ProcessStat> = entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter_map(ProcessStat::of)
+            .filter(|stat| stat.pid == own || stat.parent == own)
+            .collect();
         anyhow::ensure!(!of.is_empty(), "{} has ended", self.proxy.name());
         Ok(of)
-    }
-}
-
-/// What is needed of /proc/PID/stat (proc_pid_stat(5)).
-struct Stat {
-    pid: u64,
-    parent: u64,
-    ticks: u64,
-    pages: u64,
-}
-
-impl Stat {
-    fn parse(text: &str) -> Option<Self> {
-        let (pid, rest) = text.split_once(" (")?;
-        // The name may hold spaces and brackets.
-        let fields: Vec<&str> = rest.rsplit_once(") ")?.1.split(' ').collect();
-        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-        Some(Self {
-            pid: pid.parse().ok()?,
-            parent: number(4)?,
-            ticks: number(14)? + number(15)?,
-            pages: number(24)?,
-        })
     }
 }
 
@@ -394,20 +362,4 @@ fn free() -> Result<SocketAddr> {
 fn listens(at: SocketAddr) -> Result<()> {
     let connected = || TcpStream::connect(at).ok();
     shell::wait_for(&format!("{at} accepts connections"), START, connected).map(drop)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Stat;
-
-    #[test]
-    fn names_with_brackets_do_not_shift_the_fields() {
-        let text =
-            "42 (a (b) c) S 7 1 1 0 -1 4194560 1 0 0 0 30 12 0 0 20 0 1 0 100 1000 55 1844 1 1\n";
-        let stat = Stat::parse(text).unwrap();
-        assert_eq!(
-            (stat.pid, stat.parent, stat.ticks, stat.pages),
-            (42, 7, 42, 55)
-        );
-    }
 }
