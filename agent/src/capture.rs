@@ -77,6 +77,9 @@ const RUNTIME_NETNS_DIR: &str = "/run/netns";
 /// How often a pod whose namespace was not found is searched for again.
 const SEARCH_PERIOD: Duration = Duration::from_millis(500);
 
+/// How often clients are forgotten that went before they were accepted: the time that they are kept for.
+const FORGET_PERIOD: Duration = Duration::from_secs(15);
+
 /// How often a step that failed is tried again.
 const RETRY_PERIOD: Duration = Duration::from_secs(2);
 
@@ -213,6 +216,8 @@ impl Enroller {
         let mut origin = self.mesh.state.origin();
         let mut retry = tokio::time::interval(RETRY_PERIOD);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut forget = tokio::time::interval(FORGET_PERIOD);
+        forget.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         apart(|| self.converge());
         loop {
             tokio::select! {
@@ -227,6 +232,7 @@ impl Enroller {
                 },
                 Ok(()) = origin.changed() => {}
                 _ = retry.tick() => self.forget_dead(),
+                _ = forget.tick() => self.forget_left(),
                 () = self.next_due() => {}
                 () = self.mesh.shutdown.cancelled() => return,
             }
@@ -244,6 +250,21 @@ impl Enroller {
     fn prepare(&self) {
         if let Err(error) = self.mesh.datapath.prepare() {
             tracing::warn!(error = %Chain(&error), "cannot make ready for the next pod: it will take longer");
+        }
+    }
+
+    fn forget_left(&self) {
+        match self.mesh.datapath.forget_left() {
+            Ok(0) => {}
+            Ok(clients) => {
+                tracing::debug!(
+                    clients,
+                    "connections ended at the client without having been accepted"
+                );
+            }
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "cannot forget clients that went before they were accepted");
+            }
         }
     }
 

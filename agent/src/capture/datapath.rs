@@ -24,6 +24,8 @@ pub(crate) trait Datapath: Send + Sync {
     fn destinations(&self) -> Result<Vec<IpAddr>, MapError>;
     /// What a captured client dialled; each connection can be asked for once.
     fn take_orig_dst(&self, cookie: NetnsCookie, client: SocketAddr) -> Option<SocketAddr>;
+    /// Forgets what captured clients dialled that had gone before the last call and that nobody accepted since; how many.
+    fn forget_left(&self) -> Result<usize, MapError>;
     /// Tells the kernel which peer the application should see on the connection that this socket is about to make.
     fn announce_dial(&self, socket_cookie: u64, show_peer: SocketAddr) -> Result<(), MapError>;
     /// Replaces the cgroups whose probes may pass.
@@ -66,6 +68,10 @@ impl Datapath for Kernel {
 
     fn take_orig_dst(&self, cookie: NetnsCookie, client: SocketAddr) -> Option<SocketAddr> {
         Self::take_orig_dst(self, cookie, client)
+    }
+
+    fn forget_left(&self) -> Result<usize, MapError> {
+        Self::forget_left(self)
     }
 
     fn announce_dial(&self, socket_cookie: u64, show_peer: SocketAddr) -> Result<(), MapError> {

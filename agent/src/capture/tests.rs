@@ -91,6 +91,9 @@ impl Datapath for Kernel {
     fn take_orig_dst(&self, _: NetnsCookie, _: SocketAddr) -> Option<SocketAddr> {
         None
     }
+    fn forget_left(&self) -> Result<usize, MapError> {
+        Ok(0)
+    }
     fn announce_dial(&self, _: u64, _: SocketAddr) -> Result<(), MapError> {
         Ok(())
     }

@@ -31,11 +31,14 @@ pub struct Approval {
 pub struct Dialled {
     pub addr: Address,
     pub port: u16,
-    pub reserved: [u16; 3],
+    pub reserved: u16,
+    /// In `ORIG_DST`: when the client had come and gone before anybody accepted it, `CLOCK_MONOTONIC` milliseconds of
+    /// that, the lowest 32 bits and never 0. Otherwise 0.
+    pub left_ms: u32,
 }
 
 /// The client end of a captured connection. Key of `ORIG_DST`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(C)]
 pub struct ClientKey {
     pub cookie: u64,

@@ -30,7 +30,8 @@ pub(crate) fn dialled(addr: SocketAddr) -> Dialled {
     Dialled {
         addr: words(addr.ip()),
         port: addr.port(),
-        reserved: [0; 3],
+        reserved: 0,
+        left_ms: 0,
     }
 }
 

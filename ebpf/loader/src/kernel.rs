@@ -1,6 +1,6 @@
 //! The kernel side as the agent sees it: loaded once, pods attached and detached, flows looked up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -76,6 +76,8 @@ pub struct Kernel {
     pods: Mutex<Pods>,
     /// Mesh destinations that the map has no room for.
     overflow: Mutex<BTreeSet<IpAddr>>,
+    /// Clients that had gone at the last look without having been accepted, with when.
+    left: Mutex<HashMap<ClientKey, u32>>,
 }
 
 /// What attaching and detaching change, one at a time.
@@ -120,6 +122,7 @@ impl Kernel {
             maps,
             pods,
             overflow: Mutex::default(),
+            left: Mutex::default(),
         };
         kernel.renew_pods()?;
         Ok(kernel)
@@ -267,6 +270,26 @@ impl Kernel {
         let found = self.maps.orig_dst.get(&key)?;
         self.maps.orig_dst.remove(&key).ok()?;
         Some(socket_addr(found))
+    }
+
+    /// Forgets clients that had gone by the last call already and that nobody has accepted since: whoever would have was
+    /// killed, or the connection broke before it reached the listener. Call it now and then; what is between two calls is
+    /// the time that the agent has to accept. Returns how many were forgotten.
+    pub fn forget_left(&self) -> Result<usize, MapError> {
+        let pending = self.maps.orig_dst.entries()?.into_iter();
+        let pending = pending.map(|(key, dialled)| (key, dialled.left_ms));
+        let left: HashMap<_, _> = pending.filter(|(_, left_ms)| *left_ms != 0).collect();
+        let mut before = lock(&self.left);
+        let long_gone = left
+            .iter()
+            .filter(|(key, left_ms)| before.get(key) == Some(left_ms));
+        let mut forgotten = 0;
+        for (key, _) in long_gone {
+            self.maps.orig_dst.remove(key)?;
+            forgotten += 1;
+        }
+        *before = left;
+        Ok(forgotten)
     }
 
     /// Says, before the agent dials an application, whom the application is to see as its peer.

@@ -58,6 +58,13 @@ impl<K: Plain, V: Plain> Table<K, V> {
             .map_err(MapError::of(self.name))
     }
 
+    pub(crate) fn entries(&self) -> Result<Vec<(K, V)>, MapError> {
+        lock(&self.map)
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(MapError::of(self.name))
+    }
+
     /// Removes every entry whose key is not wanted.
     pub(crate) fn remove_where(&self, unwanted: impl Fn(&K) -> bool) -> Result<(), MapError> {
         for key in self.keys()?.iter().filter(|key| unwanted(key)) {

@@ -88,6 +88,7 @@ pub fn dialled(addr: Address, port: u16) -> Dialled {
     Dialled {
         addr,
         port,
-        reserved: [0; 3],
+        reserved: 0,
+        left_ms: 0,
     }
 }

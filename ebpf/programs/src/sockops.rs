@@ -4,12 +4,14 @@
 //!   TCP_CONNECT_CB ──> ORIG_DST (captured) or APPROVED (agent, kubelet, excluded)
 //!   ACTIVE_ESTABLISHED ──> an approval that only the guard needed is spent
 //!   PASSIVE_ESTABLISHED ──> the application's socket takes the peer to show; approval spent
-//!   STATE_CB close ──> whatever was not used
+//!   STATE_CB close ──> whatever was not used; but ORIG_DST of a client that came and went stays for the agent, which is
+//!                      about to accept what the client left behind
 //! ```
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock_ops,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::sock_ops;
@@ -123,8 +125,13 @@ fn changed(ctx: &SockOpsContext, ops: &bpf_sock_ops) {
     };
     if is_approving(fact) {
         let _absent = APPROVED.remove(outgoing(ops, fact.cookie));
-    } else {
+    } else if ctx.arg(0) == BPF_TCP_SYN_SENT {
         let _absent = ORIG_DST.remove(client_key(ops, fact.cookie));
+    } else if let Some(pending) = ORIG_DST.get_ptr_mut(client_key(ops, fact.cookie)) {
+        // SAFETY: no arguments.
+        let now_ms = unsafe { bpf_ktime_get_ns() } / 1_000_000;
+        // SAFETY: the kernel's element, alive while the program runs; a client's port has one socket.
+        unsafe { (*pending).left_ms = (now_ms as u32).max(1) };
     }
 }
 

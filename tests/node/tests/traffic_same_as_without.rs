@@ -1,9 +1,9 @@
 //! What applications see of their connections is the same through the mesh as without it: every case runs between two
 //! pods of the mesh and between the same pods outside of it, and both accounts must agree.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, process::Command};
 
-use karst_test_node::{Lab, eventually};
+use karst_test_node::{Lab, Script, eventually};
 use serde_json::Value;
 
 /// Where a connection goes: the server's node, and how it is named.
@@ -325,6 +325,84 @@ fn many(world: &World) {
 }
 
 /// 1 GiB each way, run by `cargo xtask soak`.
+/// Takes connections and, asked, says how many lines came in all.
+const LISTENER: &str = r#"
+import socket, sys, threading
+came, lock = [0], threading.Lock()
+def serve(s):
+    lines = 0
+    with s:
+        while data := s.recv(65536):
+            lines += data.count(b"\n")
+    with lock:
+        came[0] += lines
+def listen(server):
+    while True:
+        threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+server = socket.create_server(("::", 9300), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+threading.Thread(target=listen, args=(server,), daemon=True).start()
+print("listening", flush=True)
+for _ in sys.stdin:
+    with lock:
+        print(came[0], flush=True)
+"#;
+
+/// Connects, sends one line and closes at once, as often as it is told, as programs do that send logs and figures.
+const TELLER: &str = r#"
+import socket, sys
+for line in sys.stdin:
+    host, count = line.split()
+    for n in range(int(count)):
+        with socket.create_connection((host, 9300), timeout=10) as s:
+            s.sendall(b"said\n")
+    print("told", flush=True)
+"#;
+
+/// Stops an agent, or lets it go on.
+fn signal(lab: &Lab, node: &str, signal: &str) {
+    let status = lab.status();
+    let mut nodes = status["nodes"].as_array().expect("nodes").iter();
+    let node = nodes.find(|one| one["name"] == node).expect("the node");
+    let pid = node["agent"]["pid"].to_string();
+    let sent = Command::new("kill").args([signal, &pid]).status();
+    assert!(sent.expect("kill").success());
+}
+
+/// Whether a connection of the pod waits for the answer to its end (FIN_WAIT1, include/net/tcp_states.h).
+fn is_leaving(lab: &Lab, pod: &str) -> bool {
+    let table = lab.exec(pod, &["cat", "/proc/net/tcp"]).success();
+    let mut states = table
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3));
+    states.any(|state| state == "04")
+}
+
+#[test]
+fn what_a_client_says_that_has_left_before_the_agent_looks_arrives() {
+    const COUNT: u32 = 100;
+    let lab = Lab::up("tests/fixtures/pair");
+    lab.wait_enrolled();
+    for server in ["meshed/server", "meshed/neighbour"] {
+        let mut listener = Script::start(&lab, server, LISTENER, &[]);
+        assert_eq!(listener.line(), "listening");
+        let mut teller = Script::start(&lab, "meshed/client", TELLER, &[]);
+        let (namespace, name) = server.split_once('/').expect("a path");
+        let host = lab.address(namespace, name);
+        signal(&lab, "a", "-STOP");
+        let told = teller.ask(&format!("{host} {COUNT}"));
+        eventually("the clients have left", || {
+            !is_leaving(&lab, "meshed/client")
+        });
+        signal(&lab, "a", "-CONT");
+        assert_eq!(told, "told");
+        let mut came = String::new();
+        eventually("all lines have come", || {
+            came = listener.ask("how many?");
+            came == COUNT.to_string()
+        });
+    }
+}
+
 #[test]
 #[ignore = "a gibibyte each way takes too long for the rung"]
 fn soak_a_gibibyte_each_way_arrives_whole() {

@@ -2,9 +2,10 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use karst_ebpf_loader::Capture;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::world::{World, accept, connect, refusal};
 
@@ -204,18 +205,41 @@ fn fast_open_and_multipath_are_captured_too() {
 }
 
 #[test]
-fn a_connect_that_is_given_up_leaves_nothing() {
+fn where_a_client_went_is_known_when_it_has_left_before_it_is_accepted() {
     let Some(world) = with_vips() else { return };
     let pod = &world.pods[0];
-    let client = connect(&pod.netns, VIPS[0].parse::<SocketAddr>().unwrap()).unwrap();
-    let from = client.local_addr().unwrap();
-    let (accepted, _) = accept(&pod.sockets.outbound);
-    drop((client, accepted));
     let cookie = pod.netns.cookie().unwrap();
-    // Closed both ways, the entry goes with the socket: within TIME_WAIT's start, not its end.
-    crate::world::eventually("the entry is gone", || {
-        world.kernel().take_orig_dst(cookie, from).is_none()
+    for vip in VIPS {
+        let vip: SocketAddr = vip.parse().unwrap();
+        let client = connect(&pod.netns, vip).unwrap();
+        // A reset, so that the client's socket ends at once; after a FIN it does when that is acknowledged.
+        SockRef::from(&client)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(client);
+        let (_accepted, from) = accept(&pod.sockets.outbound);
+        assert_eq!(world.kernel().take_orig_dst(cookie, from), Some(vip));
+    }
+}
+
+#[test]
+fn a_client_that_nobody_accepts_is_forgotten() {
+    let Some(world) = with_vips() else { return };
+    let pod = &world.pods[0];
+    let kernel = world.kernel();
+    let cookie = pod.netns.cookie().unwrap();
+    let vip: SocketAddr = VIPS[0].parse().unwrap();
+    let gone = connect(&pod.netns, vip).unwrap();
+    let stays = connect(&pod.netns, vip).unwrap();
+    let (of_gone, of_stays) = (gone.local_addr().unwrap(), stays.local_addr().unwrap());
+    let (accepted, _) = accept(&pod.sockets.outbound);
+    // Closed both ways: the client's socket ends at once, within TIME_WAIT's start.
+    drop((gone, accepted));
+    crate::world::eventually("the client is forgotten", || {
+        kernel.forget_left().unwrap() == 1
     });
+    assert_eq!(kernel.take_orig_dst(cookie, of_gone), None);
+    assert_eq!(kernel.take_orig_dst(cookie, of_stays), Some(vip));
 }
 
 /// Not a test of behaviour: prints what the hooks cost. `cargo test --release -p karst-ebpf-loader
