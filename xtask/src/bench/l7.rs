@@ -51,9 +51,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         release::run()?;
         release::example("karst-waypoint", "plain_proxy")?;
     }
-    let mut rows = proxied(args)?;
+    let mut rows = tunnelled::rows(args)?;
     rows.extend(matching()?);
-    rows.extend(tunnelled::rows(args)?);
+    rows.extend(proxied(args)?);
     rows.sort_by_key(Row::number);
     match args.output {
         Output::Json => report::print(&rows),

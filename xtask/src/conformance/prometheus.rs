@@ -1,12 +1,13 @@
 //! `conformance prometheus`: promtool takes the rules and alerts, each alert fires when it should and is silent when it
-//! should be, and every expression of the dashboards is one.
+//! should be, and every expression of the dashboards is one. Then the same on series that were recorded of running programs,
+//! for which it makes a lab and must be root.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use crate::{cluster, shell};
+use crate::{cluster, release, shell};
 
 pub(super) fn run() -> Result<()> {
     let (_prometheus, promtool) = cluster::build::prometheus()?;
@@ -22,7 +23,28 @@ pub(super) fn run() -> Result<()> {
         &file,
         panels(&shell::root().join("manifests/dashboards"))?.to_string(),
     )?;
-    tool(&["check", "rules", "--lint=none", &file.to_string_lossy()])
+    tool(&["check", "rules", "--lint=none", &file.to_string_lossy()])?;
+    recorded(&promtool)
+}
+
+/// The node test that records what agents, a waypoint and a controller say, and has promtool look at it.
+fn recorded(promtool: &Path) -> Result<()> {
+    if release::given().is_none() {
+        release::ebpf()?;
+        shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
+    }
+    let mut test = shell::cargo();
+    test.args([
+        "test",
+        "--package",
+        "karst-test-node",
+        "--test",
+        "telemetry",
+    ])
+    .args(["--", "--ignored", "--exact", "--nocapture"])
+    .arg("rules_and_alerts_hold_on_what_running_programs_write")
+    .env("KARST_PROMTOOL", promtool);
+    shell::run(&mut test)
 }
 
 /// Every panel's expression as a recording rule, with values for the dashboard's variables.

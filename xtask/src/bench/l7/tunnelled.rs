@@ -17,7 +17,7 @@ const SERVICE: &str = "10.96.77.1:80";
 const POD_PORT: u16 = 8080;
 /// The lab makes the Gateway's waypoint a pod of this name.
 const WAYPOINT: Pod = Pod {
-    namespace: "meshed",
+    namespace: "gates",
     name: "waypoint-0",
 };
 
@@ -33,7 +33,7 @@ struct Figures {
 
 /// P21.
 pub(super) fn rows(args: &Args) -> Result<Vec<Row>> {
-    let lab = Lab::up("bench-waypoint", EXAMPLE)?;
+    let lab = Lab::up("benchl7", EXAMPLE)?;
     lab.wait_enrolled(MESHED.client.namespace, true)?;
     let figures: Vec<Figures> = (0..args.rounds.max(1))
         .map(|_| measure(&lab, args.seconds).context("P21"))
