@@ -50,14 +50,7 @@ pub(super) fn objects(
     trusted_proxies: u16,
     overlay: &Map<String, Value>,
 ) -> Vec<Value> {
-    let mut deployment = deployment(gateway, settings);
-    if trusted_proxies > 0 {
-        let variable = json!({"name": TRUSTED_PROXIES, "value": trusted_proxies.to_string()});
-        let container = &mut deployment["spec"]["template"]["spec"]["containers"][0];
-        if let Some(variables) = container["env"].as_array_mut() {
-            variables.push(variable);
-        }
-    }
+    let mut deployment = deployment(gateway, settings, trusted_proxies);
     if overlay.contains_key(AUTOSCALER)
         && let Some(spec) = deployment["spec"].as_object_mut()
     {
@@ -169,7 +162,7 @@ fn replicas(gateway: &Gateway) -> u32 {
     wished.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-fn deployment(gateway: &Gateway, settings: &Settings) -> Value {
+fn deployment(gateway: &Gateway, settings: &Settings, trusted_proxies: u16) -> Value {
     let mut pod = metadata(gateway);
     for (key, value) in [
         (labels::DATAPLANE_MODE, labels::DATAPLANE_MODE_NONE),
@@ -194,12 +187,12 @@ fn deployment(gateway: &Gateway, settings: &Settings) -> Value {
             "replicas": replicas(gateway),
             "selector": {"matchLabels": {labels::GATEWAY_NAME: name(gateway)}},
             "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "template": {"metadata": pod, "spec": pod_spec(gateway, settings)},
+            "template": {"metadata": pod, "spec": pod_spec(gateway, settings, trusted_proxies)},
         },
     })
 }
 
-fn pod_spec(gateway: &Gateway, settings: &Settings) -> Value {
+fn pod_spec(gateway: &Gateway, settings: &Settings, trusted_proxies: u16) -> Value {
     json!({
         "serviceAccountName": name(gateway),
         "automountServiceAccountToken": false,
@@ -211,7 +204,7 @@ fn pod_spec(gateway: &Gateway, settings: &Settings) -> Value {
             "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [container(gateway, settings)],
+        "containers": [container(gateway, settings, trusted_proxies)],
         "volumes": [
             {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
             {"name": "token", "projected": {"sources": [{"serviceAccountToken": {
@@ -222,7 +215,7 @@ fn pod_spec(gateway: &Gateway, settings: &Settings) -> Value {
     })
 }
 
-fn container(gateway: &Gateway, settings: &Settings) -> Value {
+fn container(gateway: &Gateway, settings: &Settings, trusted_proxies: u16) -> Value {
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     let mut env = vec![
         field("POD_NAME", "metadata.name"),
@@ -233,6 +226,9 @@ fn container(gateway: &Gateway, settings: &Settings) -> Value {
     ];
     let settled = settings.env.iter();
     env.extend(settled.map(|(name, value)| json!({"name": name, "value": value})));
+    if trusted_proxies > 0 {
+        env.push(json!({"name": TRUSTED_PROXIES, "value": trusted_proxies.to_string()}));
+    }
     json!({
         "name": "waypoint",
         "image": settings.image,
