@@ -2,7 +2,7 @@
 //! failing. `--print-config` shows the outcome as JSON and ends.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
@@ -17,6 +17,7 @@ use karst_index::IndexConfig;
 use karst_model::{
     enrollment::Generation,
     identity::{DEFAULT_TRUST_DOMAIN, TrustDomain},
+    traffic::Secret,
 };
 use serde::Serialize;
 
@@ -301,6 +302,7 @@ impl Config {
             excluded_namespaces: self.excluded_namespaces(),
             release_all: self.release_all,
             first_generation: generation_of_this_start(),
+            environment: environment(),
         }
     }
 
@@ -341,7 +343,15 @@ fn host_name() -> String {
 /// Most local addresses that go into the certificate.
 const LOCAL_ADDRESSES_MAX: usize = 32;
 
-/// The addresses of this network namespace, from /proc; none where that cannot be read.
+/// What the mesh configuration may name by `envName`, each hidden from logs; what is no text is not there.
+fn environment() -> BTreeMap<Arc<str>, Secret> {
+    let all = env::vars_os().filter_map(|(name, value)| {
+        let value = value.into_string().ok()?;
+        Some((name.to_str()?.into(), Secret::new(value.trim_end())))
+    });
+    all.collect()
+}
+
 /// Microseconds since the epoch: above what any earlier start has counted up to, one for each change.
 fn generation_of_this_start() -> Generation {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -349,6 +359,7 @@ fn generation_of_this_start() -> Generation {
     Generation(u64::try_from(micros).unwrap_or_default())
 }
 
+/// The addresses of this network namespace, from /proc; none where that cannot be read.
 fn local_addresses() -> BTreeSet<IpAddr> {
     let v4 = fs::read_to_string("/proc/net/fib_trie").unwrap_or_default();
     let v6 = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();

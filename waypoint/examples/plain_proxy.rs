@@ -182,6 +182,7 @@ fn recording(args: &Args) -> Vec<Update> {
         service: service_key("otel"),
         port: 80,
         protocol: OtlpProtocol::Grpc,
+        headers: Vec::new(),
         timeout_ms: 5000,
         tls: None,
     };

@@ -1,10 +1,14 @@
 //! What the index must be told about the mesh.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use karst_model::{
     enrollment::Generation,
     identity::{DEFAULT_TRUST_DOMAIN, TrustDomain},
+    traffic::Secret,
 };
 
 /// Names that hold for the whole mesh.
@@ -23,6 +27,8 @@ pub struct IndexConfig {
     pub release_all: bool,
     /// Above every generation that an earlier controller of this mesh has used; the time of its start serves.
     pub first_generation: Generation,
+    /// Variables of the controller's environment, for what the mesh configuration takes from there (`envName`).
+    pub environment: BTreeMap<Arc<str>, Secret>,
 }
 
 impl Default for IndexConfig {
@@ -36,6 +42,7 @@ impl Default for IndexConfig {
             excluded_namespaces: BTreeSet::from(["kube-system".into()]),
             release_all: false,
             first_generation: Generation(0),
+            environment: BTreeMap::new(),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use karst_k8s_api::{
     istio::{
         Telemetry,
-        mesh_config::{LogForm, ProviderSpec},
+        mesh_config::{HeaderValue, LogForm, Otlp, ProviderSpec, is_header_value},
         telemetry::{
             self as source, AccessLogging, CustomTag, Metric as Named, MetricsOverride as Change,
             WorkloadMode,
@@ -22,6 +22,7 @@ use karst_model::{
         AccessLog, Collector, LogFormat, Metric, Metrics, MetricsOverride, Mode, OtlpProtocol,
         ProviderKind, Scope, ScopedTelemetry, TagChange, TagValue, Tracing,
     },
+    traffic::Secret,
 };
 
 use crate::{
@@ -351,9 +352,33 @@ impl Reader {
     }
 }
 
+/// The headers of exports, with what stands in the environment put in.
+fn headers(
+    otlp: &Otlp,
+    environment: &BTreeMap<Arc<str>, Secret>,
+) -> Result<Vec<(Arc<str>, Secret)>, String> {
+    let value = |name: &str, value: &HeaderValue| match value {
+        HeaderValue::Text(text) => Ok(Secret::new(text)),
+        HeaderValue::Environment(variable) => match environment.get(variable.as_str()) {
+            Some(value) if is_header_value(value.expose()) => Ok(value.clone()),
+            Some(_) => Err(format!(
+                "variable {variable} of the controller's environment has a value that header {name} cannot have: nothing is sent"
+            )),
+            None => Err(format!(
+                "header {name} is to be in variable {variable} of the controller's environment (chart value controller.env), which is not set: nothing is sent"
+            )),
+        },
+    };
+    let headers = otlp.headers.iter();
+    headers
+        .map(|(name, source)| Ok((name.as_str().into(), value(name, source)?)))
+        .collect()
+}
+
 /// A provider as proxies know it; `service`: the one that a collector names. `None`: it is nothing to record for.
 pub(crate) fn provider(
     spec: &ProviderSpec,
+    environment: &BTreeMap<Arc<str>, Secret>,
     service: impl FnOnce(&str, u16) -> Result<ServiceKey, String>,
 ) -> Result<Option<ProviderKind>, String> {
     Ok(match spec {
@@ -369,6 +394,7 @@ pub(crate) fn provider(
                 },
             },
             timeout_ms: otlp.timeout_ms,
+            headers: headers(otlp, environment)?,
             tls: None,
         })),
         ProviderSpec::ExtAuthzHttp(_) | ProviderSpec::ExtAuthzGrpc(_) => None,

@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use karst_model::traffic::ServiceTraffic;
+use karst_model::{
+    telemetry::{ProviderKind, Telemetry},
+    traffic::ServiceTraffic,
+};
 use karst_proto::{
     convert::{self, Address, ConvertError, Interner},
     karst::{SavedRecord, saved_record::Kind as Record},
@@ -331,7 +334,7 @@ fn records(state: &State, part: Part) -> Vec<u8> {
             let telemetries = state.telemetries();
             telemetries.iter().for_each(|one| {
                 add(Record::Telemetry(
-                    convert::telemetry_to(one).encode_to_vec(),
+                    convert::telemetry_to(&without_headers(one)).encode_to_vec(),
                 ))
             });
             let traffic = state.traffic();
@@ -349,6 +352,19 @@ fn records(state: &State, part: Part) -> Vec<u8> {
     let hash = xxh64(&bytes, 0);
     bytes.extend(hash.to_be_bytes());
     bytes
+}
+
+/// Nor does what gives access to a collector: until the controller has answered, one that asks for it takes nothing.
+fn without_headers(telemetry: &Telemetry) -> Telemetry {
+    let mut telemetry = telemetry.clone();
+    if let Telemetry::Mesh(mesh) = &mut telemetry {
+        for provider in &mut mesh.providers {
+            if let ProviderKind::Opentelemetry(collector) = &mut provider.kind {
+                collector.headers.clear();
+            }
+        }
+    }
+    telemetry
 }
 
 /// Private keys do not go to disk: until the controller has answered, connections that need one fail.
@@ -378,6 +394,7 @@ mod tests {
         rate_limit::{Enforcement, LimitHeaders, LimitScope, RateLimit},
         route::{Attachment, Clients, Route, RouteRules},
         service::Service,
+        telemetry::{Collector, MeshTelemetry, OtlpProtocol, Provider},
         token::RequestAuthentication,
         traffic::{ClientCredential, Scope, Secret, TlsMode, TrafficPolicy, UpstreamTls},
         waypoint_policy::{PolicyTarget, RequestAction, WaypointPolicy},
@@ -499,7 +516,7 @@ mod tests {
     }
 
     #[test]
-    fn private_keys_do_not_go_to_disk() {
+    fn private_keys_and_access_to_collectors_do_not_go_to_disk() {
         let mut tls = UpstreamTls::new(TlsMode::Mutual);
         tls.credential = Some(ClientCredential {
             name: "shop/cert".into(),
@@ -520,9 +537,25 @@ mod tests {
             subsets: Vec::new(),
             sources: Vec::new(),
         }))]);
+        let collector = ProviderKind::Opentelemetry(Collector {
+            service: "obs/otel".parse().unwrap(),
+            port: 4317,
+            protocol: OtlpProtocol::Grpc,
+            timeout_ms: 1000,
+            headers: vec![("authorization".into(), Secret::new("PRIVATE"))],
+            tls: None,
+        });
+        let mesh = Telemetry::Mesh(MeshTelemetry {
+            providers: vec![Provider {
+                name: "otel".into(),
+                kind: collector,
+            }],
+            ..MeshTelemetry::default()
+        });
+        state.apply([Update::Telemetry(Arc::new(mesh))]);
         let bytes = records(&state, Part::Mesh);
         let has = |text: &[u8]| bytes.windows(text.len()).any(|at| at == text);
-        assert!(has(b"shop/a") && !has(b"PRIVATE"));
+        assert!(has(b"shop/a") && has(b"obs/otel") && !has(b"PRIVATE"));
     }
 
     #[test]

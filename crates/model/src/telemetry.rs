@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     name::{PolicyKey, ServiceKey},
-    traffic::UpstreamTls,
+    traffic::{Secret, UpstreamTls},
     waypoint_policy::PolicyTarget,
 };
 
@@ -78,6 +78,8 @@ pub struct Collector {
     pub protocol: OtlpProtocol,
     /// Of one export, milliseconds.
     pub timeout_ms: u32,
+    /// Headers of each export (metadata, with gRPC), in their order; what gives access often stands there.
+    pub headers: Vec<(Arc<str>, Secret)>,
     /// How connections to it are secured, as a DestinationRule or a BackendTLSPolicy of its service says; `None`: in
     /// plain text.
     pub tls: Option<Box<UpstreamTls>>,

@@ -14,7 +14,7 @@ use std::{
 
 use karst_model::{
     telemetry::{Collector, MeshTelemetry, OtlpProtocol, Provider, ProviderKind, Telemetry},
-    traffic::UpstreamTls,
+    traffic::{Secret, UpstreamTls},
 };
 use karst_telemetry::{
     export::{self, Connect, Identity, QUEUE_MAX, Reach, Securing},
@@ -40,6 +40,8 @@ enum Does {
     BusyTwice,
     RejectThree,
     Never,
+    /// Takes what comes with the provider's header.
+    AskForKey,
 }
 
 #[derive(Clone)]
@@ -62,6 +64,12 @@ impl TraceService for Scripted {
             Does::Refuse => return Err(Status::invalid_argument("no")),
             Does::BusyTwice if asked < 2 => return Err(Status::resource_exhausted("later")),
             Does::Never => std::future::pending::<()>().await,
+            Does::AskForKey => {
+                let key = request.metadata().get("x-key");
+                if key.is_none_or(|key| key.to_str().ok() != Some("KEY")) {
+                    return Err(Status::unauthenticated("no key"));
+                }
+            }
             Does::RejectThree => {
                 answer.partial_success = Some(ExportTracePartialSuccess {
                     rejected_spans: 3,
@@ -110,6 +118,7 @@ impl Rig {
             service: "obs/otel".parse().unwrap(),
             port: 4317,
             protocol: OtlpProtocol::Grpc,
+            headers: vec![("x-key".into(), Secret::new("KEY"))],
             timeout_ms: 300,
             tls: None,
         };
@@ -214,6 +223,16 @@ async fn what_is_taken_is_counted_as_sent() {
     rig.push(1300);
     rig.reaches(SENT, "spans", 1300).await;
     assert_eq!(scripted.taken.load(Ordering::Relaxed), 1300);
+    assert_eq!(rig.metric(DROPPED, ""), 0);
+}
+
+#[tokio::test]
+async fn what_the_provider_says_goes_with_each_export() {
+    let (addr, scripted) = collector(Does::AskForKey).await;
+    let rig = Rig::new(Some(addr));
+    rig.push(600);
+    rig.reaches(SENT, "spans", 600).await;
+    assert_eq!(scripted.taken.load(Ordering::Relaxed), 600);
     assert_eq!(rig.metric(DROPPED, ""), 0);
 }
 

@@ -11,11 +11,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use hashbrown::HashMap;
-use http::Request;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use karst_ca::authority::{Authority, AuthorityConfig};
 use karst_discovery::Update;
-use karst_identity::tls::{ServingCertificate, control_plane_server_config, incoming};
+use karst_identity::tls::{
+    ServingCertificate, control_plane_server_config, incoming, webhook_server_config,
+};
 use karst_model::{
     identity::TrustDomain,
     protocol::{AppProtocol, TunnelProtocol},
@@ -23,7 +29,7 @@ use karst_model::{
         AccessLog, Collector, MeshTelemetry, Metrics, Mode, OtlpProtocol, Provider, ProviderKind,
         Scope, ScopedTelemetry, Telemetry, Tracing,
     },
-    traffic::{TlsMode, TrustAnchors, UpstreamTls},
+    traffic::{Secret, TlsMode, TrustAnchors, UpstreamTls},
 };
 use karst_runtime::supervise::Shutdown;
 use opentelemetry_proto::tonic::{
@@ -44,6 +50,8 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
     metrics::v1::{metric::Data, number_data_point},
 };
+use prost::Message;
+use tokio_stream::StreamExt as _;
 use tonic::{Response, Status};
 
 use crate::{
@@ -92,15 +100,7 @@ impl TraceService for Received {
         &self,
         request: tonic::Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let resources = request.into_inner().resource_spans.into_iter();
-        let scopes = resources.flat_map(|one| one.scope_spans);
-        let spans = scopes.flat_map(|one| one.spans).map(|span| Span {
-            trace: hex(&span.trace_id),
-            span: hex(&span.span_id),
-            parent: hex(&span.parent_span_id),
-            attributes: span.attributes.into_iter().map(text).collect(),
-        });
-        self.spans.lock().unwrap().extend(spans);
+        self.spans(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -111,9 +111,7 @@ impl LogsService for Received {
         &self,
         request: tonic::Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        let resources = request.into_inner().resource_logs.into_iter();
-        let scopes = resources.flat_map(|one| one.scope_logs);
-        *self.logs.lock().unwrap() += scopes.map(|one| one.log_records.len()).sum::<usize>();
+        self.logs(request.into_inner());
         Ok(Response::new(ExportLogsServiceResponse::default()))
     }
 }
@@ -124,7 +122,35 @@ impl MetricsService for Received {
         &self,
         request: tonic::Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        let resources = request.into_inner().resource_metrics.into_iter();
+        self.metrics(request.into_inner());
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+/// What the collector over HTTP asks for in `authorization`.
+const ACCESS: &str = "Bearer SECRET";
+
+impl Received {
+    fn spans(&self, request: ExportTraceServiceRequest) {
+        let resources = request.resource_spans.into_iter();
+        let scopes = resources.flat_map(|one| one.scope_spans);
+        let spans = scopes.flat_map(|one| one.spans).map(|span| Span {
+            trace: hex(&span.trace_id),
+            span: hex(&span.span_id),
+            parent: hex(&span.parent_span_id),
+            attributes: span.attributes.into_iter().map(text).collect(),
+        });
+        self.spans.lock().unwrap().extend(spans);
+    }
+
+    fn logs(&self, request: ExportLogsServiceRequest) {
+        let resources = request.resource_logs.into_iter();
+        let scopes = resources.flat_map(|one| one.scope_logs);
+        *self.logs.lock().unwrap() += scopes.map(|one| one.log_records.len()).sum::<usize>();
+    }
+
+    fn metrics(&self, request: ExportMetricsServiceRequest) {
+        let resources = request.resource_metrics.into_iter();
         let metrics = resources
             .flat_map(|one| one.scope_metrics)
             .flat_map(|one| one.metrics);
@@ -140,7 +166,31 @@ impl MetricsService for Received {
                 })
                 .sum();
         }
-        Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
+
+    /// One export over HTTP; what comes without the right header is refused.
+    async fn posted(self, request: Request<Incoming>) -> http::Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let access = head.headers.get("authorization");
+        let status = match (access.map(|it| it.as_bytes()), head.uri.path()) {
+            (access, _) if access != Some(ACCESS.as_bytes()) => StatusCode::UNAUTHORIZED,
+            (_, "/otlp/v1/traces") => {
+                self.spans(Message::decode(body).unwrap());
+                StatusCode::OK
+            }
+            (_, "/otlp/v1/logs") => {
+                self.logs(Message::decode(body).unwrap());
+                StatusCode::OK
+            }
+            (_, "/otlp/v1/metrics") => {
+                self.metrics(Message::decode(body).unwrap());
+                StatusCode::OK
+            }
+            (_, other) => panic!("{other}"),
+        };
+        let response = http::Response::builder().status(status);
+        response.body(Full::default()).unwrap()
     }
 }
 
@@ -159,17 +209,26 @@ impl Received {
 
 /// A collector at `otel` for everything, and every request sampled.
 fn record_all(world: &World, protocol: OtlpProtocol) {
-    record_over(world, protocol, None);
+    record_over(world, protocol, None, None);
 }
 
-/// The same over TLS.
-fn record_over(world: &World, protocol: OtlpProtocol, tls: Option<UpstreamTls>) {
+/// The same over TLS, and with a value of `authorization`.
+fn record_over(
+    world: &World,
+    protocol: OtlpProtocol,
+    tls: Option<UpstreamTls>,
+    access: Option<&str>,
+) {
     let collector = ProviderKind::Opentelemetry(Collector {
         service: key("otel"),
         port: 80,
         protocol,
         // Longer than a loaded machine takes: what is sent twice would count twice.
         timeout_ms: 20_000,
+        headers: access
+            .map(|access| ("authorization".into(), Secret::new(access)))
+            .into_iter()
+            .collect(),
         tls: tls.map(Box::new),
     });
     let mesh = Telemetry::Mesh(MeshTelemetry {
@@ -340,16 +399,82 @@ async fn a_collector_over_tls_is_believed_by_its_root_and_name_only() {
             (with(&root, "else.example.com"), "else.example.com"),
             (with("nothing", "otel.example.com"), "roots"),
         ] {
-            record_over(&world, OtlpProtocol::Grpc, Some(tls));
+            record_over(&world, OtlpProtocol::Grpc, Some(tls), None);
             crate::app::until(|| fails(why)).await;
         }
         assert_eq!(received.spans.lock().unwrap().len(), 0);
         let right = with(&root, "otel.example.com");
-        record_over(&world, OtlpProtocol::Grpc, Some(right));
+        record_over(&world, OtlpProtocol::Grpc, Some(right), None);
         let told = send(&world, 20).await;
         assert_eq!(told.len(), 20);
         crate::app::until(|| received.spans.lock().unwrap().len() == 20).await;
         crate::app::until(|| world.mesh.recorder().hub.failing().is_empty()).await;
+        stop.cancel();
+    })
+    .await;
+}
+
+/// The same over HTTP, where the collector asks for a header: without it each export is refused, which is told without
+/// what the header says.
+#[tokio::test]
+async fn a_collector_over_http_and_tls_gets_the_header_that_it_asks_for() {
+    local_for(Duration::from_secs(120), async {
+        let world = World::start(&[]).await;
+        let received = Received::default();
+        let (serving, root) = certificate(&["otel.example.com"]);
+        let listener = tokio::net::TcpListener::bind(collector(&world))
+            .await
+            .unwrap();
+        let stop = Shutdown::new();
+        let mut incoming = incoming(listener, webhook_server_config(serving), &stop);
+        let at = received.clone();
+        tokio::task::spawn_local(async move {
+            while let Some(Ok(stream)) = incoming.next().await {
+                let at = at.clone();
+                let service = service_fn(move |request| {
+                    let at = at.clone();
+                    async move { Ok::<_, std::convert::Infallible>(at.posted(request).await) }
+                });
+                let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                tokio::task::spawn_local(serving);
+            }
+        });
+        let record = |root: &str, access: &str| {
+            let tls = UpstreamTls {
+                sni: Some("otel.example.com".into()),
+                anchors: TrustAnchors::Pem(root.into()),
+                ..UpstreamTls::new(TlsMode::Simple)
+            };
+            let path = "/otlp/v1/traces".into();
+            record_over(&world, OtlpProtocol::Http { path }, Some(tls), Some(access));
+        };
+        let said = || {
+            let failing = world.mesh.recorder().hub.failing();
+            failing.first().map(|(_, said)| said.to_string())
+        };
+        let (_, other) = certificate(&["otel.example.com"]);
+        for (root, access, why) in [
+            (&other, ACCESS, "UnknownIssuer"),
+            (&root, "Bearer HIDDEN", "401"),
+        ] {
+            record(root, access);
+            crate::app::until(|| said().is_some_and(|said| said.contains(why))).await;
+            let said = said().unwrap();
+            assert!(
+                !said.contains("HIDDEN") && !said.contains("SECRET"),
+                "{said}"
+            );
+        }
+        record(&root, ACCESS);
+        crate::app::until(|| said().is_none()).await;
+        let told = send(&world, 20).await;
+        let all = || {
+            received.spans.lock().unwrap().len() == 20
+                && *received.logs.lock().unwrap() == 20
+                && *received.requests.lock().unwrap() == 20
+        };
+        crate::app::until(all).await;
+        linked(&received.spans.lock().unwrap(), &told, 20);
         stop.cancel();
     })
     .await;

@@ -149,7 +149,7 @@ impl Index {
         let mut failed = HashMap::new();
         for one in &config.extension_providers {
             let name: Arc<str> = one.name.as_str().into();
-            let found = provider(&one.spec, |service, port| {
+            let found = provider(&one.spec, &self.config.environment, |service, port| {
                 self.collector(service, port, looked_up)
             });
             match found {

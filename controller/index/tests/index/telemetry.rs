@@ -1,13 +1,15 @@
 //! Telemetry objects and the providers of the mesh configuration: what everybody records, and what their author hears.
 
-use karst_index::Event;
+use std::collections::BTreeMap;
+
+use karst_index::{Event, Index, IndexConfig};
 use karst_k8s_api::Kind;
 use karst_model::{
     telemetry::{
         LogFormat, MeshTelemetry, Metric, Mode, OtlpProtocol, ProviderKind, Scope, ScopedTelemetry,
         TagChange, TagValue, Telemetry,
     },
-    traffic::{TlsMode, TrustAnchors, UpstreamTls},
+    traffic::{Secret, TlsMode, TrustAnchors, UpstreamTls},
     waypoint_policy::PolicyTarget,
 };
 
@@ -87,6 +89,55 @@ fn providers_are_there_when_their_service_is() {
     assert_eq!(names(&world), ["prometheus", "envoy"]);
     world.delete(Kind::ConfigMap, "istio-system", "istio");
     assert!(mesh(&world).is_none());
+}
+
+/// Headers of exports: as written, or from the controller's environment; without one of them nothing is sent.
+#[test]
+fn a_collector_s_headers_are_put_in() {
+    const WITH: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders:
+    - name: otel
+      opentelemetry:
+        service: otel.obs.svc.cluster.local
+        port: 4318
+        http: {path: /v1/traces, headers: [{name: X-Scope, value: shop}, {name: Authorization, envName: TOKEN}]}
+    defaultProviders: {tracing: [otel]}
+";
+    let headers = |token: Option<&str>| {
+        let mut world = World::empty();
+        let token = token.map(|token| ("TOKEN".into(), Secret::new(token)));
+        world.index = Index::new(IndexConfig {
+            environment: BTreeMap::from_iter(token),
+            ..IndexConfig::default()
+        });
+        world.apply(&format!("{WITH}{COLLECTOR}"));
+        let found = match &mesh(&world).unwrap().providers[0].kind {
+            ProviderKind::Opentelemetry(collector) => {
+                let headers = collector.headers.iter();
+                headers
+                    .map(|(name, value)| format!("{name}: {}", value.expose()))
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        let told = world
+            .said(Kind::ConfigMap, "istio-system", "istio")
+            .concat();
+        assert!(!told.contains("SECRET"), "{told}");
+        (found, told)
+    };
+    let (found, told) = headers(Some("Bearer SECRET"));
+    assert_eq!(found, ["x-scope: shop", "authorization: Bearer SECRET"]);
+    assert_eq!(told, "");
+    let (found, told) = headers(None);
+    assert!(found.is_empty() && told.contains("TOKEN"), "{told}");
+    let (found, told) = headers(Some("SECRET\nx: y"));
+    assert!(found.is_empty() && told.contains("TOKEN"), "{told}");
 }
 
 #[test]

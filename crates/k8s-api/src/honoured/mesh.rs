@@ -167,7 +167,7 @@ pub const MESH_CONFIG: &[MeshRow] = &[
     (
         "extensionProviders",
         Honoured,
-        "opentelemetry, envoyOtelAls, prometheus, envoyFileAccessLog, envoyExtAuthzHttp, envoyExtAuthzGrpc; others are reported",
+        "opentelemetry and envoyOtelAls (http.headers and grpc.initialMetadata too, by value or envName), prometheus, envoyFileAccessLog, envoyExtAuthzHttp, envoyExtAuthzGrpc; others are reported",
     ),
     (
         "defaultProviders",

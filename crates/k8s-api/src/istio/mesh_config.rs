@@ -8,7 +8,10 @@ mod proxies;
 use serde_json::Value;
 
 pub use self::{
-    providers::{DefaultProviders, ExtensionProvider, LogForm, Otlp, ProviderSpec, milliseconds},
+    providers::{
+        DefaultProviders, ExtensionProvider, HeaderValue, LogForm, Otlp, ProviderSpec,
+        is_header_value, milliseconds,
+    },
     proxies::ProxyConfig,
 };
 use crate::honoured::{MESH_CONFIG, Verdict};

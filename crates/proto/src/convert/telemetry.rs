@@ -8,6 +8,7 @@ use karst_model::{
         OtlpProtocol, Provider, ProviderKind, Scope, ScopedTelemetry, TagChange, TagValue,
         Telemetry, Tracing,
     },
+    traffic::Secret,
 };
 
 use super::{
@@ -83,6 +84,11 @@ fn provider_from(
                 None => OtlpProtocol::Grpc,
             },
             timeout_ms: collector.timeout_ms,
+            headers: collector
+                .headers
+                .iter()
+                .map(|header| (interner.get(&header.name), Secret::new(&header.value)))
+                .collect(),
             tls: match &collector.tls {
                 Some(tls) => Some(Box::new(tls_from(tls)?)),
                 None => None,
@@ -271,6 +277,14 @@ fn provider_to(kind: &ProviderKind) -> wire::telemetry_provider::Kind {
                 OtlpProtocol::Http { path } => Some(path.to_string()),
             },
             timeout_ms: collector.timeout_ms,
+            headers: collector
+                .headers
+                .iter()
+                .map(|(name, value)| wire::NamedText {
+                    name: name.to_string(),
+                    value: value.expose().to_owned(),
+                })
+                .collect(),
             tls: collector.tls.as_deref().map(tls_to),
         }),
         ProviderKind::AccessLogFile(format) => {
@@ -413,6 +427,7 @@ mod tests {
             port: 4317,
             protocol,
             timeout_ms: 5000,
+            headers: vec![("authorization".into(), Secret::new("Bearer x"))],
             tls: tls.map(Box::new),
         })
     }

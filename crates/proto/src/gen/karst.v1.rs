@@ -2408,6 +2408,9 @@ pub struct Collector {
     /// Unset: plain text.
     #[prost(message, optional, tag = "5")]
     pub tls: ::core::option::Option<UpstreamTls>,
+    /// Of each export; values are secrets.
+    #[prost(message, repeated, tag = "6")]
+    pub headers: ::prost::alloc::vec::Vec<NamedText>,
 }
 /// Neither: the program's own form.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -44,6 +44,7 @@ use tokio::{
 };
 use tonic::{
     Code, Status,
+    metadata::MetadataMap,
     transport::{Channel, Endpoint},
 };
 
@@ -124,6 +125,8 @@ pub(super) struct Client {
     collector: Collector,
     connect: Connect,
     channel: Channel,
+    /// Of each export, as the provider has them.
+    headers: HeaderMap,
     turn: Arc<AtomicUsize>,
 }
 
@@ -149,6 +152,7 @@ impl Client {
             collector: collector.clone(),
             connect: connect.clone(),
             channel: endpoint.connect_with_connector_lazy(connector),
+            headers: headers_of(collector),
             turn,
         }
     }
@@ -174,22 +178,32 @@ impl Client {
             .map(drop)
     }
 
+    /// A message with the provider's headers.
+    fn asking<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        *request.metadata_mut() = MetadataMap::from_headers(self.headers.clone());
+        request
+    }
+
     async fn grpc(&self, batch: &Batch) -> Result<Rejected, SendError> {
         let channel = self.channel.clone();
         let rejected = match batch {
             Batch::Spans(request) => {
                 let mut client = TraceServiceClient::new(channel);
-                let answer = client.export(request.clone()).await.map(|a| a.into_inner());
+                let answer = client.export(self.asking(request.clone())).await;
+                let answer = answer.map(tonic::Response::into_inner);
                 answer.map(|a| a.partial_success.map_or(0, |p| p.rejected_spans))
             }
             Batch::Logs(request) => {
                 let mut client = LogsServiceClient::new(channel);
-                let answer = client.export(request.clone()).await.map(|a| a.into_inner());
+                let answer = client.export(self.asking(request.clone())).await;
+                let answer = answer.map(tonic::Response::into_inner);
                 answer.map(|a| a.partial_success.map_or(0, |p| p.rejected_log_records))
             }
             Batch::Metrics(request) => {
                 let mut client = MetricsServiceClient::new(channel);
-                let answer = client.export(request.clone()).await.map(|a| a.into_inner());
+                let answer = client.export(self.asking(request.clone())).await;
+                let answer = answer.map(tonic::Response::into_inner);
                 answer.map(|a| a.partial_success.map_or(0, |p| p.rejected_data_points))
             }
         };
@@ -207,12 +221,13 @@ impl Client {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| unreachable(error.into()))?;
-        let request = Request::post(path_of(traces, batch.signal()))
+        let mut request = Request::post(path_of(traces, batch.signal()))
             .header(header::HOST, &*self.collector.service.hostname)
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .header(header::USER_AGENT, "karst")
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| unreachable(error.into()))?;
+        request.headers_mut().extend(self.headers.clone());
         let exchange = async {
             let response = sender.send_request(request).await?;
             let status = response.status();
@@ -236,6 +251,22 @@ impl Client {
             _ => Err(SendError::Refused(status.to_string())),
         }
     }
+}
+
+/// The provider's headers, marked so that nothing on the way shows or remembers them. The controller hands out none that
+/// no header can be.
+fn headers_of(collector: &Collector) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &collector.headers {
+        let made = HeaderName::from_bytes(name.as_bytes()).ok();
+        let Some((made, mut value)) = made.zip(HeaderValue::from_str(value.expose()).ok()) else {
+            tracing::warn!(collector = %collector.service, header = %name, "a header of this collector is none: it is sent without");
+            continue;
+        };
+        value.set_sensitive(true);
+        headers.append(made, value);
+    }
+    headers
 }
 
 /// Logs and metrics have paths beside that of traces.

@@ -18,6 +18,7 @@ fn mesh(default_logs: &[&str]) -> Arc<Telemetry> {
         service: "obs/otel.obs.svc.cluster.local".parse().unwrap(),
         port: 4317,
         protocol: OtlpProtocol::Grpc,
+        headers: Vec::new(),
         timeout_ms: 1000,
         tls: None,
     });

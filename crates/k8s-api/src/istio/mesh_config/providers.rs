@@ -2,7 +2,25 @@
 //!
 //! Source: Istio reference, "MeshConfig.ExtensionProvider".
 
+use std::fmt;
+
 use serde_json::{Map, Value};
+
+/// Most headers of one provider.
+const HEADERS_MAX: usize = 32;
+/// Longest value of a header, in bytes.
+const HEADER_BYTES_MAX: usize = 8192;
+/// Headers that an export has by itself.
+const OWN_HEADERS: [&str; 8] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "grpc-timeout",
+    "host",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// How long one export may take where nobody says, milliseconds.
 const TIMEOUT_MS: u32 = 10_000;
@@ -36,6 +54,26 @@ pub struct Otlp {
     /// Path of HTTP; `None`: gRPC.
     pub http_path: Option<String>,
     pub timeout_ms: u32,
+    /// `http.headers`, or `grpc.initialMetadata`: names in small letters.
+    pub headers: Vec<(String, HeaderValue)>,
+}
+
+/// Where the value of a header stands.
+#[derive(Clone, PartialEq, Eq)]
+pub enum HeaderValue {
+    /// As written; may be a secret.
+    Text(String),
+    /// `envName`: in this variable of the controller's environment.
+    Environment(String),
+}
+
+impl fmt::Debug for HeaderValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("(not shown)"),
+            Self::Environment(name) => write!(f, "${name}"),
+        }
+    }
 }
 
 /// The form of lines of `envoyFileAccessLog`.
@@ -159,13 +197,14 @@ fn otlp(spec: &Value) -> Result<Otlp, (&'static str, String)> {
         Some(text) => milliseconds(text)
             .ok_or_else(|| ("timeout", format!("{text:?} is no duration such as 5s")))?,
     };
-    let secret = http.and_then(|http| http.get("headers"));
-    if secret.is_some() {
-        return Err((
-            "http.headers",
-            "not honoured yet: nothing is sent there".to_owned(),
-        ));
-    }
+    let grpc = spec.get("grpc").filter(|_grpc| http.is_none());
+    let headers = match (http, grpc) {
+        (Some(http), _) => headers(http.get("headers")).map_err(|why| ("http.headers", why))?,
+        (None, Some(grpc)) => {
+            headers(grpc.get("initialMetadata")).map_err(|why| ("grpc.initialMetadata", why))?
+        }
+        (None, None) => Vec::new(),
+    };
     let path = |http: &Value| {
         let path = http.get("path").and_then(Value::as_str).unwrap_or("");
         match path.starts_with('/') {
@@ -178,7 +217,53 @@ fn otlp(spec: &Value) -> Result<Otlp, (&'static str, String)> {
         port,
         http_path: http.map(path),
         timeout_ms,
+        headers,
     })
+}
+
+/// A list of `{name, value}` or `{name, envName}`. What is wrong is told by place and name, never with a value.
+fn headers(list: Option<&Value>) -> Result<Vec<(String, HeaderValue)>, String> {
+    let Some(list) = list.filter(|list| !list.is_null()) else {
+        return Ok(Vec::new());
+    };
+    let list = list
+        .as_array()
+        .ok_or("expected a list of {name, value}: nothing is sent there")?;
+    if list.len() > HEADERS_MAX {
+        return Err(format!("more than {HEADERS_MAX}: nothing is sent there"));
+    }
+    let mut headers = Vec::new();
+    for (index, entry) in list.iter().enumerate() {
+        let wrong = |why: &str| format!("[{index}] {why}: nothing is sent there");
+        headers.push(header(entry).map_err(|why| wrong(&why))?);
+    }
+    Ok(headers)
+}
+
+fn header(entry: &Value) -> Result<(String, HeaderValue), String> {
+    let text = |field: &str| entry.get(field).and_then(Value::as_str);
+    let name = text("name").unwrap_or("").to_ascii_lowercase();
+    let of_names = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(of_names) {
+        return Err("has no name that a header can have".to_owned());
+    }
+    if OWN_HEADERS.contains(&&*name) || name.ends_with("-bin") {
+        return Err(format!("{name} cannot be set"));
+    }
+    let value = match (text("value"), text("envName")) {
+        (Some(text), None) if is_header_value(text) => HeaderValue::Text(text.to_owned()),
+        (Some(_), None) => return Err(format!("{name} has a value that no header can have")),
+        (None, Some(variable)) if !variable.is_empty() => {
+            HeaderValue::Environment(variable.to_owned())
+        }
+        _ => return Err(format!("{name} needs either value or envName")),
+    };
+    Ok((name, value))
+}
+
+/// Whether a header can have this value: visible ASCII and blanks.
+pub fn is_header_value(text: &str) -> bool {
+    text.len() <= HEADER_BYTES_MAX && text.bytes().all(|b| (b' '..=b'~').contains(&b))
 }
 
 fn log_form(spec: &Value) -> Result<LogForm, (&'static str, String)> {
@@ -278,6 +363,7 @@ mod tests {
                 port: 4318,
                 http_path: Some("/v1/traces".to_owned()),
                 timeout_ms: 250,
+                headers: Vec::new(),
             })
         );
         let fields: Vec<&str> = complaints.iter().map(|(field, _)| &**field).collect();
@@ -291,6 +377,58 @@ mod tests {
                 "[8].name"
             ]
         );
+    }
+
+    #[test]
+    fn headers_are_read_and_shown_to_nobody() {
+        let otlp = |spec: Value| {
+            let (providers, complaints) = read(&json!([{"name": "otel", "opentelemetry": spec}]));
+            (providers, format!("{complaints:?}"))
+        };
+        let (providers, complaints) = otlp(json!({"service": "x", "port": 1, "http": {
+            "path": "/v1/traces",
+            "headers": [{"name": "Authorization", "value": "Bearer SECRET"}, {"name": "x-key", "envName": "KEY"}],
+        }}));
+        assert_eq!(complaints, "[]");
+        let ProviderSpec::Opentelemetry(read) = &providers[0].spec else {
+            panic!("{providers:?}");
+        };
+        assert_eq!(
+            read.headers,
+            [
+                (
+                    "authorization".to_owned(),
+                    HeaderValue::Text("Bearer SECRET".to_owned())
+                ),
+                (
+                    "x-key".to_owned(),
+                    HeaderValue::Environment("KEY".to_owned())
+                ),
+            ]
+        );
+        assert!(!format!("{providers:?}").contains("SECRET"));
+        let (providers, _) = otlp(json!({"service": "x", "port": 1, "grpc": {
+            "initialMetadata": [{"name": "x-key", "value": "SECRET"}],
+        }}));
+        assert_eq!(providers.len(), 1);
+        for wrong in [
+            json!("SECRET"),
+            json!([{"value": "SECRET"}]),
+            json!([{"name": "a b", "value": "SECRET"}]),
+            json!([{"name": "host", "value": "SECRET"}]),
+            json!([{"name": "a", "value": "SECRET\r\nb: c"}]),
+            json!([{"name": "a", "value": "SECRET", "envName": "B"}]),
+            json!([{"name": "a"}]),
+            json!(vec![json!({"name": "a", "value": "SECRET"}); 33]),
+        ] {
+            let http = json!({"path": "/", "headers": wrong});
+            let (providers, told) = otlp(json!({"service": "x", "port": 1, "http": http}));
+            assert!(providers.is_empty(), "{providers:?}");
+            assert!(
+                told.contains("http.headers") && !told.contains("SECRET"),
+                "{told}"
+            );
+        }
     }
 
     #[test]
