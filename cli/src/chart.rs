@@ -8,7 +8,7 @@
 //!
 //! Helm renders the same files; see `docs/design/0011-the-chart-is-the-source.md`.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::{Map, Value, json};
 
@@ -149,6 +149,7 @@ pub(crate) fn objects(namespace: &str, values: &Value) -> Result<Vec<Value>, Cha
         "Values": values,
         "Release": {"Name": "karst", "Namespace": namespace, "Service": "karst"},
         "Chart": {"Name": "karst", "Version": VERSION, "AppVersion": VERSION},
+        "Files": FILES.iter().copied().collect::<BTreeMap<&str, &str>>(),
     });
     let mut objects = Vec::new();
     for (name, text) in TEMPLATES {

@@ -105,6 +105,7 @@ pub(crate) async fn run(
     let given = args.values.over(before.values.clone())?;
     let values = with_namespace(given.clone())?;
     let objects = chart::objects(&cluster.namespace, &values)?;
+    look_for_operator(cluster, &objects).await?;
     if args.dry_run {
         return dry_run(cluster, args, &objects).await;
     }
@@ -212,6 +213,20 @@ async fn look_for_gateway_api(cluster: &Cluster) -> anyhow::Result<()> {
             ));
             return Ok(());
         }
+    }
+    Ok(())
+}
+
+/// Rules for the Prometheus operator need its definition: told before anything is changed.
+async fn look_for_operator(cluster: &Cluster, objects: &[Value]) -> anyhow::Result<()> {
+    const NEEDED: &str = "prometheusrules.monitoring.coreos.com";
+    let asked = objects
+        .iter()
+        .any(|object| object["kind"] == "PrometheusRule");
+    if asked && cluster.get(Kind::CRD, None, NEEDED).await?.is_none() {
+        bail!(
+            "telemetry.prometheusRules.enabled needs the Prometheus operator, whose CRD {NEEDED} is not in this cluster; install the operator first, or leave the value out and load the files of manifests/prometheus as docs/operate/dashboards.md says"
+        );
     }
     Ok(())
 }

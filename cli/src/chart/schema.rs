@@ -1,7 +1,7 @@
-//! The part of JSON Schema that `values.schema.json` uses: `type`, `enum`, `properties`, `additionalProperties: false`,
-//! `items`, `minimum`, `minLength`. Helm checks the same file with a whole implementation.
+//! The part of JSON Schema that `values.schema.json` uses: `type`, `enum`, `properties`, `additionalProperties` (false, or
+//! a schema), `items`, `minimum`, `minLength`, `required`. Helm checks the same file with a whole implementation.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Everything wrong with `value`, one sentence each; empty when it fits.
 pub(super) fn mistakes(schema: &Value, value: &Value) -> Vec<String> {
@@ -45,6 +45,12 @@ fn look(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
     {
         found.push(format!("{name}: must not be empty"));
     }
+    let needed = schema["required"].as_array().into_iter().flatten();
+    for key in needed.filter_map(Value::as_str) {
+        if value.is_object() && value.get(key).is_none() {
+            found.push(format!("{name}: {key} is needed"));
+        }
+    }
     if let (Some(items), Some(values)) = (schema.get("items"), value.as_array()) {
         for (index, value) in values.iter().enumerate() {
             look(items, value, &format!("{at}[{index}]"), found);
@@ -54,7 +60,9 @@ fn look(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
 }
 
 fn fields(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
-    let (Some(known), Some(fields)) = (schema["properties"].as_object(), value.as_object()) else {
+    let none = Map::new();
+    let known = schema["properties"].as_object().unwrap_or(&none);
+    let Some(fields) = value.as_object() else {
         return;
     };
     for (key, value) in fields {
@@ -71,6 +79,9 @@ fn fields(schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
                     "{path}: no such value; known here: {}",
                     known.join(", ")
                 ));
+            }
+            None if schema["additionalProperties"].is_object() => {
+                look(&schema["additionalProperties"], value, &path, found);
             }
             None => {}
         }

@@ -3,7 +3,7 @@
 //!
 //! Known: `{{ }}` with trimming (`{{-`, `-}}`), comments, `if`, `else`, `else if`, `with`, `range`, `end`; pipelines of
 //! `default`, `quote`, `toYaml`, `nindent`, `indent`, `printf` (with `%s`), `not`, `and`, `or`, `eq`, `ne`;
-//! parentheses, strings, integers, `.`, `.a.b`, `$.a.b`. Anything else is an error, found by this crate's tests, which
+//! parentheses, strings, integers, `.`, `.a.b`, `$.a.b`, `.Files.Get`. Anything else is an error, found by this crate's tests, which
 //! render the whole chart; a cluster test compares with Helm's own output. `toYaml` writes nested values in flow style:
 //! the same value in other letters.
 
@@ -18,7 +18,10 @@ pub(crate) struct TemplateError {
     what: String,
 }
 
-/// Renders one template; `data` holds `Values`, `Release` and `Chart`.
+/// Ends the name of the one method: `.Files.Get "path"`.
+const GET: &str = ".Get";
+
+/// Renders one template; `data` holds `Values`, `Release`, `Chart`, and `Files`: texts by their paths in the chart.
 pub(crate) fn render(name: &str, text: &str, data: &Value) -> Result<String, TemplateError> {
     let fail = |near: &str, what: String| TemplateError {
         template: name.to_owned(),
@@ -289,8 +292,12 @@ fn command(
     dot: &Value,
     root: &Value,
 ) -> Result<Value, String> {
+    let is_called = |name: &str| {
+        let is_value = name.starts_with(['.', '$']) || constant(name).is_some();
+        !is_value || name.ends_with(GET)
+    };
     let function = match rest.first() {
-        Some(Word::Name(name)) if !name.starts_with(['.', '$']) && constant(name).is_none() => {
+        Some(Word::Name(name)) if is_called(name) => {
             *rest = &rest[1..];
             Some(name.clone())
         }
@@ -302,7 +309,10 @@ fn command(
     }
     arguments.extend(piped);
     match function {
-        Some(name) => call(&name, &arguments),
+        Some(name) => match name.strip_suffix(GET) {
+            Some(files) => file(&path(files, dot, root)?, &arguments),
+            None => call(&name, &arguments),
+        },
         None if arguments.len() == 1 => Ok(arguments.remove(0)),
         None => Err(format!("{} values where one was expected", arguments.len())),
     }
@@ -355,6 +365,16 @@ fn path(name: &str, dot: &Value, root: &Value) -> Result<Value, String> {
     let mut keys = keys.split('.').filter(|key| !key.is_empty());
     let found = keys.try_fold(start, |value, key| value.get(key));
     Ok(found.cloned().unwrap_or(Value::Null))
+}
+
+/// Where Helm gives an empty text for a file that is not there, this is an error.
+fn file(files: &Value, arguments: &[Value]) -> Result<Value, String> {
+    let [Value::String(path)] = arguments else {
+        return Err("`.Files.Get` takes one path".to_owned());
+    };
+    let text = files.get(path).filter(|text| text.is_string());
+    text.cloned()
+        .ok_or_else(|| format!("there is no file {path} in the chart"))
 }
 
 fn call(name: &str, arguments: &[Value]) -> Result<Value, String> {
@@ -442,6 +462,7 @@ mod tests {
         let data = json!({
             "Values": {"name": "a", "empty": "", "on": true, "n": 2, "list": [{"x": 1}, {"x": 2}], "map": {"k": "v", "l": [1]}},
             "Release": {"Namespace": "karst-system"},
+            "Files": {"files/a.yaml": "a: {{ $labels.x }}\nb: 1\n"},
         });
         assert_eq!(render("t", template, &data).as_deref(), Ok(expected));
     }
@@ -504,9 +525,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_the_chart_is_put_in_as_it_is() {
+        let indented = "k:\n  a: {{ $labels.x }}\n  b: 1\n  ";
+        check(
+            "k:\n  {{- .Files.Get \"files/a.yaml\" | nindent 2 }}",
+            indented,
+        );
+        check(
+            "{{ with .Values.map }}k:\n  {{- $.Files.Get \"files/a.yaml\" | nindent 2 }}{{ end }}",
+            indented,
+        );
+    }
+
+    #[test]
     fn what_is_not_known_is_an_error() {
         let fails = |template: &str| render("t", template, &json!({})).unwrap_err().to_string();
         assert!(fails("{{ include \"x\" . }}").contains("`include`"));
+        assert!(fails("{{ .Files.Get \"x\" }}").contains("no file x"));
+        assert!(fails("{{ .Values.Get }}").contains("one path"));
         assert!(fails("{{ if .x }}").contains("never closed"));
         assert!(fails("{{ end }}").contains("no block is open"));
         assert!(fails("{{ .x").contains("no closing braces"));

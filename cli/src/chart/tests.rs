@@ -70,8 +70,59 @@ fn values_arrive_where_they_are_said_to() {
 }
 
 #[test]
+fn rules_and_dashboards_are_those_of_the_sources() {
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/");
+    let read = |path: &str| fs::read_to_string(format!("{manifests}{path}")).unwrap();
+    let kinds = |set: &[&str], kind: &str| {
+        let objects = rendered(set).into_iter();
+        objects.filter(|object| object["kind"] == kind).count()
+    };
+    assert_eq!(kinds(&[], "PrometheusRule"), 0);
+    assert_eq!(
+        kinds(
+            &["telemetry.prometheusRules.enabled=true"],
+            "PrometheusRule"
+        ),
+        2
+    );
+    let objects = rendered(&[
+        "telemetry.prometheusRules.enabled=true",
+        "telemetry.prometheusRules.labels.release=prom",
+        "telemetry.dashboards.enabled=true",
+        "telemetry.dashboards.namespace=monitoring",
+    ]);
+    for file in ["recording", "alerts"] {
+        let rule = find(&objects, "PrometheusRule", &format!("karst-{file}"));
+        assert_eq!(rule["metadata"]["labels"]["release"], "prom");
+        assert_eq!(rule["metadata"]["namespace"], "karst-system");
+        let source: Value =
+            serde_saphyr::from_str(&read(&format!("prometheus/{file}.yaml"))).unwrap();
+        assert_eq!(rule["spec"], source, "{file}");
+    }
+    let alerts = find(&objects, "PrometheusRule", "karst-alerts").to_string();
+    assert!(alerts.contains("A certificate on {{ $labels.instance }} ends"));
+    let map = find(&objects, "ConfigMap", "karst-dashboards");
+    assert_eq!(map["metadata"]["namespace"], "monitoring");
+    assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
+    let boards = fs::read_dir(format!("{manifests}dashboards")).unwrap();
+    let mut names = BTreeSet::new();
+    for board in boards {
+        let name = board.unwrap().file_name().into_string().unwrap();
+        let shown = map["data"][format!("karst-{name}")].as_str();
+        assert_eq!(shown, Some(&*read(&format!("dashboards/{name}"))), "{name}");
+        names.insert(name);
+    }
+    assert_eq!(map["data"].as_object().unwrap().len(), names.len());
+}
+
+#[test]
 fn names_of_objects_are_unique() {
-    let objects = rendered(&["namespace.create=true", "meshConfig.trustDomain=x"]);
+    let objects = rendered(&[
+        "namespace.create=true",
+        "meshConfig.trustDomain=x",
+        "telemetry.prometheusRules.enabled=true",
+        "telemetry.dashboards.enabled=true",
+    ]);
     let names: Vec<String> = objects
         .iter()
         .map(|object| {
@@ -91,6 +142,7 @@ fn wrong_values_are_told_together() {
             "controller.replicas=none",
             "webhook.failurePolicy=Maybe",
             "hub=",
+            "telemetry.dashboards.labels.grafana_dashboard=1",
         ]
         .map(str::to_owned)
         .into(),
@@ -99,7 +151,7 @@ fn wrong_values_are_told_together() {
     let Err(ChartError::Values(mistakes)) = values(args.over(json!({})).unwrap()) else {
         panic!("values were taken");
     };
-    assert_eq!(mistakes.len(), 4, "{mistakes:#?}");
+    assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
 }
 
 #[test]

@@ -66,7 +66,12 @@ impl Drop for ByHelm<'_> {
 fn the_api_server_takes_what_helm_renders() {
     let cluster = Cluster::get();
     run(cluster.helm().args(["lint", "--strict", "manifests/chart"]));
-    let rendered = run(cluster.helm().arg("template").args(CHART)).stdout;
+    let mut template = cluster.helm();
+    template
+        .arg("template")
+        .args(CHART)
+        .args(["--set", "telemetry.dashboards.enabled=true"]);
+    let rendered = run(&mut template).stdout;
     let rendered = String::from_utf8(rendered).expect("text");
     let refused = cluster.dry_run(&rendered);
     assert_eq!(refused, "", "what the API server does not take");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use karst_test_cluster::{Cluster, cluster::run};
+use karst_test_cluster::{Cluster, cluster::run, eventually};
 use serde_json::Value;
 
 /// Sets of values, each touching other branches of the templates.
@@ -27,7 +27,81 @@ const VALUES: &[&[&str]] = &[
         "logging.format=json",
         "agent.cni.binDir=/home/kubernetes/bin",
     ],
+    &[
+        "telemetry.prometheusRules.enabled=true",
+        "telemetry.prometheusRules.labels.release=prom",
+        "telemetry.dashboards.enabled=true",
+        "telemetry.dashboards.namespace=monitoring",
+        "telemetry.dashboards.annotations.grafana_folder=Karst",
+    ],
 ];
+
+/// The operator's definition, as much of it as our rules need.
+const OPERATOR: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: prometheusrules.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: PrometheusRule, listKind: PrometheusRuleList, plural: prometheusrules, singular: prometheusrule}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+";
+
+/// Goes with its definition, and all its objects with it.
+struct Operator;
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        let words = ["delete", "crd", "prometheusrules.monitoring.coreos.com"];
+        let _gone = Cluster::get().kubectl().args(words).output();
+    }
+}
+
+/// Without the operator nothing is changed and the cause is said; with it the API server takes rules and dashboards.
+#[test]
+fn rules_need_the_operator_and_are_taken() {
+    let cluster = Cluster::get();
+    let install = || {
+        let mut karst = cluster.karst();
+        karst.args(["install", "--dry-run", "--skip-crds"]).args([
+            "--set",
+            "telemetry.prometheusRules.enabled=true",
+            "--set",
+            "telemetry.dashboards.enabled=true",
+        ]);
+        let said = karst.output().expect("karst starts");
+        let text = [said.stdout, said.stderr].concat();
+        (
+            said.status.success(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    let (went_well, said) = install();
+    assert!(
+        !went_well && said.contains("prometheusrules.monitoring.coreos.com"),
+        "{said}"
+    );
+    cluster.apply(OPERATOR);
+    let _operator = Operator;
+    let mut said = String::new();
+    eventually("the API server takes rules and dashboards", || {
+        let (went_well, now) = install();
+        said = now;
+        eprintln!("{said}");
+        went_well
+    });
+    for object in [
+        "PrometheusRule karst-system/karst-alerts",
+        "ConfigMap karst-system/karst-dashboards",
+    ] {
+        assert!(said.contains(&format!("{object}: accepted")), "{said}");
+    }
+}
 
 #[test]
 fn helm_and_karst_render_the_same_objects() {
