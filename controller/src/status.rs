@@ -1,4 +1,5 @@
-//! What objects are told about themselves: conditions in their status, Events for kinds without one.
+//! What objects are told about themselves: conditions in their status, Events for kinds without one, and both of Services,
+//! whose status is others' too.
 //!
 //! ```text
 //!   objects (watch) ─┐                                            ┌─ write: server-side apply of status, field manager karst

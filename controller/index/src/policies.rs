@@ -28,7 +28,7 @@ use karst_model::{
 use crate::{
     conditions::{Condition, ConditionType},
     request_policies::RequestFacts,
-    seals,
+    seals::{self, Standing},
     selector::Labels,
 };
 
@@ -116,10 +116,14 @@ impl PolicyFacts {
 }
 
 impl PolicyFacts {
-    /// Whether what it targets must not be gone around.
-    pub(crate) fn seals(&self) -> bool {
-        let decides = |request: &RequestFacts| request.action != RequestAction::Audit;
-        !self.dry_run && self.request.as_ref().is_some_and(decides)
+    /// Whether what it targets must not be gone around, or would once it is no dry run.
+    pub(crate) fn seals(&self) -> Option<Standing> {
+        let request = self.request.as_ref()?;
+        let standing = match self.dry_run {
+            true => Standing::OnTrial,
+            false => Standing::InForce,
+        };
+        (request.action != RequestAction::Audit).then_some(standing)
     }
 
     /// Whom it has asked, with action CUSTOM.

@@ -56,20 +56,58 @@ pub(crate) enum Seal {
     Policy(PolicyKey),
 }
 
+/// How much a request policy asks of what it targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It decides: what it targets must not be gone around.
+    InForce,
+    /// A dry run of one that would.
+    OnTrial,
+}
+
 /// The request policies of each target.
 #[derive(Debug, Default)]
 pub(crate) struct Sealers {
+    in_force: Attached,
+    on_trial: Attached,
+}
+
+/// The policies of each target, and the targets of each policy.
+#[derive(Debug, Default)]
+struct Attached {
     by_target: HashMap<PolicyTarget, BTreeSet<PolicyKey>>,
     targets: HashMap<PolicyKey, Vec<PolicyTarget>>,
 }
 
 impl Sealers {
-    /// Puts a policy's targets, none where it is gone; the targets that this changes.
+    /// Puts a policy's targets, none where it is gone or seals nothing; the targets that this changes.
     pub(crate) fn set(
         &mut self,
         policy: &PolicyKey,
+        standing: Standing,
         targets: &[PolicyTarget],
     ) -> Vec<PolicyTarget> {
+        let (in_force, on_trial) = match standing {
+            Standing::InForce => (targets, &[][..]),
+            Standing::OnTrial => (&[][..], targets),
+        };
+        let mut changed = self.in_force.set(policy, in_force);
+        changed.extend(self.on_trial.set(policy, on_trial));
+        changed
+    }
+
+    /// The first policy of a target.
+    pub(crate) fn first(&self, standing: Standing, target: &PolicyTarget) -> Option<&PolicyKey> {
+        let attached = match standing {
+            Standing::InForce => &self.in_force,
+            Standing::OnTrial => &self.on_trial,
+        };
+        attached.by_target.get(target)?.first()
+    }
+}
+
+impl Attached {
+    fn set(&mut self, policy: &PolicyKey, targets: &[PolicyTarget]) -> Vec<PolicyTarget> {
         let before = self.targets.remove(policy).unwrap_or_default();
         if before == targets {
             if !before.is_empty() {
@@ -96,11 +134,6 @@ impl Sealers {
         }
         let changed = before.into_iter().chain(targets.iter().cloned());
         changed.collect()
-    }
-
-    /// The first policy of a target.
-    pub(crate) fn first(&self, target: &PolicyTarget) -> Option<&PolicyKey> {
-        self.by_target.get(target)?.first()
     }
 }
 
@@ -190,34 +223,52 @@ fn principal(gateway: &Name, trust_domain: &TrustDomain) -> StringMatch {
     StringMatch::Exact(Arc::from(id.principal().to_string()))
 }
 
+/// What is known of the seal of a service.
+pub(crate) struct Known<'a> {
+    pub(crate) seal: Option<&'a Seal>,
+    pub(crate) wish: Option<SealWish>,
+    /// The first policy that decides about the service.
+    pub(crate) in_force: Option<&'a PolicyKey>,
+    /// The first policy that would, and is in dry run.
+    pub(crate) on_trial: Option<&'a PolicyKey>,
+    pub(crate) waypoint: Option<&'a Name>,
+}
+
 /// What a service's author is told about its seal.
-pub(crate) fn condition(
-    seal: Option<&Seal>,
-    wish: Option<SealWish>,
-    waived: Option<&PolicyKey>,
-    waypoint: Option<&Name>,
-) -> Option<Condition> {
+pub(crate) fn condition(known: &Known<'_>) -> Option<Condition> {
     let kind = ConditionType::Sealed;
-    let Some(seal) = seal else {
-        let policy = waived.filter(|_| wish == Some(SealWish::Waived))?;
-        let message = format!(
-            "waived by annotation: requests that go to the pods themselves pass by policy {policy}"
-        );
-        return Some(Condition::no(kind, "Waived", message));
-    };
-    let (reason, why) = match seal {
-        Seal::Asked => ("Asked", "asked for by annotation".to_owned()),
-        Seal::Policy(policy) => (
-            "PolicyAttached",
-            format!("policy {policy} decides by request"),
-        ),
-    };
-    let who = match waypoint {
+    match (known.seal, known.wish) {
+        (Some(Seal::Asked), _) => {
+            let message = format!("asked for by annotation: {}", accepted(known.waypoint));
+            Some(Condition::yes(kind, "Asked", message))
+        }
+        (Some(Seal::Policy(policy)), _) => {
+            let message = format!("policy {policy} decides by request: {}", accepted(known.waypoint));
+            Some(Condition::yes(kind, "PolicyAttached", message))
+        }
+        (None, Some(SealWish::Waived)) => known.in_force.map(|policy| {
+            let message = format!(
+                "waived by annotation: requests that go to the pods themselves pass by policy {policy}"
+            );
+            Condition::no(kind, "Waived", message)
+        }),
+        (None, _) => known.on_trial.map(|policy| {
+            let message = format!(
+                "policy {policy} is in dry run and would seal it: {}",
+                accepted(known.waypoint)
+            );
+            Condition::no(kind, "DryRun", message)
+        }),
+    }
+}
+
+/// Whom the ports of a sealed service accept.
+fn accepted(waypoint: Option<&Name>) -> String {
+    match waypoint {
         Some(waypoint) => format!(
             "its ports accept waypoint {}/{} only",
             waypoint.namespace, waypoint.name
         ),
-        None => "no waypoint is bound: its ports accept nobody".to_owned(),
-    };
-    Some(Condition::yes(kind, reason, format!("{why}: {who}")))
+        None => "no waypoint is bound, so that its ports accept nobody".to_owned(),
+    }
 }

@@ -101,6 +101,17 @@ struct Statement {
     message: String,
 }
 
+impl Statement {
+    fn of(condition: &Condition) -> Self {
+        Self {
+            kind: condition.kind.to_string(),
+            status: condition.status,
+            reason: condition.reason.to_owned(),
+            message: condition.message.clone(),
+        }
+    }
+}
+
 impl Ledger {
     /// The object is there in this form; [`Self::published`] follows.
     pub fn applied(&mut self, object: &Object) {
@@ -131,7 +142,7 @@ impl Ledger {
         });
         let version = meta.resource_version.as_ref();
         let version: Option<u64> = version.and_then(|version| version.parse().ok());
-        if has_status(key.kind) {
+        if is_followed(key.kind) {
             self.read.read(Form {
                 key: &key,
                 generation: meta.generation,
@@ -207,7 +218,7 @@ impl Ledger {
 
     /// The object cannot be used as it is written.
     pub fn unusable(&mut self, key: &ObjectKey, complaints: &[Complaint]) {
-        if !has_status(key.kind) || (complaints.is_empty() && !self.entries.contains_key(key)) {
+        if !is_followed(key.kind) || (complaints.is_empty() && !self.entries.contains_key(key)) {
             return;
         }
         let entry = self.entries.entry(key.clone()).or_insert_with(|| Entry {
@@ -246,9 +257,11 @@ impl Ledger {
         while wanted.len() < most
             && let Some(key) = self.fresh.pop_first()
         {
-            match has_status(key.kind) {
-                true => wanted.extend(self.difference(key, &reach, now)),
-                false => self.announce(key),
+            if has_events(key.kind) {
+                self.announce(&key);
+            }
+            if has_status(key.kind) {
+                wanted.extend(self.difference(key, &reach, now));
             }
         }
         self.fresh.extend(waiting);
@@ -294,7 +307,7 @@ impl Ledger {
         let mut behind: Vec<(&ObjectKey, &Entry, usize)> = self
             .entries
             .iter()
-            .filter(|(key, _)| has_status(key.kind))
+            .filter(|(key, _)| is_followed(key.kind))
             .filter_map(|(key, entry)| {
                 let Reach { have, of } = match entry.revision {
                     Some(revision) => reach(revision),
@@ -362,7 +375,14 @@ impl Ledger {
         let said = self.said.get(&key).map(Vec::as_slice).unwrap_or_default();
         let reach = reach(entry.revision.unwrap_or_default());
         let reach = reach + beyond(&self.others, &key, entry);
-        let statements = statements(entry, said, reach);
+        let statements = match is_followed(key.kind) {
+            true => statements(entry, said, reach),
+            false => said
+                .iter()
+                .filter(|one| is_apart(&one.kind.to_string()))
+                .map(Statement::of)
+                .collect(),
+        };
         entry.told = statements
             .iter()
             .any(|statement| statement.kind == PROGRAMMED)
@@ -371,27 +391,27 @@ impl Ledger {
             .into_iter()
             .map(|statement| timed(statement, entry, now))
             .collect();
-        let same = conditions.len() == ours(&entry.present).count()
+        let same = conditions.len() == ours(key.kind, &entry.present).count()
             && conditions.iter().all(|one| entry.present.contains(one));
         let addresses = self.addresses.get(&key).cloned().unwrap_or_default();
         let same = same && entry.addresses == addresses;
         let nothing_to_say = conditions.is_empty()
-            && ours(&entry.present).next().is_none()
+            && ours(key.kind, &entry.present).next().is_none()
             && addresses.is_empty()
             && entry.addresses.is_empty();
         (!same && !nothing_to_say).then_some(Wanted {
-            observed_generation: entry.generation,
+            observed_generation: entry.generation.filter(|_| is_followed(key.kind)),
             key,
             conditions,
             addresses,
         })
     }
 
-    fn announce(&mut self, key: ObjectKey) {
-        let Some(entry) = self.entries.get(&key) else {
+    fn announce(&mut self, key: &ObjectKey) {
+        let Some(entry) = self.entries.get(key) else {
             return;
         };
-        let said = self.said.get(&key).map(Vec::as_slice).unwrap_or_default();
+        let said = self.said.get(key).map(Vec::as_slice).unwrap_or_default();
         let from_index = said
             .iter()
             .filter(|one| !one.status)
@@ -458,7 +478,7 @@ fn form<'a>(key: &'a ObjectKey, entry: &Entry) -> Form<'a> {
 }
 
 /// Conditions that an object's status says, by us.
-fn ours(present: &[Value]) -> impl Iterator<Item = &Value> {
+fn ours(kind: Kind, present: &[Value]) -> impl Iterator<Item = &Value> {
     const OURS: [&str; 10] = [
         PROGRAMMED,
         ACCEPTED,
@@ -471,9 +491,12 @@ fn ours(present: &[Value]) -> impl Iterator<Item = &Value> {
         "istio.io/WaypointBound",
         "karst.dev/Sealed",
     ];
-    present
-        .iter()
-        .filter(|one| OURS.iter().any(|kind| one["type"] == **kind))
+    present.iter().filter(move |one| {
+        let mut ours = OURS
+            .iter()
+            .filter(|name| is_followed(kind) || is_apart(name));
+        ours.any(|name| one["type"] == **name)
+    })
 }
 
 /// What is to be said, each kind of condition once.
@@ -499,14 +522,7 @@ fn statements(entry: &Entry, said: &[Condition], reach: Reach) -> Vec<Statement>
         });
         return by_kind.into_values().collect();
     }
-    for condition in said {
-        add(Statement {
-            kind: condition.kind.to_string(),
-            status: condition.status,
-            reason: condition.reason.to_owned(),
-            message: condition.message.clone(),
-        });
-    }
+    said.iter().map(Statement::of).for_each(&mut add);
     entry.own.iter().cloned().for_each(&mut add);
     let none_refused = said.iter().all(|one| one.status || one.reason != "Invalid");
     if none_refused && entry.own.is_none() {
@@ -596,11 +612,21 @@ fn cut(mut text: String) -> String {
 }
 
 /// Whether a kind's status has conditions that are ours to write.
-pub(super) fn has_status(kind: Kind) -> bool {
+fn has_status(kind: Kind) -> bool {
+    is_followed(kind) || kind == Kind::Service
+}
+
+/// Whether a kind's status is ours alone, and says which nodes have the object.
+fn is_followed(kind: Kind) -> bool {
     kind.is_shipped()
 }
 
-/// Whether an Event tells what a kind's status cannot.
+/// Whether a condition's name says whose it is, so that it may stand among those of others.
+fn is_apart(name: &str) -> bool {
+    name.contains('/')
+}
+
+/// Whether an Event tells what a kind's status cannot, or what few look for there.
 fn has_events(kind: Kind) -> bool {
     matches!(
         kind,

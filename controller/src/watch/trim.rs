@@ -7,7 +7,9 @@ use karst_index::ROOTS_KEY;
 use karst_k8s_api::{
     Object,
     k8s_openapi::{
-        api::core::v1::{Container, Node, NodeSpec, Pod, PodSpec, PodStatus, Service},
+        api::core::v1::{
+            Container, Node, NodeSpec, Pod, PodSpec, PodStatus, Service, ServiceStatus,
+        },
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     },
     labels::CONFIG_MIRROR,
@@ -57,7 +59,12 @@ fn trim_node(node: &mut Node) {
 
 fn trim_service(service: &mut Service) {
     trim_meta(&mut service.metadata);
-    service.status = None;
+    // What we have said of it is there.
+    let conditions = service.status.take().and_then(|status| status.conditions);
+    service.status = conditions.map(|conditions| ServiceStatus {
+        conditions: Some(conditions),
+        ..ServiceStatus::default()
+    });
 }
 
 fn trim_pod(pod: &mut Pod) {

@@ -20,7 +20,7 @@ use crate::{
     delta::Delta,
     facts::{EntryFacts, Name, pod::PodFacts, service::Target},
     gateways,
-    seals::{self, Seal, SealWish},
+    seals::{self, Seal, SealWish, Standing},
     selector::{Labels, matches},
     services,
     waypoints::{Binding, ClassFacts, GatewayFacts, Subject, wish},
@@ -133,8 +133,13 @@ impl Index {
 
     /// Request policies that are attached to services or waypoints: they seal what they decide about. No targets: the
     /// policy is gone, or decides nothing.
-    pub(super) fn target_policy(&mut self, policy: &PolicyKey, targets: &[PolicyTarget]) {
-        for target in self.sealers.set(policy, targets) {
+    pub(super) fn target_policy(
+        &mut self,
+        policy: &PolicyKey,
+        standing: Standing,
+        targets: &[PolicyTarget],
+    ) {
+        for target in self.sealers.set(policy, standing, targets) {
             match target {
                 PolicyTarget::Service(key) => {
                     // A Service that nobody sees has no claim, and yet a status.
@@ -244,7 +249,7 @@ impl Index {
             Some(SealWish::Asked) => Some(Seal::Asked),
             Some(SealWish::Waived) => None,
             None => self
-                .deciding_policy(name, is_entry, &binding)
+                .deciding_policy(name, is_entry, &binding, Standing::InForce)
                 .map(Seal::Policy),
         };
         Attachment { binding, seal }
@@ -277,7 +282,13 @@ impl Index {
     }
 
     /// The first request policy that applies to a service: attached to itself, to its waypoint, or to the class of that.
-    fn deciding_policy(&self, name: &Name, is_entry: bool, binding: &Binding) -> Option<PolicyKey> {
+    fn deciding_policy(
+        &self,
+        name: &Name,
+        is_entry: bool,
+        binding: &Binding,
+        standing: Standing,
+    ) -> Option<PolicyKey> {
         let hosts = match is_entry {
             true => super::apply::hosts_of(self.entries.get(name)?),
             false => vec![services::hostname(&self.config, name)],
@@ -298,7 +309,7 @@ impl Index {
         let targets = services.chain(of_gateway).chain(of_class);
         targets
             .into_iter()
-            .filter_map(|target| self.sealers.first(&target))
+            .filter_map(|target| self.sealers.first(standing, &target))
             .min()
             .cloned()
     }
@@ -306,13 +317,14 @@ impl Index {
     /// What a service's status says about its waypoint and its seal.
     pub(super) fn attachment_conditions(&self, name: &Name, is_entry: bool) -> Vec<Condition> {
         let Attachment { binding, seal } = self.attachment(name, is_entry);
-        let waived = self.deciding_policy(name, is_entry, &binding);
-        let mut sealed = seals::condition(
-            seal.as_ref(),
-            self.seal_wish(name, is_entry),
-            waived.as_ref(),
-            binding.gateway(),
-        );
+        let policy = |standing| self.deciding_policy(name, is_entry, &binding, standing);
+        let mut sealed = seals::condition(&seals::Known {
+            seal: seal.as_ref(),
+            wish: self.seal_wish(name, is_entry),
+            in_force: policy(Standing::InForce).as_ref(),
+            on_trial: policy(Standing::OnTrial).as_ref(),
+            waypoint: binding.gateway(),
+        });
         if let (Some(sealed), Some(_)) = (&mut sealed, &seal)
             && self.wants_to_do_without(name, is_entry)
         {

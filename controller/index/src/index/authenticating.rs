@@ -17,6 +17,7 @@ use crate::{
     facts::Name,
     request_authentications::{AuthenticationFacts, FetchedKeys, KeySource, RuleFacts},
     request_policies::TargetRef,
+    seals::Standing,
     selector::remove_from,
 };
 
@@ -112,7 +113,7 @@ impl Index {
             namespace: name.namespace.clone(),
             name: format!("{} (RequestAuthentication)", name.name).into(),
         };
-        self.target_policy(&sealer, &targets);
+        self.target_policy(&sealer, Standing::InForce, &targets);
     }
 
     /// An entry has other hosts now, which objects may target.

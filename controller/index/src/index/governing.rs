@@ -18,6 +18,7 @@ use crate::{
     facts::Name,
     policies::PolicyFacts,
     request_policies::{TargetRef, refused},
+    seals::Standing,
     selector::remove_from,
     services,
     waypoints::Binding,
@@ -84,20 +85,18 @@ impl Index {
         policies.iter().for_each(|policy| self.seal_targets(policy));
     }
 
-    /// Seals what an enforced policy targets. A dry run, and an audit, protect nothing that could be gone around.
+    /// Seals what an enforced policy targets; what one in dry run would seal is said. An audit protects nothing that could be
+    /// gone around.
     fn seal_targets(&mut self, policy: &Name) {
         let facts = self.policies.get(policy);
-        let refs = facts.map(|facts| targets(Some(facts)).to_vec());
-        let seals = facts.is_some_and(PolicyFacts::seals);
-        let targets: Vec<PolicyTarget> = match seals {
-            true => refs
-                .unwrap_or_default()
-                .iter()
-                .flat_map(|target| self.policy_targets(target))
-                .collect(),
-            false => Vec::new(),
-        };
-        self.target_policy(&policy_key(policy), &targets);
+        let standing = facts.and_then(PolicyFacts::seals);
+        let refs = targets(facts.filter(|_| standing.is_some())).to_vec();
+        let targets: Vec<PolicyTarget> = refs
+            .iter()
+            .flat_map(|target| self.policy_targets(target))
+            .collect();
+        let standing = standing.unwrap_or(Standing::InForce);
+        self.target_policy(&policy_key(policy), standing, &targets);
     }
 
     /// Compiles what is marked, and what targets objects that are.

@@ -222,6 +222,30 @@ fn what_decides_seals_and_what_only_watches_does_not() {
     assert!(world.policy("shop/karst-seal-cart").is_none());
 }
 
+/// Who asks beforehand whom a seal would refuse reads it in the service's status.
+#[test]
+fn what_a_dry_run_would_seal_is_said_until_it_is_in_force() {
+    let text = |annotations: &str| {
+        policy("shop", CART, DENY).replace(
+            "namespace: shop}",
+            &format!("namespace: shop{annotations}}}"),
+        )
+    };
+    let dry = text(", annotations: {istio.io/dry-run: 'true'}");
+    let said = |world: &World| {
+        let said = world.reasons(Kind::Service, "shop", "cart");
+        ["DryRun", "PolicyAttached"].map(|reason| said.contains(&reason))
+    };
+    let mut world = World::of(&format!("{MESH}{dry}"));
+    assert_eq!(said(&world), [true, false]);
+    world.apply(&text(""));
+    assert_eq!(said(&world), [false, true]);
+    world.apply(&dry);
+    assert_eq!(said(&world), [true, false]);
+    world.delete(Kind::AuthorizationPolicy, "shop", "p");
+    assert_eq!(said(&world), [false, false]);
+}
+
 #[test]
 fn every_part_of_a_rule_is_lowered() {
     let exact = |text: &str| vec![StringMatch::Exact(text.into())];

@@ -261,6 +261,69 @@ fn a_condition_that_holds_no_more_goes() {
     );
 }
 
+/// A sealed Service that asks for a waypoint that is not there, with these conditions.
+fn sealed_service(annotations: Value, conditions: Value) -> Object {
+    object(
+        Kind::Service,
+        json!({
+            "metadata": {"name": "orders", "namespace": "shop", "uid": "1", "annotations": annotations,
+                "labels": {"istio.io/use-waypoint": "w"}},
+            "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{"port": 80}]},
+            "status": {"conditions": conditions},
+        }),
+    )
+}
+
+#[test]
+fn a_service_says_its_waypoint_and_its_seal_among_conditions_of_others() {
+    let sealed = json!({"karst.dev/seal": "true"});
+    let theirs = json!({"type": "Programmed", "status": "False", "reason": "TheirOwn", "message": "",
+        "lastTransitionTime": NOW});
+    let mut ledger = told(&sealed_service(sealed.clone(), json!([theirs])), 1);
+    let wanted = ledger.take_fresh(10, everybody, NOW).remove(0);
+    let said = |wanted: &Wanted| -> Vec<String> {
+        let names = wanted.conditions.iter();
+        names
+            .map(|one| format!("{}={}", one["type"], one["status"]).replace('"', ""))
+            .collect()
+    };
+    assert_eq!(
+        said(&wanted),
+        ["istio.io/WaypointBound=False", "karst.dev/Sealed=True"],
+        "its own, and none that could be somebody else's"
+    );
+    assert_eq!(
+        wanted.observed_generation, None,
+        "a Service's status has none"
+    );
+    let event = ledger.take_announcement().unwrap();
+    assert_eq!(event.reason, "WaypointIsMissing");
+
+    // It comes back as we wrote it, beside theirs: silence.
+    let mut present = wanted.conditions.clone();
+    present.push(theirs.clone());
+    ledger.written(wanted);
+    tell(
+        &mut ledger,
+        &sealed_service(sealed.clone(), json!(present)),
+        2,
+    );
+    assert_eq!(ledger.take_fresh(10, everybody, LATER), []);
+    let mut fresh = told(&sealed_service(sealed, json!(present)), 1);
+    assert_eq!(fresh.take_fresh(10, everybody, LATER), []);
+
+    // No seal any more: the condition goes.
+    let mut ledger = told(&sealed_service(json!({}), json!(present)), 1);
+    let wanted = ledger.take_fresh(10, everybody, LATER);
+    assert_eq!(said(&wanted[0]), ["istio.io/WaypointBound=False"]);
+    // Nothing of ours: nothing is written.
+    let plain = object(
+        Kind::Service,
+        json!({"metadata": {"name": "a", "namespace": "b"}, "spec": {}, "status": {"conditions": [theirs]}}),
+    );
+    assert_eq!(told(&plain, 1).take_fresh(10, everybody, NOW), []);
+}
+
 fn of_version(version: &str, generation: i64) -> Object {
     let mut json = serde_json::to_value(match policy(generation, json!({"rules": [{}]})) {
         Object::AuthorizationPolicy(policy) => policy,
