@@ -5,11 +5,13 @@
 //!   the index's word ───┴──► Waypoints ──► Deployer                           (server-side apply, owned by the Gateway)
 //!                            (what differs)    └─ status (pure) ────────────► Gateway and GatewayClass
 //!                                                only while this replica leads
+//!   XMeshes (asked now and then) ──────────► mesh (pure) ──► one XMesh and its status, where the cluster knows the kind
 //! ```
 //!
 //! Level-triggered: everything is compared again when this replica begins to lead, and every few minutes. What was made
 //! goes with its Gateway, by the owner reference.
 
+mod mesh;
 mod overlay;
 mod render;
 mod shell;

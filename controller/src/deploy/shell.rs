@@ -16,7 +16,7 @@ use karst_runtime::supervise::Shutdown;
 use karst_telemetry::{error_chain::Chain, metrics::Registry};
 use kube::{
     Api, Client,
-    api::{DynamicObject, Patch, PatchParams},
+    api::{DynamicObject, ListParams, Patch, PatchParams},
     core::{ApiResource, GroupVersionKind},
 };
 use prometheus_client::metrics::counter::Counter;
@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use xxhash_rust::xxh64::xxh64;
 
 use super::{
-    Known, Waypoints,
+    Known, Waypoints, mesh,
     render::{KEYS, Settings, objects},
     status,
 };
@@ -36,6 +36,8 @@ const MANAGER: &str = "karst-controller";
 const ROUND: Duration = Duration::from_millis(500);
 /// Everything is compared and applied again this often: others may have changed it.
 const REFRESH: Duration = Duration::from_secs(300);
+/// Between looks at the XMeshes, which are not watched: few clusters have one, and it changes hardly ever.
+const MESHES_EVERY: Duration = Duration::from_secs(30);
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Longest time that one request may take.
@@ -119,11 +121,19 @@ impl Deployer {
     async fn lead(&self) {
         let mut applied = Applied::new();
         let mut refreshed: Option<Instant> = None;
+        let mut looked: Option<Instant> = None;
         loop {
             if refreshed.is_none_or(|at| at.elapsed() > REFRESH) {
                 self.waypoints.refresh();
                 applied.clear();
                 refreshed = Some(Instant::now());
+            }
+            if looked.is_none_or(|at| at.elapsed() > MESHES_EVERY) {
+                let settled = self.meshes().await.unwrap_or_else(|error| {
+                    self.failed("XMesh", &error);
+                    true
+                });
+                looked = settled.then(Instant::now);
             }
             let worked = self.round(&mut applied).await;
             tokio::time::sleep(if worked { ROUND } else { PAUSE }).await;
@@ -174,6 +184,31 @@ impl Deployer {
                 self.write_status(object, status).await
             }
             None => Ok(()),
+        }
+    }
+
+    /// The mesh's own object is there and says what the mesh supports, where the cluster knows the kind. Whether nothing more
+    /// is to be done now.
+    async fn meshes(&self) -> Result<bool, DeployError> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &mesh::resource());
+        let present = match within("XMeshes", api.list(&ListParams::default())).await {
+            Err(DeployError::Api {
+                source: kube::Error::Api(refusal),
+                ..
+            }) if refusal.code == 404 => return Ok(true),
+            present => present?.items,
+        };
+        match mesh::next(&present, self.client.default_namespace(), &now()) {
+            mesh::Next::Make(object) => {
+                self.apply(object).await?;
+                Ok(false)
+            }
+            mesh::Next::Tell(told) => {
+                for (object, status) in told {
+                    self.write_status(object, status).await?;
+                }
+                Ok(true)
+            }
         }
     }
 
