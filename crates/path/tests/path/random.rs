@@ -25,7 +25,7 @@ use karst_model::{
 };
 use karst_path::{
     Facts,
-    outbound::{self, Choose, Hop, Replica},
+    outbound::{self, Choose as _, Hop},
     why::{AskedRequest, Question, Verdict, answer},
 };
 use karst_policy::{
@@ -33,11 +33,13 @@ use karst_policy::{
     request::{Asked, GatewayRef, RequestPolicies, applies},
 };
 use karst_routing::{
-    balance::{self, Candidates, Choice, Mode, NoEndpoint},
+    balance::Candidates,
     request::{Request, Scheme, Seen, remote_ip},
     table::{Routes, Table},
 };
 use rand::{Rng, RngExt as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
+
+use crate::draw::{Draw, wanted};
 
 const CASES: u64 = 10_000;
 /// Draws of the data plane for each question.
@@ -329,42 +331,6 @@ impl Mesh {
     }
 }
 
-/// Draws at random.
-struct Draw(std::cell::RefCell<StdRng>);
-
-impl Choose for Draw {
-    type Held = ();
-
-    fn endpoint(
-        &self,
-        source: &Workload,
-        service: &Service,
-        dialled: SocketAddr,
-        endpoints: &[Arc<Workload>],
-    ) -> Result<Choice, NoEndpoint> {
-        balance::choose(
-            &of(source, service, dialled),
-            endpoints,
-            &mut *self.0.borrow_mut(),
-        )
-    }
-
-    fn replica(&self, usable: &[Replica<'_>]) -> (usize, ()) {
-        (self.0.borrow_mut().random_range(0..usable.len()), ())
-    }
-}
-
-fn of<'a>(source: &'a Workload, service: &'a Service, dialled: SocketAddr) -> balance::Request<'a> {
-    balance::Request {
-        service,
-        port: dialled.port(),
-        dialled,
-        source,
-        sticky: None,
-        mode: Mode::Standard,
-    }
-}
-
 /// What the data plane does with one connection or request.
 struct Plane<'a> {
     mesh: &'a Mesh,
@@ -497,7 +463,7 @@ impl Plane<'_> {
     fn endpoint(&self, replica: &Workload, service: &Service) -> Verdict {
         let dialled = SocketAddr::new(service.addresses[0].ip, 80);
         let endpoints = self.mesh.state.endpoints(&service.key);
-        let Ok(candidates) = Candidates::new(&of(replica, service, dialled), &endpoints) else {
+        let Ok(candidates) = Candidates::new(&wanted(replica, service, dialled), &endpoints) else {
             return Verdict::Fails;
         };
         let chosen = candidates
@@ -565,7 +531,7 @@ fn what_is_answered_is_what_happens() {
             mesh: &mesh,
             source: &source,
             asked: &request,
-            draw: Draw(StdRng::seed_from_u64(seed ^ 0x5eed).into()),
+            draw: Draw::of(seed ^ 0x5eed),
         };
         let mut happened: Vec<Verdict> = (0..DRAWS).map(|_| plane.happens(dialled)).collect();
         happened.dedup();

@@ -1,7 +1,7 @@
 //! What a client's agent decides about a service behind a waypoint: the tunnel to a replica, a refusal, or the way around
 //! where somebody has written that the service matters more.
 
-use std::{cell::RefCell, collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use karst_discovery::{State, Update};
 use karst_model::{
@@ -11,42 +11,13 @@ use karst_model::{
     service::{Service, ServicePort, Vip},
     workload::{GatewayAddr, GatewayDestination, Health, Workload},
 };
-use karst_path::outbound::{Choose, Hop, Refused, Replica, Way, resolve};
-use karst_routing::balance::{self, Choice, Mode, NoEndpoint};
-use rand::{SeedableRng as _, rngs::StdRng};
+use karst_path::outbound::{Hop, Refused, Way, resolve};
+
+use crate::draw::Draw;
 
 const VIP: [u8; 4] = [10, 96, 0, 1];
 const ENDPOINT: [u8; 4] = [10, 0, 0, 1];
 const REPLICA: [u8; 4] = [10, 0, 0, 9];
-
-/// The data plane's own draw, and always the first replica.
-struct First(RefCell<StdRng>);
-
-impl Choose for First {
-    type Held = ();
-
-    fn endpoint(
-        &self,
-        source: &Workload,
-        service: &Service,
-        dialled: SocketAddr,
-        endpoints: &[Arc<Workload>],
-    ) -> Result<Choice, NoEndpoint> {
-        let request = balance::Request {
-            service,
-            port: dialled.port(),
-            dialled,
-            source,
-            sticky: None,
-            mode: Mode::Standard,
-        };
-        balance::choose(&request, endpoints, &mut *self.0.borrow_mut())
-    }
-
-    fn replica(&self, _: &[Replica<'_>]) -> (usize, ()) {
-        (0, ())
-    }
-}
 
 fn key(name: &str) -> ServiceKey {
     ServiceKey {
@@ -105,7 +76,7 @@ fn decided(replica: Health, waypoint_optional: bool) -> Result<Way<()>, Refused>
         Update::Workload(Arc::new(pod("w-0", REPLICA, &key("w"), replica))),
         Update::Workload(Arc::new(client.clone())),
     ]);
-    let choose = First(RefCell::new(StdRng::seed_from_u64(7)));
+    let choose = Draw::of(7);
     resolve(
         &state,
         &Network::default(),
