@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     os::unix::{net::UnixStream, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -20,6 +20,9 @@ use crate::{
 
 /// How long the daemon may take to make the fabric and open its socket.
 const DAEMON_START: Duration = Duration::from_secs(20);
+
+/// How often a folder is made again whose parent another lab has just taken away.
+const TRIES: u32 = 100;
 
 /// Starts a lab from a directory of YAML and waits up to `wait` for its pods (zero does not wait). A lab that does not
 /// come up in the daemon's first steps is taken away again; one whose pods are not ready stays, to be looked at.
@@ -64,9 +67,20 @@ fn absolute(dir: &Path) -> Result<PathBuf, LabError> {
         .map_err(LabError::io(format!("opening directory {}", dir.display())))
 }
 
+/// Makes a folder. The last lab takes the folders above its own with it, perhaps while this one is being made below them.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    for _ in 0..TRIES {
+        match fs::create_dir_all(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => return done,
+        }
+    }
+    fs::create_dir_all(folder)
+}
+
 fn start_daemon(lab: &LabName, options: Options) -> Result<(), LabError> {
     let logs = lab.logs_dir();
-    fs::create_dir_all(&logs).map_err(LabError::io(format!("making {}", logs.display())))?;
+    make_folder(&logs).map_err(LabError::io(format!("making {}", logs.display())))?;
     let log = daemon_log(lab);
     let file = File::create(&log).map_err(LabError::io(format!("making {}", log.display())))?;
     let second = file
