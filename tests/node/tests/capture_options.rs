@@ -1,4 +1,5 @@
-//! Annotations that take traffic out of the capture, on real traffic; and DNS of sockets that are not connected.
+//! Annotations that take traffic out of the capture, on real traffic; DNS of sockets that are not connected; and a kernel that
+//! drops what comes by another way than its answer would go (rp_filter, RFC 3704).
 
 use karst_test_node::{Lab, Script, eventually, script::PROBER};
 
@@ -113,4 +114,56 @@ fn dns_from_sockets_that_are_not_connected_goes_to_the_agent_and_back() {
         .lines()
         .any(|line| line.contains("dns") && !line.starts_with('#') && !line.ends_with(" 0"));
     assert!(answered, "the agent answered:\n{page}");
+}
+
+/// Whose kernel checks sources strictly: the network namespaces of both nodes and of the pods.
+fn filter_strictly(lab: &Lab) {
+    let write = "for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $file; done";
+    for node in lab.nodes() {
+        lab.exec_node(&node, &["sh", "-c", write]).success();
+    }
+    for (namespace, pod) in [
+        ("meshed", "client"),
+        ("meshed", "server"),
+        ("meshed", "neighbour"),
+        ("plain", "client"),
+    ] {
+        let pod = lab.pod(namespace, pod);
+        let name = pod["netns"].as_str().expect("a namespace");
+        let netns = format!("--net=/run/netns/{name}");
+        let mut nsenter = std::process::Command::new("nsenter");
+        let status = nsenter.args([&*netns, "sh", "-c", write]).status();
+        assert!(status.expect("nsenter").success(), "{name}");
+    }
+}
+
+#[test]
+fn nothing_that_the_mesh_carries_fails_a_strict_check_of_sources() {
+    let lab = Lab::up("tests/fixtures/pair");
+    lab.wait_enrolled();
+    filter_strictly(&lab);
+    let server = lab.address("meshed", "server");
+    let neighbour = lab.address("meshed", "neighbour");
+    let mut inside = Script::start(&lab, "meshed/client", PROBER, &[]);
+    let mut outside = Script::start(&lab, "plain/client", PROBER, &[]);
+    for target in [&server, &neighbour] {
+        for from in [&mut inside, &mut outside] {
+            assert_eq!(from.ask(&format!("{target} 9000 x")), "ok", "{target}");
+        }
+    }
+    let plain = lab.address("plain", "server");
+    assert_eq!(
+        inside.ask(&format!("{plain} 9000 x")),
+        "ok",
+        "out of the mesh"
+    );
+    lab.apply("strict.yaml", STRICT);
+    eventually("STRICT refuses who is outside", || {
+        outside.ask(&format!("{server} 9000 x")) != "ok"
+    });
+    assert_eq!(
+        inside.ask(&format!("{server} 9000 x")),
+        "ok",
+        "by its tunnel"
+    );
 }
