@@ -25,8 +25,8 @@ use karst_model::{
 };
 
 use crate::{
-    conditions::ObjectConditions, gateways::GatewayStatus, request_authentications::KeySource,
-    routes::RouteStatus,
+    conditions::ObjectConditions, credentials::SecretName, gateways::GatewayStatus,
+    request_authentications::KeySource, routes::RouteStatus,
 };
 
 /// What differs from the output before. A key is either updated or removed, and only once.
@@ -55,6 +55,8 @@ pub struct Delta {
     pub trust_domains: Option<TrustDomains>,
     /// All keys that are to be fetched, where these have changed.
     pub key_sources: Option<BTreeSet<KeySource>>,
+    /// All Secrets that are to be read, where these have changed.
+    pub secrets: Option<BTreeSet<SecretName>>,
     pub node_workloads: Vec<NodeChange>,
     pub conditions: Vec<ObjectConditions>,
     /// Addresses of the automatic range that hosts of ServiceEntries have; empty: none any more.
@@ -144,6 +146,7 @@ impl Delta {
             && self.telemetries.is_empty()
             && self.trust_domains.is_none()
             && self.key_sources.is_none()
+            && self.secrets.is_none()
             && self.node_workloads.is_empty()
             && self.conditions.is_empty()
             && self.entry_addresses.is_empty()

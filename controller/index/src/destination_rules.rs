@@ -30,6 +30,7 @@ use karst_model::{
 use self::policy::Partial;
 pub(crate) use self::values::RuleFault;
 use crate::{
+    credentials::Lookup,
     facts::{Created, Name},
     selector::remove_from,
 };
@@ -108,6 +109,13 @@ impl RuleFacts {
             });
         }
         keys.into_iter().collect()
+    }
+
+    /// Secrets that it names, each once.
+    pub(crate) fn secrets(&self) -> BTreeSet<&Arc<str>> {
+        let of_subsets = self.subsets.iter().filter_map(|one| one.policy.as_ref());
+        let all = of_subsets.chain(&self.policy);
+        all.flat_map(Partial::secrets).collect()
     }
 
     /// Whether it holds at waypoints of a namespace. Those of its `own` follow it whatever it exports.
@@ -393,8 +401,13 @@ impl Merged<'_> {
             .any(|subset| *subset.subset.name == *name)
     }
 
-    /// `sans`: whom the service's ServiceEntry names.
-    pub(crate) fn lower(&self, service: &ServiceKey, sans: &[Arc<str>]) -> ServiceTraffic {
+    /// `sans`: whom the service's ServiceEntry names. `lookup`: where the Secrets are that its TLS names.
+    pub(crate) fn lower(
+        &self,
+        service: &ServiceKey,
+        sans: &[Arc<str>],
+        lookup: &mut Lookup<'_>,
+    ) -> ServiceTraffic {
         let ports = |partial: Option<&Partial>| -> BTreeSet<u16> {
             partial
                 .into_iter()
@@ -408,7 +421,7 @@ impl Merged<'_> {
             scopes.push(Scope {
                 port,
                 subset: subset.map(|subset| subset.subset.name.clone()),
-                policy: policy::merged(self.policy, partial, port, sans),
+                policy: policy::merged(self.policy, partial, port, sans, lookup),
             });
         };
         if self.policy.is_some() {

@@ -6,6 +6,7 @@ use karst_k8s_api::{Object, ObjectKey};
 use karst_model::{enrollment::PodCapture, name::PodUid};
 
 use crate::{
+    credentials::{ReadSecret, SecretName},
     delta::Transition,
     request_authentications::{FetchedKeys, KeySource},
 };
@@ -42,6 +43,11 @@ pub enum Event {
     Keys {
         source: KeySource,
         fetched: FetchedKeys,
+    },
+    /// What reading a Secret has come to. This is a level: it replaces what was said before.
+    Secret {
+        secret: SecretName,
+        read: ReadSecret,
     },
     /// Collectors that do not take what agents and waypoints send, by provider, and why. This is a level: it replaces what
     /// was said before.

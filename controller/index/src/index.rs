@@ -8,6 +8,7 @@ mod apply;
 mod attach;
 mod authenticating;
 mod backing;
+mod credentials;
 mod flush;
 mod governing;
 mod limiting;
@@ -270,6 +271,7 @@ impl Index {
                 Event::NodeElsewhere { node, published } => self.elsewhere(node, published),
                 Event::NodeHere { node } => self.here(&node),
                 Event::Keys { source, fetched } => self.keys(source, fetched),
+                Event::Secret { secret, read } => self.secret(secret, read),
                 Event::FailingCollectors(failing) => self.failing_collectors(failing),
                 Event::Acknowledged(transition) => {
                     self.capture.acknowledged(&transition);
@@ -344,6 +346,7 @@ impl Index {
             waypoint_policies: all(&self.out.waypoint_policies),
             request_authentications: all(&self.out.request_authentications),
             key_sources: Some(self.key_sources()),
+            secrets: Some(self.secrets()),
             rate_limits: all(&self.out.rate_limits),
             traffic: all(&self.out.traffic),
             telemetries: all(&self.out.telemetries),

@@ -11,7 +11,7 @@ use karst_model::{
     addr::{Network, canonical_ip},
     locality::Locality,
     name::ServiceKey,
-    protocol::TunnelProtocol,
+    protocol::{AppProtocol, TunnelProtocol},
     service::{
         HealthPolicy, IpFamilies, LoadBalancing, LoadBalancingMode, Naming, PortMap, Service,
         ServicePort, Vip, Visibility,
@@ -354,6 +354,26 @@ pub(crate) fn conditions(
             "UnsupportedValue",
             "resolution DYNAMIC_DNS needs a waypoint: the hosts have no endpoints".to_owned(),
         );
+    }
+    let by_name = || {
+        spec.hosts
+            .iter()
+            .any(|host| naming(facts, host) == Naming::Asked)
+    };
+    for port in spec
+        .ports
+        .iter()
+        .filter(|port| service_port(port).app_protocol == AppProtocol::Tcp)
+    {
+        if by_name() {
+            no(
+                "UnsupportedValue",
+                format!(
+                    "port {} of protocol {}: a host is resolved as clients name it, in HTTP or TLS, and there they name none: connections fail",
+                    port.number, port.protocol
+                ),
+            );
+        }
     }
     if spec.resolution == Resolution::None && spec.addresses.is_empty() {
         no(

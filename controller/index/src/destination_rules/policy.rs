@@ -18,7 +18,12 @@ use karst_model::traffic::{
     San, TcpKeepalive, TlsMode, TrafficPolicy, UpstreamTls, WarmUp,
 };
 
-use super::{balance, tls, values::Place};
+use super::{
+    balance,
+    tls::{self, TlsWish},
+    values::Place,
+};
+use crate::credentials::Lookup;
 
 /// `loadBalancer`, before it is known whether anything ejects endpoints.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,7 +40,7 @@ pub(super) struct Parts {
     pub(super) balance: Option<BalanceWish>,
     pub(super) connections: Option<Connections>,
     pub(super) outlier: Option<Outlier>,
-    pub(super) tls: Option<UpstreamTls>,
+    pub(super) tls: Option<TlsWish>,
 }
 
 /// One `trafficPolicy`.
@@ -107,6 +112,12 @@ impl Partial {
             .for_each(|one| take(&one.label));
     }
 
+    /// Secrets that its TLS names.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &Arc<str>> {
+        let parts = std::iter::once(&self.parts).chain(self.ports.values());
+        parts.filter_map(|parts| parts.tls.as_ref()?.secret.as_ref())
+    }
+
     /// What holds for `port` (or for those without settings of their own) of this alone.
     fn at(&self, port: Option<u16>) -> (Parts, Option<RetryBudget>) {
         let of_port = port.and_then(|port| self.ports.get(&port));
@@ -120,6 +131,7 @@ pub(super) fn merged(
     subset: Option<&Partial>,
     port: Option<u16>,
     sans: &[Arc<str>],
+    lookup: &mut Lookup<'_>,
 ) -> TrafficPolicy {
     let (mut parts, mut budget) = base.map(|base| base.at(port)).unwrap_or_default();
     if let Some(subset) = subset {
@@ -133,10 +145,15 @@ pub(super) fn merged(
             parts = of_port.clone();
         }
     }
-    finish(parts, budget, sans)
+    finish(parts, budget, sans, lookup)
 }
 
-fn finish(parts: Parts, budget: Option<RetryBudget>, sans: &[Arc<str>]) -> TrafficPolicy {
+fn finish(
+    parts: Parts,
+    budget: Option<RetryBudget>,
+    sans: &[Arc<str>],
+    lookup: &mut Lookup<'_>,
+) -> TrafficPolicy {
     let balance = parts.balance.unwrap_or_default();
     // As in Istio, where localities count by default as soon as anything notices that endpoints fail.
     let by_default = || parts.outlier.is_some().then(LocalityBalance::default);
@@ -149,7 +166,7 @@ fn finish(parts: Parts, budget: Option<RetryBudget>, sans: &[Arc<str>]) -> Traff
         connections: parts.connections.unwrap_or_default(),
         outlier: parts.outlier,
         retry_budget: budget,
-        tls: parts.tls.map(|tls| with_sans(tls, sans)),
+        tls: parts.tls.map(|wish| with_sans(wish.secured(lookup), sans)),
         ..TrafficPolicy::default()
     }
 }

@@ -32,6 +32,9 @@ const BUILT_IN: [&str; 2] = ["prometheus", "envoy"];
 /// What is said of a collector whose rule asks for the mesh's own TLS.
 const NO_TUNNEL: &str = "agents and waypoints send to collectors by themselves, not through the mesh: use mode SIMPLE instead of ISTIO_MUTUAL";
 
+/// What is said of a collector whose rule names a Secret: every agent and waypoint would have to be given its key.
+const NO_SECRET: &str = "credentialName has no effect towards collectors, to which every agent and waypoint sends: nothing is sent";
+
 /// What is kept of it.
 #[derive(Debug, Default)]
 pub(super) struct Recording {
@@ -240,7 +243,9 @@ impl Index {
 
     /// How connections to a collector are secured: as rules of the root namespace say, else those of its own.
     fn collector_tls(&self, service: &ServiceKey, port: u16) -> Option<Box<UpstreamTls>> {
-        let (traffic, _rules) = self.compile_traffic(service, &self.config.root_namespace);
+        let root = &self.config.root_namespace;
+        let mut lookup = self.traffic.credentials.lookup(root).refusing(NO_SECRET);
+        let (traffic, _rules) = self.compile_traffic(service, root, &mut lookup);
         let mut tls = traffic?.policy(port, None)?.tls.clone()?;
         match tls.mode {
             TlsMode::Disable => return None,

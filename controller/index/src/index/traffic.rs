@@ -15,9 +15,10 @@ use karst_model::{
     workload::Workload,
 };
 
-use super::{Claim, Index, key};
+use super::{Claim, Index, credentials::Credentials, key};
 use crate::{
     conditions::{Condition, ConditionType},
+    credentials::{LookedUp, Lookup},
     delta::Delta,
     destination_rules::{self, RuleFacts, Rules},
     facts::Name,
@@ -40,6 +41,7 @@ pub(super) struct Traffic {
     /// The waypoints that were told of each service.
     told: HashMap<ServiceKey, BTreeSet<GatewayKey>>,
     pub(super) label_keys: LabelKeys,
+    pub(super) credentials: Credentials,
 }
 
 /// Keys of labels that rules refer to, with the number of references.
@@ -213,6 +215,7 @@ impl Index {
             self.flush_service_traffic(service, &mut rules, delta);
             rules.extend(self.traffic.rules.covering(&service.hostname).cloned());
         }
+        self.flush_credentials(delta);
         rules.iter().for_each(|name| self.flush_rule(name, delta));
     }
 
@@ -225,10 +228,15 @@ impl Index {
         let waypoints = self.waypoints_to(service);
         let before = self.traffic.told.remove(service).unwrap_or_default();
         for left in before.difference(&waypoints) {
+            let place = (service.clone(), left.clone());
+            self.traffic.credentials.refer(&place, LookedUp::default());
             self.tell_traffic(service, left, None, Vec::new(), rules, delta);
         }
         for waypoint in &waypoints {
-            let (traffic, chosen) = self.compile_traffic(service, &waypoint.namespace);
+            let mut lookup = self.traffic.credentials.lookup(&waypoint.namespace);
+            let (traffic, chosen) = self.compile_traffic(service, &waypoint.namespace, &mut lookup);
+            let (place, looked_up) = ((service.clone(), waypoint.clone()), lookup.done());
+            self.traffic.credentials.refer(&place, looked_up);
             self.tell_traffic(service, waypoint, traffic, chosen, rules, delta);
         }
         if !waypoints.is_empty() {
@@ -303,6 +311,7 @@ impl Index {
         &self,
         service: &ServiceKey,
         client: &str,
+        lookup: &mut Lookup<'_>,
     ) -> (Option<ServiceTraffic>, Vec<Name>) {
         let root = &self.config.root_namespace;
         let rules = self.traffic.rules.choose(service, client, root);
@@ -312,7 +321,7 @@ impl Index {
             .unwrap_or_default();
         let mut traffic = match rules.is_empty() {
             true => None,
-            false => Some(destination_rules::merge(&rules).lower(service, &sans)),
+            false => Some(destination_rules::merge(&rules).lower(service, &sans, lookup)),
         };
         if let Some(claim) = self.claim_of(service) {
             self.put_backend_policies(service, (&claim.name, claim.is_entry), &mut traffic);
@@ -348,6 +357,7 @@ impl Index {
         match self.traffic.uses.get(name) {
             Some(uses) => {
                 conditions.extend(self.overruled_parts(name, uses));
+                conditions.extend(self.credential_condition(facts, uses));
                 conditions.push(held(uses));
             }
             None => conditions.push(self.unused(facts)),

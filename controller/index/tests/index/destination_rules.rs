@@ -380,7 +380,19 @@ fn values_out_of_range_are_left_out_and_named() {
         ),
         (
             "trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /etc/ca.pem}}",
-            "caCertificates names what a waypoint cannot read",
+            "caCertificates names a file",
+        ),
+        (
+            "trafficPolicy: {tls: {mode: MUTUAL, clientCertificate: /etc/c.pem, privateKey: /etc/k.pem}}",
+            "put it into a Secret and name that in credentialName",
+        ),
+        (
+            "trafficPolicy: {tls: {mode: MUTUAL}}",
+            "credentialName names no Secret: connections fail",
+        ),
+        (
+            "trafficPolicy: {tls: {mode: MUTUAL, credentialName: other/web-client}}",
+            "\"other/web-client\" can be no Secret of the waypoint's namespace",
         ),
         (
             "trafficPolicy: {tls: {mode: ISTIO_MUTUAL, sni: x.example}}",

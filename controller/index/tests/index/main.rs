@@ -4,6 +4,7 @@
     reason = "helpers of tests stand outside of test functions"
 )]
 
+mod credentials;
 mod destination_merge;
 mod destination_rules;
 mod enrolment;
