@@ -246,12 +246,9 @@ impl Kind {
     pub(crate) const SERVICE: Self = Self::new("", "v1", "Service");
     pub(crate) const GATEWAY: Self = Self::new("gateway.networking.k8s.io", "v1", "Gateway");
     pub(crate) const HTTP_ROUTE: Self = Self::new("gateway.networking.k8s.io", "v1", "HTTPRoute");
-    pub(crate) const AUTHORIZATION_POLICY: Self =
-        Self::new("security.istio.io", "v1", "AuthorizationPolicy");
-    pub(crate) const REQUEST_AUTHENTICATION: Self =
-        Self::new("security.istio.io", "v1", "RequestAuthentication");
     pub(crate) const GATEWAY_CLASS: Self =
         Self::new("gateway.networking.k8s.io", "v1", "GatewayClass");
+    pub(crate) const XMESH: Self = Self::new("gateway.networking.x-k8s.io", "v1alpha1", "XMesh");
     pub(crate) const CRD: Self =
         Self::new("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     pub(crate) const ACCESS_REVIEW: Self =

@@ -3,7 +3,7 @@
 //! ```text
 //! webhook ─► pods released ─► agents ─► one removal pod per node ─► what was installed
 //!            by the controller           programs, pins, CNI plugin    ─► what the controller made ─► namespace ─► CRDs
-//!                                                                                                  if ours      --purge
+//!                                                                          and said in statuses       if ours      --purge
 //! ```
 //!
 //! Pods are released first, by controllers that are told to want none in the mesh: the way of un-labelling, on which no
@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use karst_k8s_api::object::FIELD_MANAGER;
 use kube::api::{ListParams, LogParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -91,6 +92,7 @@ pub(crate) async fn run(cluster: &Cluster, args: &UninstallArgs) -> anyhow::Resu
         deleted += usize::from(cluster.delete(reference).await? == Deleted::Yes);
     }
     deleted += delete_made_at_run_time(cluster).await?;
+    withdraw_conditions(cluster).await?;
     if args.purge {
         deleted += purge_crds(cluster).await?;
     }
@@ -388,7 +390,7 @@ async fn last_words(cluster: &Cluster, pod: &str) -> String {
 }
 
 /// What the controller made while it ran: root certificates in every namespace, its lease, its secrets, waypoints and
-/// their class.
+/// their class, the mesh's object.
 async fn delete_made_at_run_time(cluster: &Cluster) -> anyhow::Result<usize> {
     let mut deleted = 0;
     let made = ListParams::default().labels(&format!("{MANAGED_BY}={CONTROLLER}"));
@@ -400,6 +402,7 @@ async fn delete_made_at_run_time(cluster: &Cluster) -> anyhow::Result<usize> {
         Kind::SERVICE,
         Kind::SERVICE_ACCOUNT,
         Kind::GATEWAY_CLASS,
+        Kind::XMESH,
     ];
     for kind in kinds {
         for object in cluster.list(kind, None, &made).await? {
@@ -435,6 +438,36 @@ async fn delete_made_at_run_time(cluster: &Cluster) -> anyhow::Result<usize> {
         deleted += usize::from(cluster.delete(&reference).await? == Deleted::Yes);
     }
     Ok(deleted)
+}
+
+/// Takes back what was said of Services in their status: with nobody to keep it, it would become untrue.
+async fn withdraw_conditions(cluster: &Cluster) -> anyhow::Result<()> {
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    for service in cluster
+        .list(Kind::SERVICE, None, &ListParams::default())
+        .await?
+    {
+        let managers = service.metadata.managed_fields.iter().flatten();
+        let mut ours = managers.filter(|one| one.manager.as_deref() == Some(FIELD_MANAGER));
+        if !ours.any(|one| one.subresource.as_deref() == Some("status")) {
+            continue;
+        }
+        let name = service.metadata.name.unwrap_or_default();
+        let nothing = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "status": {}});
+        let services = cluster.objects(Kind::SERVICE, service.metadata.namespace.as_deref());
+        match services
+            .patch_status(&name, &parameters, &Patch::Apply(&nothing))
+            .await
+        {
+            Err(kube::Error::Api(refusal)) if refusal.code == 404 => {}
+            outcome => {
+                drop(outcome.map_err(told).with_context(|| {
+                    format!("cannot take back the conditions of Service {name}")
+                })?)
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Deletes the CRDs that this program applied; those of other parties stay.

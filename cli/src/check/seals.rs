@@ -1,10 +1,9 @@
 //! Whom sealed services refuse. A sealed service accepts its waypoint only, and callers outside of the mesh have no way
 //! through it; who they are is known from what the agents have seen, also before a policy seals the service for good
-//! (`istio.io/dry-run`).
+//! (`istio.io/dry-run`). What is sealed, or would be, the controller says in the Service's status.
 
 use std::collections::BTreeMap;
 
-use karst_k8s_api::labels::{DRY_RUN, SEAL, USE_WAYPOINT};
 use kube::api::{DynamicObject, ListParams};
 use serde_json::Value;
 
@@ -15,6 +14,10 @@ use crate::{
 };
 
 const FIX: &str = "enroll the callers (label istio.io/dataplane-mode=ambient), or waive the seal: annotation karst.dev/seal: \"false\" on the Service";
+/// The condition by which the controller says whether a Service is sealed.
+const SEALED: &str = "karst.dev/Sealed";
+/// Its reason where only a policy in dry run would seal it.
+const DRY_RUN: &str = "DryRun";
 
 /// Callers of sealed services, and of those that a policy in dry run would seal, that come without the mesh.
 pub(super) async fn look(cluster: &Cluster) -> anyhow::Result<Vec<Finding>> {
@@ -27,17 +30,8 @@ pub(super) async fn look(cluster: &Cluster) -> anyhow::Result<Vec<Finding>> {
         return Ok(Vec::new());
     }
     let all = ListParams::default();
-    let mut policies = cluster.list(Kind::AUTHORIZATION_POLICY, None, &all).await?;
-    policies.extend(
-        cluster
-            .list(Kind::REQUEST_AUTHENTICATION, None, &all)
-            .await?,
-    );
     let services = cluster.list(Kind::SERVICE, None, &all).await?;
-    let sealed: Vec<Sealed> = services
-        .iter()
-        .filter_map(|one| sealed(one, &policies))
-        .collect();
+    let sealed: Vec<Sealed> = services.iter().filter_map(sealed).collect();
     if sealed.is_empty() {
         return Ok(Vec::new());
     }
@@ -55,6 +49,7 @@ struct Sealed {
     namespace: String,
     name: String,
     selector: BTreeMap<String, String>,
+    /// In the controller's words.
     why: String,
     /// Only a policy in dry run asks for it.
     later: bool,
@@ -64,37 +59,14 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_default()
 }
 
-fn annotation<'a>(object: &'a DynamicObject, name: &str) -> Option<&'a str> {
-    object
-        .metadata
-        .annotations
-        .as_ref()?
-        .get(name)
-        .map(String::as_str)
-}
-
-/// As the controller derives it, for policies that target the service or its waypoint by name.
-fn sealed(service: &DynamicObject, policies: &[DynamicObject]) -> Option<Sealed> {
-    let wish = annotation(service, SEAL);
-    if wish == Some("false") {
+/// As the controller says in the Service's status.
+fn sealed(service: &DynamicObject) -> Option<Sealed> {
+    let conditions = service.data["status"]["conditions"].as_array()?;
+    let condition = conditions.iter().find(|one| one["type"] == SEALED)?;
+    let later = condition["status"] != "True";
+    if later && condition["reason"] != DRY_RUN {
         return None;
     }
-    let mut deciding: Vec<&DynamicObject> = policies
-        .iter()
-        .filter(|one| decides(one, service))
-        .collect();
-    deciding.sort_by_key(|one| annotation(one, DRY_RUN) == Some("true"));
-    let (why, later) = match (wish, deciding.first()) {
-        (Some("true"), _) => (format!("annotation {SEAL}"), false),
-        (_, Some(policy)) => (
-            format!(
-                "policy {}",
-                policy.metadata.name.as_deref().unwrap_or_default()
-            ),
-            annotation(policy, DRY_RUN) == Some("true"),
-        ),
-        _ => return None,
-    };
     let selector = service.data["spec"]["selector"].as_object()?.iter();
     let selector =
         selector.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()));
@@ -102,26 +74,9 @@ fn sealed(service: &DynamicObject, policies: &[DynamicObject]) -> Option<Sealed>
         namespace: service.metadata.namespace.clone()?,
         name: service.metadata.name.clone()?,
         selector: selector.collect(),
-        why,
+        why: text(condition, "message").to_owned(),
         later,
     })
-}
-
-/// Whether a policy decides by request about a service.
-fn decides(policy: &DynamicObject, service: &DynamicObject) -> bool {
-    let spec = &policy.data["spec"];
-    let labels = service.metadata.labels.as_ref();
-    let waypoint = labels.and_then(|labels| labels.get(USE_WAYPOINT));
-    let refs = spec["targetRefs"].as_array().into_iter().flatten();
-    let targets = refs.chain(spec.get("targetRef")).any(|target| {
-        let name = Some(text(target, "name"));
-        match text(target, "kind") {
-            "Service" => name == service.metadata.name.as_deref(),
-            "Gateway" => name == waypoint.map(String::as_str),
-            _ => false,
-        }
-    });
-    targets && policy.metadata.namespace == service.metadata.namespace && spec["action"] != "AUDIT"
 }
 
 impl Sealed {
@@ -138,21 +93,18 @@ impl Sealed {
             *callers.entry(caller).or_default() += edge["connections"].as_u64().unwrap_or_default();
         }
         if callers.is_empty() {
-            let message = format!(
-                "sealed by {}; nobody was seen to call it without the mesh",
-                self.why
-            );
+            let message = format!("{}; nobody was seen to call it without the mesh", self.why);
             return Finding::fine("seal", &subject, message);
         }
         let callers = callers
             .iter()
             .map(|(caller, count)| format!("{caller} ({count} connections)"));
-        let (is, refuses) = match self.later {
-            true => ("would be sealed", "would refuse"),
-            false => ("is sealed", "refuses"),
+        let refuses = match self.later {
+            true => "this would refuse",
+            false => "this refuses",
         };
         let message = format!(
-            "{is} by {} and {refuses} these callers, which come without the mesh: {}",
+            "{}; {refuses} these callers, which come without the mesh: {}",
             self.why,
             callers.collect::<Vec<_>>().join(", ")
         );
@@ -194,33 +146,35 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    fn service(annotations: Value) -> DynamicObject {
+    /// A Service of which the controller says this; nothing without a reason.
+    fn service(reason: &str, status: &str) -> DynamicObject {
+        let theirs =
+            json!({"type": "LoadBalancerPortsError", "status": "True", "reason": "PolicyAttached"});
+        let ours = json!({
+            "type": "karst.dev/Sealed", "status": status, "reason": reason,
+            "message": "policy shop/deny decides by request: its ports accept waypoint shop/w only",
+        });
+        let conditions = match reason {
+            "" => vec![theirs],
+            _ => vec![theirs, ours],
+        };
         object(json!({
-            "metadata": {"name": "orders", "namespace": "shop", "annotations": annotations, "labels": {USE_WAYPOINT: "w"}},
+            "metadata": {"name": "orders", "namespace": "shop"},
             "spec": {"selector": {"app": "orders"}},
-        }))
-    }
-
-    fn policy(kind: &str, name: &str, annotations: Value) -> DynamicObject {
-        object(json!({
-            "metadata": {"name": "deny", "namespace": "shop", "annotations": annotations},
-            "spec": {"action": "DENY", "targetRefs": [{"kind": kind, "name": name}]},
+            "status": {"conditions": conditions},
         }))
     }
 
     #[test]
-    fn a_service_is_sealed_by_annotation_and_by_policies_on_it_and_on_its_waypoint() {
-        let plain = service(json!({}));
-        assert!(sealed(&plain, &[]).is_none());
-        assert!(sealed(&plain, &[policy("Service", "carts", json!({}))]).is_none());
-        for (kind, name) in [("Service", "orders"), ("Gateway", "w")] {
-            let by = sealed(&plain, &[policy(kind, name, json!({}))]).unwrap();
-            assert_eq!((by.why.as_str(), by.later), ("policy deny", false));
+    fn a_service_is_sealed_where_its_status_says_so() {
+        assert!(sealed(&service("", "")).is_none());
+        assert!(sealed(&object(json!({"metadata": {}, "spec": {}}))).is_none());
+        for reason in ["PolicyAttached", "Asked"] {
+            let by = sealed(&service(reason, "True")).unwrap();
+            assert!(by.why.starts_with("policy shop/deny") && !by.later);
         }
-        let dry = policy("Service", "orders", json!({DRY_RUN: "true"}));
-        assert!(sealed(&plain, std::slice::from_ref(&dry)).unwrap().later);
-        assert!(sealed(&service(json!({SEAL: "false"})), &[dry]).is_none());
-        assert!(!sealed(&service(json!({SEAL: "true"})), &[]).unwrap().later);
+        assert!(sealed(&service("DryRun", "False")).unwrap().later);
+        assert!(sealed(&service("Waived", "False")).is_none());
     }
 
     #[test]
@@ -234,7 +188,7 @@ mod tests {
                 "destinationWorkload": to, "mutualTls": mutual, "connections": 3,
             })
         };
-        let one = sealed(&service(json!({SEAL: "true"})), &[]).unwrap();
+        let one = sealed(&service("PolicyAttached", "True")).unwrap();
         let quiet = [
             edge("front", "orders-v1", true),
             edge("cron", "carts", false),
