@@ -235,6 +235,14 @@ impl Cluster {
         serde_json::from_slice(&said.stdout).ok()
     }
 
+    /// What the agents have logged lately.
+    pub fn agent_logs(&self) -> String {
+        let mut logs = self.kubectl();
+        let agents = ["-l", "app.kubernetes.io/name=karst-agent"];
+        logs.args(["-n", "karst-system", "logs", "--since=5m", "--tail=-1"]);
+        String::from_utf8_lossy(&run(logs.args(agents)).stdout).into_owned()
+    }
+
     /// Waits until every pod of a namespace is ready.
     pub fn wait_ready(&self, namespace: &str) {
         until(&format!("all pods of {namespace} are ready"), || {

@@ -16,6 +16,7 @@ pub mod namespace;
 pub mod observability;
 pub mod orders;
 pub mod pair;
+pub mod pods;
 pub mod shop;
 pub mod tokens;
 pub mod wait;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{Cluster, Load, Namespace, cluster::run, wait::eventually};
+use crate::{Cluster, Load, Namespace, cluster::run, pods::shell, wait::eventually};
 
 /// Service `orders` (HTTP, gRPC and WebSocket on port 80) with a pod of each version, a service for each version, a
 /// headless one for both, and pod `client`.
@@ -46,13 +46,6 @@ spec:
   clusterIP: None
   selector: {app: orders}
   ports: [{name: http, port: 8080}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n1}
-  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
 ";
 
 /// The versions of `orders` as subsets, for rules that name them.
@@ -74,7 +67,7 @@ impl Orders {
         for (version, node) in [("v1", "n2"), ("v2", "n1")] {
             namespace.apply(&PODS.replace("VERSION", version).replace("NODE", node));
         }
-        namespace.apply(SERVICES);
+        namespace.apply(&format!("{SERVICES}{}", shell("client", "n1")));
         let cluster = Cluster::get();
         cluster.wait_ready(name);
         namespace.label();

@@ -3,7 +3,11 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::{Amount, Cluster, Detached, Namespace, wait::eventually};
+use crate::{
+    Amount, Cluster, Detached, Namespace,
+    pods::{byte_echo, byte_service, shell},
+    wait::eventually,
+};
 
 /// Service `server`, which `client` may reach and `stranger` may not.
 pub struct Pair {
@@ -13,53 +17,11 @@ pub struct Pair {
 }
 
 /// A server and a client without a policy, for tests of connections alone.
-pub const SERVER_AND_CLIENT: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: server, labels: {app: server}}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n2}
-  containers:
-    - name: echo
-      image: karst.test/echo:1
-      command: [karst-echo, server, '--mode=echo:9000']
-      readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: server}
-spec:
-  selector: {app: server}
-  ports: [{name: tcp, port: 9000}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n1}
-  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
-";
+pub fn server_and_client() -> String {
+    byte_echo("server", "n2") + &byte_service("server", "", "") + &shell("client", "n1")
+}
 
-const SERVER: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: server, labels: {app: server}}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n2}
-  containers:
-    - name: echo
-      image: karst.test/echo:1
-      command: [karst-echo, server, '--mode=echo:9000']
-      readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: server}
-spec:
-  ipFamilyPolicy: PreferDualStack
-  selector: {app: server}
-  ports: [{name: tcp, port: 9000}]
----
+const NO_STRANGERS: &str = "
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: no-strangers}
@@ -106,7 +68,9 @@ impl Pair {
     /// Opens it in `name`, outside the mesh.
     pub fn outside(name: &str) -> Self {
         let namespace = Namespace::new(name);
-        namespace.apply(SERVER);
+        let both_families = byte_service("server", "", "ipFamilyPolicy: PreferDualStack");
+        namespace.apply(&(byte_echo("server", "n2") + &both_families));
+        namespace.apply(NO_STRANGERS);
         for client in ["client", "stranger"] {
             namespace.apply(&CLIENT.replace("NAME", client));
         }

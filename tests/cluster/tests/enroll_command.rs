@@ -1,7 +1,7 @@
 //! `karst enroll` and `karst unenroll` with two controllers, of which each serves some of the agents: what they say is
 //! what happened, on both nodes.
 
-use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run, pair::SERVER_AND_CLIENT};
+use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run, pair::server_and_client};
 
 const ON_THE_HOST: &str = "
 apiVersion: v1
@@ -19,7 +19,7 @@ fn enrolment_says_what_happened_whichever_controller_an_agent_follows() {
     let controllers = cluster.object(&["-n", "karst-system", "deployment", "karst-controller"]);
     assert_eq!(controllers["status"]["readyReplicas"], 2);
     let shop = Namespace::new("enroll-command");
-    shop.apply(SERVER_AND_CLIENT);
+    shop.apply(&server_and_client());
     shop.apply(ON_THE_HOST);
     cluster.wait_ready(shop.name());
 

@@ -1,6 +1,6 @@
 //! A namespace enters and leaves the mesh while its pods are clients and servers: no connection fails, no pod restarts.
 
-use karst_test_cluster::{Cluster, Load, Namespace, cluster::run, pair::SERVER_AND_CLIENT};
+use karst_test_cluster::{Cluster, Load, Namespace, cluster::run, pair::server_and_client};
 
 /// How often the namespace goes in and out.
 const ROUNDS: u32 = 10;
@@ -9,7 +9,7 @@ const ROUNDS: u32 = 10;
 fn nobody_fails_while_a_namespace_enters_and_leaves_the_mesh() {
     let cluster = Cluster::get();
     let namespace = Namespace::new("enroll-live");
-    namespace.apply(SERVER_AND_CLIENT);
+    namespace.apply(&server_and_client());
     cluster.wait_ready(namespace.name());
     let before = cluster.lives(namespace.name());
 

@@ -1,7 +1,7 @@
 //! Every agent is replaced under load: new connections wait rather than fail, and those that an agent carried are lost
 //! with it at the end of its drain, no other.
 
-use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run, pair::SERVER_AND_CLIENT};
+use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run, pair::server_and_client};
 
 const LOAD: Amount = Amount {
     rate: 200,
@@ -12,7 +12,7 @@ const LOAD: Amount = Amount {
 /// A server and a client on two nodes, in the mesh.
 fn shop(cluster: &Cluster, name: &str) -> Namespace {
     let namespace = Namespace::new(name);
-    namespace.apply(SERVER_AND_CLIENT);
+    namespace.apply(&server_and_client());
     cluster.wait_ready(namespace.name());
     namespace.label();
     namespace.wait_enrolled();

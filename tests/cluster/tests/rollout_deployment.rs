@@ -1,7 +1,11 @@
 //! A Deployment whose pods do nothing at their end (no preStop) is restarted again and again under load: in the mesh no
 //! more connections fail than outside of it.
 
-use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run};
+use karst_test_cluster::{
+    Amount, Cluster, Load, Namespace,
+    cluster::run,
+    pods::{byte_service, shell},
+};
 use serde_json::Value;
 
 /// How often the Deployment is restarted.
@@ -12,7 +16,7 @@ const LOAD: Amount = Amount {
     seconds: 600,
 };
 
-const PODS: &str = "
+const SERVER: &str = "
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: server}
@@ -28,20 +32,6 @@ spec:
           image: karst.test/echo:1
           command: [karst-echo, server, '--mode=echo:9000']
           readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: server}
-spec:
-  selector: {app: server}
-  ports: [{name: tcp, port: 9000}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n1}
-  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
 ";
 
 #[test]
@@ -49,7 +39,8 @@ fn restarting_a_deployment_costs_no_more_connections_than_without_the_mesh() {
     let cluster = Cluster::get();
     let [plain, meshed] = ["rollout-plain", "rollout-meshed"].map(|name| {
         let namespace = Namespace::new(name);
-        namespace.apply(PODS);
+        namespace.apply(SERVER);
+        namespace.apply(&(byte_service("server", "", "") + &shell("client", "n1")));
         namespace
     });
     cluster.wait_ready(plain.name());

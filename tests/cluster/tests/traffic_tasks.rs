@@ -114,21 +114,14 @@ fn istios_tasks_of_traffic_management() {
 
 /// One connection, one request that waits: a second client trips the breaker now and then, a third most of the time.
 fn circuit_breaking(orders: &Orders) {
-    let broken = "
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: orders}
-spec:
-  host: orders
-  subsets:
-    - {name: v1, labels: {version: v1}}
-    - {name: v2, labels: {version: v2}}
-  trafficPolicy:
+    let broken = format!(
+        "{SUBSETS}  trafficPolicy:
     connectionPool:
-      tcp: {maxConnections: 1}
-      http: {http1MaxPendingRequests: 1, maxRequestsPerConnection: 1}
-    outlierDetection: {consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 3m, maxEjectionPercent: 100}
-";
+      tcp: {{maxConnections: 1}}
+      http: {{http1MaxPendingRequests: 1, maxRequestsPerConnection: 1}}
+    outlierDetection: {{consecutive5xxErrors: 1, interval: 1s, baseEjectionTime: 3m, maxEjectionPercent: 100}}
+"
+    );
     orders.namespace.apply(&rules(V1));
     let load = |connections: &str| -> Value {
         let words = ["http://orders/?delay=20", "--count", "100"];
@@ -137,7 +130,7 @@ spec:
     };
     let failed = |report: &Value| report["statuses"]["503"].as_u64().unwrap_or(0);
     eventually("without a breaker all is well", || failed(&load("4")) == 0);
-    orders.namespace.apply(broken);
+    orders.namespace.apply(&broken);
     eventually("four clients trip it", || failed(&load("4")) > 10);
     let one = load("1");
     assert_eq!(failed(&one), 0, "one client does not: {one}");

@@ -6,6 +6,7 @@ use karst_test_cluster::{
     cluster::run,
     eventually,
     orders::{Orders, status},
+    pods::{byte_echo, byte_service},
 };
 use serde_json::Value;
 
@@ -28,26 +29,6 @@ spec:
   rules: [{to: [{operation: {methods: [DELETE]}}]}]
 ";
 
-const TCP: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: tcp, labels: {app: tcp}}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n2}
-  containers:
-    - name: echo
-      image: karst.test/echo:1
-      command: [karst-echo, server, '--mode=echo:9000']
-      readinessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: tcp, labels: {istio.io/use-waypoint: none}}
-spec:
-  selector: {app: tcp}
-  ports: [{name: tcp, port: 9000}]
-";
-
 const NEWCOMER: &str = "
 apiVersion: v1
 kind: Pod
@@ -64,7 +45,8 @@ fn agents_and_controllers_of_two_versions_work_together() {
     let cluster = Cluster::get();
     let now = tag(cluster);
     let orders = Orders::open("versions");
-    orders.namespace.apply(TCP);
+    let around = byte_service("tcp", "istio.io/use-waypoint: none", "");
+    orders.namespace.apply(&(byte_echo("tcp", "n2") + &around));
     cluster.wait_ready("versions");
     orders.namespace.apply(NO_DELETE);
     let load = Load::start(cluster, "versions/client", "tcp.versions:9000", LOAD);

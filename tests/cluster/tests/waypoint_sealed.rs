@@ -6,6 +6,7 @@ use karst_test_cluster::{
     cluster::run,
     eventually,
     orders::{Orders, status},
+    pods::shell,
 };
 
 const NO_DELETE: &str = "
@@ -16,15 +17,6 @@ spec:
   targetRefs: [{group: \"\", kind: Service, name: orders}]
   action: DENY
   rules: [{to: [{operation: {methods: [DELETE]}}]}]
-";
-
-const PASSER_BY: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n1}
-  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
 ";
 
 /// A pod that lets its kubelet ask another pod.
@@ -46,7 +38,7 @@ fn what_a_policy_by_request_denies_is_denied_on_every_way() {
     let cluster = Cluster::get();
     let orders = Orders::open("sealed");
     let street = Namespace::new("sealed-street");
-    street.apply(PASSER_BY);
+    street.apply(&shell("client", "n1"));
     cluster.wait_ready(street.name());
     let pod = cluster.object(&["pod", "v1", "-n", "sealed"]);
     let address = pod["status"]["podIP"].as_str().expect("an address");
@@ -93,7 +85,7 @@ fn what_a_policy_by_request_denies_is_denied_on_every_way() {
         "{}",
         orders.waypoint_log()
     );
-    let agents = agent_logs(cluster);
+    let agents = cluster.agent_logs();
     assert!(agents.contains("sealed/karst-seal-orders"), "{agents}");
 
     // The kubelet's own probes pass, and no other pod's that are aimed here.
@@ -141,7 +133,7 @@ fn what_a_policy_by_request_denies_is_denied_on_every_way() {
             assert_eq!(outside(way, method), "", "{method} {way} from outside");
         }
     }
-    let agents = agent_logs(cluster);
+    let agents = cluster.agent_logs();
     assert!(
         agents.contains("must be reached through its waypoint sealed/waypoint"),
         "{agents}"
@@ -155,19 +147,4 @@ fn what_a_policy_by_request_denies_is_denied_on_every_way() {
         status(&orders.call(&ways[0], &["--method", "DELETE"])),
         Some("403")
     );
-}
-
-fn agent_logs(cluster: &Cluster) -> String {
-    let mut logs = cluster.kubectl();
-    let label = "app.kubernetes.io/name=karst-agent";
-    logs.args([
-        "-n",
-        "karst-system",
-        "logs",
-        "--since=5m",
-        "--tail=-1",
-        "-l",
-        label,
-    ]);
-    String::from_utf8_lossy(&run(&mut logs).stdout).into_owned()
 }

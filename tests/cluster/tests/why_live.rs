@@ -5,7 +5,8 @@ use karst_test_cluster::{
     Cluster, Namespace,
     cluster::run,
     eventually,
-    orders::{Orders, status},
+    orders::{Orders, echo, status},
+    pods::shell,
     until,
 };
 use serde_json::Value;
@@ -13,19 +14,8 @@ use serde_json::Value;
 const NAMESPACE: &str = "why";
 const STREET: &str = "why-street";
 
-/// A pod that takes connections only from nobody, and an account that may read one namespace alone.
-const OBJECTS: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: vault, labels: {app: vault}}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n2}
-  containers:
-    - name: echo
-      image: karst.test/echo:1
-      command: [karst-echo, server, --port=8080]
-      readinessProbe: {httpGet: {path: /ready, port: 8080}, periodSeconds: 1}
----
+/// The service of a pod that takes connections from nobody.
+const VAULT: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: vault, labels: {istio.io/use-waypoint: none}}
@@ -55,6 +45,7 @@ metadata: {name: strict}
 spec: {mtls: {mode: STRICT}}
 ";
 
+/// An account that may read one namespace alone.
 const READER: &str = "
 apiVersion: v1
 kind: ServiceAccount
@@ -65,15 +56,6 @@ kind: RoleBinding
 metadata: {name: reader}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: karst-reader}
 subjects: [{kind: ServiceAccount, name: reader, namespace: why-street}]
-";
-
-const PASSER_BY: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: client}
-spec:
-  nodeSelector: {kubernetes.io/hostname: n1}
-  containers: [{name: shell, image: karst.test/shell:1, command: [sleep, infinity]}]
 ";
 
 /// What `karst why` ended with, and its answer.
@@ -127,9 +109,11 @@ fn why_says_what_happens_and_what_happened() {
     let cluster = Cluster::get();
     let orders = Orders::open(NAMESPACE);
     let street = Namespace::new(STREET);
-    street.apply(PASSER_BY);
+    street.apply(&shell("client", "n1"));
     street.apply(READER);
-    orders.namespace.apply(OBJECTS);
+    orders
+        .namespace
+        .apply(&(echo("vault", "n2", "app: vault") + VAULT));
     cluster.wait_ready(STREET);
     cluster.wait_ready(NAMESPACE);
     eventually("vault is in the mesh", || {
