@@ -316,7 +316,12 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
             cluster.client.clone(),
             outputs.statuses.clone(),
             outputs.acks.clone(),
-            status::Share::new(cluster.client.clone(), &cfg.namespace, &cfg.replica),
+            status::Share::new(
+                cluster.client.clone(),
+                &cfg.namespace,
+                &cfg.replica,
+                observed.clone(),
+            ),
             cluster.leadership.clone(),
             StatusMetrics::register(&registry),
             shutdown.clone(),

@@ -1,5 +1,6 @@
 //! Tells the index which collectors do not take what agents and waypoints send, so that the objects that name them say so.
-//! Each replica knows what those say that are connected to it.
+//! Each replica knows what those say that are connected to it; the one that leads hears of the others what they know
+//! (`status/share.rs`).
 
 use std::{sync::Arc, time::Duration};
 

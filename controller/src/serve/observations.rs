@@ -48,6 +48,8 @@ pub struct Observed {
 struct State {
     programs: HashMap<String, Program>,
     edges: HashMap<EdgeKey, Edge>,
+    /// Failing collectors as the other replicas know them, while this one leads.
+    elsewhere: Vec<Failing>,
     /// Connections and requests of edges that there was no room for.
     beyond: u64,
     heard: u64,
@@ -157,17 +159,19 @@ impl Observed {
     /// named; `before` if it still says so.
     pub fn failing(&self, before: &Failing) -> Failing {
         let state = self.lock();
-        let mut failing = Failing::new();
-        for program in state.programs.values() {
-            for (provider, error) in &program.failing {
-                let said: (Arc<str>, Arc<str>) = (program.whose.as_str().into(), error.clone());
-                match before.get(provider) == Some(&said) {
-                    true => drop(failing.insert(provider.clone(), said)),
-                    false => drop(failing.entry(provider.clone()).or_insert(said)),
-                }
-            }
-        }
-        failing
+        let elsewhere = state.elsewhere.iter().flatten();
+        let elsewhere = elsewhere.map(|(provider, said)| (provider.clone(), said.clone()));
+        one_each(before, state.failing().chain(elsewhere))
+    }
+
+    /// The same, of the programs that follow this replica alone.
+    pub fn failing_here(&self, before: &Failing) -> Failing {
+        one_each(before, self.lock().failing())
+    }
+
+    /// What the other replicas know; replaces what they said before.
+    pub fn hear(&self, elsewhere: Vec<Failing>) {
+        self.lock().elsewhere = elsewhere;
     }
 
     /// Incidents with one end in the namespace, or all.
@@ -214,7 +218,33 @@ impl Observed {
     }
 }
 
+/// A provider, who says that its collector fails, and why.
+type Said = (Arc<str>, (Arc<str>, Arc<str>));
+
+/// Of several that say it of one collector, one; the one of `before` if it still does.
+fn one_each(before: &Failing, all: impl Iterator<Item = Said>) -> Failing {
+    let mut failing = Failing::new();
+    for (provider, said) in all {
+        match before.get(&provider) == Some(&said) {
+            true => drop(failing.insert(provider, said)),
+            false => drop(failing.entry(provider).or_insert(said)),
+        }
+    }
+    failing
+}
+
 impl State {
+    /// What the programs that follow us say of collectors.
+    fn failing(&self) -> impl Iterator<Item = Said> {
+        self.programs.values().flat_map(|program| {
+            let failing = program.failing.iter();
+            failing.map(|(provider, error)| {
+                let said = (program.whose.as_str().into(), error.clone());
+                (provider.clone(), said)
+            })
+        })
+    }
+
     fn trim(&mut self) {
         while self.programs.len() > PROGRAMS_MAX {
             let oldest = self.programs.iter().min_by_key(|(_, one)| one.heard);
@@ -441,6 +471,17 @@ mod tests {
         assert_eq!(*observed.failing(&one)["otel"].1, *"late");
         (2..9).for_each(|node| observed.ended(&node.to_string()));
         assert!(observed.failing(&one).is_empty());
+    }
+
+    #[test]
+    fn what_other_replicas_know_of_collectors_counts_and_is_not_told_again() {
+        let observed = Observed::default();
+        let of = |whose: &str| Failing::from([("otel".into(), (whose.into(), "refused".into()))]);
+        observed.hear(vec![of("n7"), of("n8")]);
+        assert_eq!(observed.failing(&of("n8")), of("n8"));
+        assert!(observed.failing_here(&Failing::new()).is_empty());
+        observed.hear(Vec::new());
+        assert!(observed.failing(&of("n8")).is_empty());
     }
 
     #[test]

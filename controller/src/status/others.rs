@@ -25,6 +25,9 @@ pub struct Summary {
     pub behind: BTreeMap<String, Behind>,
     /// There were more than could be named.
     pub more: bool,
+    /// Collectors that do not take what its followers send: by provider who says so, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub collectors: BTreeMap<String, (String, String)>,
 }
 
 /// An object that not all followers of a replica have.

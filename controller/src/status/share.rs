@@ -1,9 +1,10 @@
-//! Where replicas tell each other of their followers: one ConfigMap of the install namespace with a key for each replica.
+//! Where replicas tell each other of their followers, and of collectors that fail these: one ConfigMap of the install
+//! namespace with a key for each replica.
 //!
 //! A replica that does not lead writes its [`Summary`] when it differs, and every [`REFRESH`] to show that it is there;
 //! the leader reads. A replica that has said nothing new for [`FORGOTTEN`] is gone, and its followers follow others.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use karst_k8s_api::k8s_openapi::{
     api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::others::Summary;
+use crate::serve::observations::{Failing, Observed};
 
 /// Name of the ConfigMap.
 const NAME: &str = "karst-followers";
@@ -22,6 +24,10 @@ const REFRESH: Duration = Duration::from_secs(10);
 const FORGOTTEN: Duration = Duration::from_secs(25);
 /// Replicas that are remembered; further ones push out those that were silent longest.
 const REPLICAS_MAX: usize = 16;
+/// Failing collectors that one replica tells of.
+const COLLECTORS_MAX: usize = 64;
+/// Longest text that it says of one, in bytes.
+const COLLECTOR_TEXT_MAX: usize = 1024;
 /// Longest time for one exchange with the API server.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -38,6 +44,9 @@ struct Said {
 pub struct Share {
     maps: Api<ConfigMap>,
     replica: String,
+    observed: Arc<Observed>,
+    /// Failing collectors that were told last.
+    failing: Failing,
     number: u64,
     /// What was said last, and when.
     said: Option<(Summary, Instant)>,
@@ -46,11 +55,13 @@ pub struct Share {
 }
 
 impl Share {
-    /// `replica`: the name of this one, other than all others'.
-    pub fn new(client: Client, namespace: &str, replica: &str) -> Self {
+    /// `replica`: the name of this one, other than all others'; `observed`: what it knows of collectors.
+    pub fn new(client: Client, namespace: &str, replica: &str, observed: Arc<Observed>) -> Self {
         Self {
             maps: Api::namespaced(client, namespace),
             replica: key(replica),
+            observed,
+            failing: Failing::new(),
             number: 0,
             said: None,
             heard: BTreeMap::new(),
@@ -61,7 +72,9 @@ impl Share {
     ///
     /// # Errors
     /// The API server refuses or does not answer: said again the next time.
-    pub async fn tell(&mut self, summary: Summary) -> Result<(), kube::Error> {
+    pub async fn tell(&mut self, mut summary: Summary) -> Result<(), kube::Error> {
+        self.observed.hear(Vec::new());
+        summary.collectors = self.collectors();
         let same = self.said.as_ref().filter(|(said, _)| *said == summary);
         if same.is_some_and(|(_, at)| at.elapsed() < REFRESH) {
             return Ok(());
@@ -83,7 +96,19 @@ impl Share {
     pub async fn hear(&mut self) -> Result<Vec<Summary>, kube::Error> {
         let map = patient(self.maps.get_opt(NAME)).await?;
         let data = map.and_then(|map| map.data).unwrap_or_default();
-        Ok(self.heard(&data))
+        let heard = self.heard(&data);
+        self.observed.hear(heard.iter().map(failing).collect());
+        Ok(heard)
+    }
+
+    /// Collectors that do not take what our followers send.
+    fn collectors(&mut self) -> BTreeMap<String, (String, String)> {
+        self.failing = self.observed.failing_here(&self.failing);
+        let text = |text: &str| text[..text.floor_char_boundary(COLLECTOR_TEXT_MAX)].to_owned();
+        let failing = self.failing.iter().take(COLLECTORS_MAX);
+        failing
+            .map(|(provider, (whose, why))| (text(provider), (text(whose), text(why))))
+            .collect()
     }
 
     fn heard(&mut self, data: &BTreeMap<String, String>) -> Vec<Summary> {
@@ -142,6 +167,16 @@ impl Share {
     }
 }
 
+/// What a replica says of collectors, no more of it than it should say.
+fn failing(summary: &Summary) -> Failing {
+    let said = summary.collectors.iter().take(COLLECTORS_MAX);
+    said.map(|(provider, (whose, why))| {
+        let said = (whose.as_str().into(), why.as_str().into());
+        (provider.as_str().into(), said)
+    })
+    .collect()
+}
+
 async fn patient<T>(exchange: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
     let answered = tokio::time::timeout(PATIENCE, exchange).await;
     answered
@@ -157,12 +192,15 @@ fn key(replica: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use karst_proto::reads::{FailingCollector, Observation};
+
     use super::*;
 
     fn share() -> Share {
         karst_identity::tls::install_provider();
         let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        Share::new(Client::try_from(config).unwrap(), "karst-system", "a")
+        let client = Client::try_from(config).unwrap();
+        Share::new(client, "karst-system", "a", Arc::default())
     }
 
     fn said(number: u64, peers: usize) -> String {
@@ -188,6 +226,44 @@ mod tests {
         tokio::time::advance(FORGOTTEN).await;
         let later = [("b", said(2, 2)), ("c", said(7, 3)), ("d", "{".to_owned())];
         assert_eq!(peers(&mut share, &later), 2, "c is gone, d is damaged");
+    }
+
+    /// From one replica's programs to the condition that another one writes.
+    #[tokio::test]
+    async fn a_collector_that_fails_another_replica_s_followers_is_heard_of() {
+        let mut follower = share();
+        follower.observed.take(
+            "shop/waypoint",
+            Observation {
+                program: "w".to_owned(),
+                sequence: 1,
+                failing_collectors: vec![FailingCollector {
+                    provider: "otel".to_owned(),
+                    error: "refused".repeat(1000),
+                }],
+                ..Observation::default()
+            },
+        );
+        let summary = Summary {
+            peers: 2,
+            collectors: follower.collectors(),
+            ..Summary::default()
+        };
+        let text = serde_json::to_string(&Said { number: 1, summary }).unwrap();
+        assert!(text.len() < 2 * COLLECTOR_TEXT_MAX, "{text}");
+        let mut leader = share();
+        let heard = leader.heard(&BTreeMap::from([("b".to_owned(), text)]));
+        let heard: Vec<Failing> = heard.iter().map(failing).collect();
+        leader.observed.hear(heard);
+        let (whose, why) = leader.observed.failing(&Failing::new())["otel"].clone();
+        assert_eq!(
+            (&*whose, why.starts_with("refused")),
+            ("shop/waypoint", true)
+        );
+        assert!(leader.collectors().is_empty(), "it is not the leader's own");
+        let earlier = r#"{"number":1,"peers":2,"through":{},"behind":{},"more":false}"#;
+        let said: Said = serde_json::from_str(earlier).unwrap();
+        assert!(said.summary.collectors.is_empty());
     }
 
     #[test]
