@@ -60,9 +60,59 @@ pub fn pick(shares: &[u32], random: u64) -> Option<usize> {
     })
 }
 
+/// Whether endpoints that the request has been to may be drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tried {
+    Avoided,
+    Allowed,
+}
+
+/// An endpoint of level `first`, or where that has none that is fit, of the levels after it and then of those before it:
+/// one that was not tried, else one that was, else whoever there is. `draw` gives one of a level, and says whether it is
+/// fit.
+pub fn find<T>(
+    levels: usize,
+    first: usize,
+    mut draw: impl FnMut(usize, Tried) -> Option<(T, bool)>,
+) -> Option<T> {
+    let mut somebody = None;
+    for tried in [Tried::Avoided, Tried::Allowed] {
+        for level in (first..levels).chain(0..first.min(levels)) {
+            match draw(level, tried) {
+                Some((drawn, true)) => return Some(drawn),
+                Some((drawn, false)) => {
+                    somebody.get_or_insert(drawn);
+                }
+                None => {}
+            }
+        }
+    }
+    somebody
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_fit_comes_before_who_is_near_and_who_was_tried_before_who_is_not_fit() {
+        // Of each level: who is drawn while those tried are avoided, and otherwise; fit or not.
+        type Level = [Option<(char, bool)>; 2];
+        let found = |levels: &[Level], first: usize| {
+            find(levels.len(), first, |level, tried| {
+                levels[level][usize::from(tried == Tried::Allowed)]
+            })
+        };
+        let (a, b, c) = (Some(('a', true)), Some(('b', true)), Some(('c', true)));
+        let ejected = Some(('e', false));
+        assert_eq!(found(&[[a, a], [b, b]], 0), Some('a'));
+        assert_eq!(found(&[[a, a], [b, b], [c, c]], 1), Some('b'));
+        assert_eq!(found(&[[ejected, a], [b, b]], 0), Some('b'));
+        assert_eq!(found(&[[c, c], [ejected, a]], 1), Some('c'));
+        assert_eq!(found(&[[ejected, a], [None, None]], 0), Some('a'));
+        assert_eq!(found(&[[None, None], [ejected, ejected]], 0), Some('e'));
+        assert_eq!(found(&[], 0), None);
+    }
 
     fn shares(levels: &[(u32, u32)]) -> Vec<u32> {
         let level = |(healthy, total): &(u32, u32)| Level {

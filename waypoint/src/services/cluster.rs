@@ -15,7 +15,7 @@ use karst_routing::{
     balance::{self, Algorithm, Candidates, Found, Levels, NoEndpoint, Wanted},
     hash::{self, Node},
     outlier,
-    priority::{self, Level},
+    priority::{self, Level, Tried},
     warm_up,
 };
 use rand::{Rng, RngExt as _};
@@ -29,6 +29,8 @@ use super::{
 pub(crate) struct Cluster {
     pub(crate) policy: Arc<TrafficPolicy>,
     pub(crate) live: Arc<Live>,
+    /// Number of its TLS settings.
+    pub(crate) secured: u64,
     levels: Vec<Near>,
     split: ArcSwap<Split>,
     all: Vec<Member>,
@@ -121,6 +123,7 @@ impl Cluster {
         let cluster = Self {
             all: members.cloned().collect(),
             policy: policy.clone(),
+            secured: live.secured(policy.tls.as_ref()),
             split: ArcSwap::from_pointee(split(&levels, policy, live.version())),
             levels,
             live,
@@ -167,15 +170,16 @@ impl Cluster {
         {
             return Some(member);
         }
-        let mut picked = self.levels.get(level)?.pick(self, ask, everybody, rng);
-        // Another level may have one that was not tried.
-        for further in self.levels.iter().skip(level + 1) {
-            if picked.is_some_and(|member| !ask.avoid.contains(&member.endpoint.id)) {
-                break;
-            }
-            picked = further.pick(self, ask, everybody, rng).or(picked);
-        }
-        picked
+        priority::find(self.levels.len(), level, |level, tried| {
+            let avoid = match tried {
+                Tried::Avoided => ask.avoid,
+                Tried::Allowed => &[],
+            };
+            let ask = Ask { avoid, ..*ask };
+            let member = self.levels.get(level)?.pick(self, &ask, everybody, rng)?;
+            let fit = everybody || member.health.is_up();
+            Some((member, fit && !avoid.contains(&member.endpoint.id)))
+        })
     }
 
     /// An endpoint that is well, in the nearest level of which nobody was tried.

@@ -13,7 +13,7 @@ use std::{
 use hashbrown::HashMap;
 use karst_model::{
     name::ServiceKey,
-    traffic::{Outlier, WarmUp},
+    traffic::{Outlier, UpstreamTls, WarmUp},
 };
 use karst_routing::{
     breaker::Slots,
@@ -98,6 +98,8 @@ pub(crate) struct Live {
     /// Counts changes of anybody's health.
     version: AtomicU64,
     members: Mutex<Members>,
+    /// The TLS settings of the set, and their number.
+    secured: Mutex<(Option<UpstreamTls>, u64)>,
 }
 
 struct Members {
@@ -184,7 +186,17 @@ impl Live {
                 ejector: Ejector::new(now()),
                 settled: false,
             }),
+            secured: Mutex::default(),
         })
+    }
+
+    /// A number that changes whenever the TLS settings do: connections made by others are not used any more.
+    pub(super) fn secured(&self, tls: Option<&UpstreamTls>) -> u64 {
+        let mut known = self.secured.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0.as_ref() != tls {
+            *known = (tls.cloned(), known.1 + 1);
+        }
+        known.1
     }
 
     /// Changes whenever somebody's health does; 0: nobody ever had any trouble.
