@@ -155,6 +155,7 @@ async fn look(
                 Err(error) => match guessing.await? {
                     // HTTP has better words for it.
                     guess @ (Guess::Http1 | Guess::Http2) => guess,
+                    Guess::Tls if tcp::goes_by_name(destination) => Guess::Tls,
                     _ => return Err(error),
                 },
                 Ok(mut connected) => tokio::select! {
@@ -175,7 +176,9 @@ async fn look(
             Way::Http(Version::Http1)
         }
         Guess::Http2 => Way::Http(Version::Http2),
-        Guess::Tls if has_tls_routes(client, destination) => Way::Tls,
+        Guess::Tls if has_tls_routes(client, destination) || tcp::goes_by_name(destination) => {
+            Way::Tls
+        }
         _ => Way::Tcp(opened.map(Box::new)),
     })
 }

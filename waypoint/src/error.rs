@@ -4,9 +4,10 @@ use std::{io, net::SocketAddr};
 
 use karst_hbone::{Authority, Flag, OpenError};
 use karst_identity::tls::{HandshakeError, OriginationError};
+use karst_model::name::ServiceKey;
 use karst_routing::balance::NoEndpoint;
 
-use crate::services::NoMember;
+use crate::services::{NoHost, NoMember};
 
 /// Why a client's stream is not served.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +116,12 @@ pub(crate) enum TcpError {
     NoHttp,
     #[error("the client's first bytes are no TLS ClientHello")]
     Hello,
+    #[error(
+        "service {0} has no endpoints but those of the host that a client names, and this one named none in TLS"
+    )]
+    NoName(ServiceKey),
+    #[error(transparent)]
+    NoHost(#[from] NoHost),
 }
 
 impl TcpError {

@@ -11,6 +11,7 @@ mod port;
 mod tokens;
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicUsize},
     time::Duration,
 };
@@ -21,6 +22,7 @@ use karst_discovery::{Change, Changed, State};
 use karst_model::{
     addr::NetworkAddr,
     name::{GatewayKey, ServiceKey},
+    protocol::TunnelProtocol,
     service::Service,
     waypoint_policy::WAYPOINT_CLASS,
     workload::{GatewayAddr, GatewayDestination, Workload},
@@ -387,8 +389,21 @@ impl Services {
                 .unwrap_or_else(PoisonError::into_inner);
             Port::compile(&sources, (number, app_protocol), &mut known)
         };
-        let asked = self.names.asked(service, (number, host), place, compile);
+        let inside = |ip| self.is_inside(service, place, ip);
+        let asked = self
+            .names
+            .asked(service, (number, host), place, inside, compile);
         asked.await
+    }
+
+    /// Whether an address is one of the mesh: a service's, or a pod's.
+    fn is_inside(&self, service: &Service, place: &Workload, ip: IpAddr) -> bool {
+        let at = NetworkAddr::new(place.network.clone(), ip);
+        let named = self.state.service_at(&at, &service.key.namespace);
+        let is_vip = named.is_some_and(|one| one.addresses.iter().any(|vip| vip.ip == at.ip));
+        let is_pod =
+            |one: Arc<Workload>| !one.node.is_empty() || one.tunnel != TunnelProtocol::None;
+        is_vip || self.state.workload_at(&at).is_some_and(is_pod)
     }
 
     /// Lets endpoints come back that were ejected for long enough.

@@ -7,6 +7,7 @@ use karst_hbone::{End, Flag, Flow, RelayEnd};
 use karst_identity::tls::Inside;
 use karst_model::{
     route::Backend,
+    service::Naming,
     traffic::{BalanceAlgorithm, HashKey},
     waypoint_policy::WAYPOINT_CLASS,
     workload::Workload,
@@ -33,7 +34,7 @@ use crate::{
     detect::{self, Hello},
     error::TcpError,
     http::Client,
-    services::{Ask, Cluster, InFlight, Slot, Taken},
+    services::{Ask, Cluster, InFlight, Port, Slot, Taken},
     stream::Stream,
     workers::Worker,
 };
@@ -114,7 +115,10 @@ pub(crate) async fn open(
     sni: Option<Option<&str>>,
 ) -> Result<Opened, TcpError> {
     allow(worker, client, destination, sni.flatten())?;
-    let cluster = target(worker, client, destination, sni)?;
+    let cluster = match target(worker, client, destination, sni)? {
+        None => None,
+        Some(target) => Some(Box::pin(target.cluster(worker, sni.flatten())).await?),
+    };
     let permit = cluster.as_ref().map(place).transpose()?.flatten();
     let mut avoid = Vec::new();
     loop {
@@ -237,22 +241,62 @@ async fn revoked(
     }
 }
 
-/// The endpoints that take the connection.
+/// What takes a connection, before it is known which endpoints that is.
+struct Target {
+    slot: Arc<Slot>,
+    number: u16,
+    port: Arc<Port>,
+    subset: Option<Arc<str>>,
+}
+
+impl Target {
+    /// The endpoints. Those of a service without any of its own are the host's that the client names in its TLS.
+    async fn cluster(self, worker: &Worker, name: Option<&str>) -> Result<Arc<Cluster>, TcpError> {
+        let service = self.slot.load().service.clone();
+        let port = match service.filter(|service| service.naming == Naming::Asked) {
+            None => self.port,
+            Some(service) => {
+                let unnamed = || TcpError::NoName(service.key.clone());
+                let host = name.ok_or_else(unnamed)?;
+                let services = &worker.mesh.services;
+                services.asked_port(&service, self.number, host).await?
+            }
+        };
+        Ok(port.cluster(self.subset.as_ref())?.clone())
+    }
+}
+
+/// Whether the endpoints of what was dialled are those of the host that the client names.
+pub(crate) fn goes_by_name(destination: &Destination) -> bool {
+    let served = destination.slot.as_ref().map(|slot| slot.load());
+    let service = served.as_ref().and_then(|served| served.service.as_ref());
+    destination.pinned.is_none() && service.is_some_and(|one| one.naming == Naming::Asked)
+}
+
+/// What takes the connection.
 fn target(
     worker: &Worker,
     client: &Client,
     destination: &Destination,
     sni: Option<Option<&str>>,
-) -> Result<Option<Arc<Cluster>>, TcpError> {
+) -> Result<Option<Target>, TcpError> {
     let served = destination.slot.as_ref().map(|slot| slot.load());
     let port = served
         .as_ref()
         .and_then(|served| served.ports.get(&destination.port));
-    let Some(port) = port.filter(|_| destination.pinned.is_none()) else {
+    let own = destination.slot.as_ref();
+    let Some((port, own)) = port.zip(own).filter(|_| destination.pinned.is_none()) else {
         return Ok(None);
     };
     let rule = match port.table.routes(client.namespace()) {
-        Routes::None | Routes::Http(_) => return Ok(Some(port.cluster(None)?.clone())),
+        Routes::None | Routes::Http(_) => {
+            return Ok(Some(Target {
+                slot: own.clone(),
+                number: destination.port,
+                port: port.clone(),
+                subset: None,
+            }));
+        }
         Routes::Tcp(rule) => rule,
         Routes::OrderedTcp(table) => {
             let sender = sender(worker, client, table.asks_sender());
@@ -272,13 +316,13 @@ fn target(
         }
     };
     let connection = authorize::connection_of(client, destination);
-    let own = destination.slot.as_ref().map(|slot| &slot.key);
-    let (slot, number, cluster) = backend(worker, rule, destination.port)?;
-    if own != Some(&slot.key) {
-        authorize::connection_for_backend(&slot, number, &connection, sni.flatten())
+    let target = backend(worker, rule, destination.port)?;
+    if own.key != target.slot.key {
+        let (slot, number) = (&target.slot, target.number);
+        authorize::connection_for_backend(slot, number, &connection, sni.flatten())
             .map_err(|authorize::Denied(why)| TcpError::Denied(why))?;
     }
-    Ok(Some(cluster))
+    Ok(Some(target))
 }
 
 fn sender(worker: &Worker, client: &Client, asked: bool) -> Sender {
@@ -305,11 +349,7 @@ fn dialled<'a>(
 }
 
 /// `dialled`: the port that stands for one that the rule does not name.
-fn backend(
-    worker: &Worker,
-    rule: &L4Rule,
-    dialled: u16,
-) -> Result<(Arc<Slot>, u16, Arc<Cluster>), TcpError> {
+fn backend(worker: &Worker, rule: &L4Rule, dialled: u16) -> Result<Target, TcpError> {
     let index = rule.weights.pick(rand::rng().next_u64());
     let backend = index.and_then(|index| rule.backends.get(index));
     let Some(backend) = backend else {
@@ -330,7 +370,12 @@ fn backend(
             });
             let no_port = || TcpError::Backend(format!("{service} has no port {port}"));
             let (slot, number, port) = found.ok_or_else(no_port)?;
-            Ok((slot, number, port.cluster(subset.as_ref())?.clone()))
+            Ok(Target {
+                slot,
+                number,
+                port,
+                subset: subset.clone(),
+            })
         }
     }
 }

@@ -83,6 +83,8 @@ struct KeptKey {
     client: u32,
     /// The set of endpoints that it is of, where its connections are its own; else 0.
     set: u64,
+    /// Number of the set's TLS settings: what was made by former ones serves nobody any more.
+    secured: u64,
 }
 
 type Pools = RefCell<HashMap<KeptKey, Kept>>;
@@ -134,7 +136,7 @@ impl Upstreams {
         match to.1.filter(|cluster| originate::is_wanted(cluster)) {
             None => Ok(stream),
             Some(cluster) => {
-                let made = self.originations.make(cluster, to.0.addr, stream, inside);
+                let made = self.originations.make(cluster, to.0, stream, inside);
                 Box::pin(made).await
             }
         }
@@ -405,6 +407,7 @@ impl KeptKey {
             endpoint: endpoint.id,
             client: client.number,
             set: own.map_or(0, |cluster| cluster.live.id),
+            secured: own.map_or(0, |cluster| cluster.secured),
         }
     }
 }

@@ -130,7 +130,7 @@ pub(super) async fn of_host<'a>(
     let found = found.map_err(|error| {
         let status = match &error {
             NoHost::NotOfService { .. } => StatusCode::NOT_FOUND,
-            NoHost::Unresolved(_) => StatusCode::SERVICE_UNAVAILABLE,
+            NoHost::Unresolved(_) | NoHost::Inside { .. } => StatusCode::SERVICE_UNAVAILABLE,
         };
         Refusal::new(status, RequestFlag::NoHealthyUpstream, error.to_string())
     })?;

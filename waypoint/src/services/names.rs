@@ -53,6 +53,11 @@ pub(crate) enum NoHost {
     /// The resolver's or the name's owner's fault.
     #[error("host {0:?} has no address that may be connected")]
     Unresolved(Arc<str>),
+    /// The name's owner's fault: whoever may reach a name must not reach by it what the mesh's own policies guard.
+    #[error(
+        "host {host:?} leads to {ip}, which is an address of the mesh: ask for what is there by its own name"
+    )]
+    Inside { host: Arc<str>, ip: IpAddr },
 }
 
 impl Names {
@@ -133,12 +138,14 @@ impl Names {
         lock(&self.asked).retain(|key, _| !touches(key));
     }
 
-    /// The port for a host that a client asks for. `compile` makes it of the host's endpoints.
+    /// The port for a host that a client asks for. `inside`: whether an address is one of the mesh, which no name of others
+    /// may lead to. `compile` makes the port of the host's endpoints.
     pub(super) async fn asked(
         &self,
         service: &Service,
         (number, host): (u16, &str),
         place: &Workload,
+        inside: impl Fn(IpAddr) -> bool,
         compile: impl FnOnce(&Arc<Service>, &[Arc<Workload>]) -> Port,
     ) -> Result<Arc<Port>, NoHost> {
         let host = host_of(service, host)?;
@@ -149,17 +156,16 @@ impl Names {
             port: number,
             host: host.clone(),
         };
+        let outside = found.iter().copied().filter(|ip| may_be_asked(*ip));
+        let (inside, usable): (Vec<IpAddr>, Vec<IpAddr>) = outside.partition(|ip| inside(*ip));
         let mut asked = lock(&self.asked);
-        if let Some(known) = asked.get(&key).filter(|known| known.addresses == found) {
+        if let Some(known) = asked.get(&key).filter(|known| *known.addresses == *usable) {
             return Ok(known.port.clone());
         }
-        let usable: Vec<IpAddr> = found
-            .iter()
-            .copied()
-            .filter(|ip| may_be_asked(*ip))
-            .collect();
-        if usable.is_empty() {
-            return Err(NoHost::Unresolved(host));
+        match (usable.is_empty(), inside.first()) {
+            (true, Some(ip)) => return Err(NoHost::Inside { host, ip: *ip }),
+            (true, None) => return Err(NoHost::Unresolved(host)),
+            (false, _) => {}
         }
         let target = service
             .ports
@@ -182,14 +188,11 @@ impl Names {
             );
             asked.clear();
         }
-        let addresses = found.clone();
-        asked.insert(
-            key,
-            AskedPort {
-                addresses,
-                port: port.clone(),
-            },
-        );
+        let known = AskedPort {
+            addresses: usable.into(),
+            port: port.clone(),
+        };
+        asked.insert(key, known);
         Ok(port)
     }
 }

@@ -1,7 +1,7 @@
 //! TLS that the waypoint makes to endpoints which want it: servers outside of the mesh, and applications with TLS of their
 //! own, inside the tunnel. Configurations are made once for a set of endpoints and kept while its settings stay.
 
-use std::{cell::RefCell, net::SocketAddr, sync::Arc, time::Duration};
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use hashbrown::HashMap;
 use karst_identity::tls::{Inside, Origination, OriginationError};
@@ -10,16 +10,18 @@ use karst_model::traffic::{TlsMode, UpstreamTls};
 use super::TLS_TIMEOUT;
 use crate::{
     error::{ConnectError, TlsFault},
-    services::Cluster,
+    services::{Cluster, Endpoint},
     stream::{HttpIo, Originated, Stream},
 };
 
 /// Sets of endpoints whose configurations one thread keeps; beyond, all are made anew.
 const KEPT_MAX: usize = 1024;
 
-/// What is kept, by the set's number and what is spoken inside.
+/// What is kept, by the set's number, the host that is asked for, and what is spoken inside.
 #[derive(Default)]
-pub(super) struct Originations(RefCell<HashMap<(u64, Inside), (UpstreamTls, Origination)>>);
+pub(super) struct Originations(
+    RefCell<HashMap<(u64, Arc<str>, Inside), (UpstreamTls, Origination)>>,
+);
 
 /// Whether connections to this set are TLS of the waypoint's own. Settings that are broken fail here, and never go out
 /// plain.
@@ -41,16 +43,16 @@ impl Originations {
     pub(super) async fn make(
         &self,
         cluster: &Arc<Cluster>,
-        addr: SocketAddr,
+        endpoint: &Endpoint,
         stream: Stream,
         inside: Inside,
     ) -> Result<Stream, ConnectError> {
         let failed = |fault: TlsFault| ConnectError::Tls {
-            addr,
+            addr: endpoint.addr,
             source: Box::new(fault),
         };
         let origination = self
-            .of(cluster, inside)
+            .of(cluster, host(cluster, endpoint), inside)
             .map_err(|error| failed(error.into()))?;
         let patience = cluster.policy.connections.connect_timeout;
         let patience: Duration = patience.unwrap_or(TLS_TIMEOUT);
@@ -61,17 +63,21 @@ impl Originations {
         Ok(Stream::Tls(Box::new(Originated(io))))
     }
 
-    fn of(&self, cluster: &Cluster, inside: Inside) -> Result<Origination, OriginationError> {
+    fn of(
+        &self,
+        cluster: &Cluster,
+        host: &Arc<str>,
+        inside: Inside,
+    ) -> Result<Origination, OriginationError> {
         let Some(tls) = &cluster.policy.tls else {
             return Err(OriginationError::Mode(TlsMode::Disable));
         };
-        let key = (cluster.live.id, inside);
+        let key = (cluster.live.id, host.clone(), inside);
         if let Some((of, made)) = self.0.borrow().get(&key)
             && of == tls
         {
             return Ok(made.clone());
         }
-        let host = &cluster.live.key.service.hostname;
         let made = Origination::new(tls, host, inside)?;
         let mut kept = self.0.borrow_mut();
         if kept.len() >= KEPT_MAX {
@@ -80,4 +86,11 @@ impl Originations {
         kept.insert(key, (tls.clone(), made.clone()));
         Ok(made)
     }
+}
+
+/// Who is asked for: the service, or of a service that stands for many hosts the one that the endpoint is of.
+fn host<'a>(cluster: &'a Cluster, endpoint: &'a Endpoint) -> &'a Arc<str> {
+    let service = &cluster.live.key.service.hostname;
+    let own = endpoint.workload.hostname.as_ref();
+    own.filter(|_| service.starts_with('*')).unwrap_or(service)
 }

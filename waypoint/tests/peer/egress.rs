@@ -1,27 +1,34 @@
 //! Endpoints outside of the mesh: by name, by the address that the client dialled, by the host that it asks for.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{RData, Record, RecordType, rdata::A},
 };
-use karst_discovery::Update;
+use karst_discovery::{Kind, Update};
 use karst_model::{
     addr::Network,
-    protocol::AppProtocol,
+    protocol::{AppProtocol, TunnelProtocol},
     service::{LoadBalancingMode, Naming, Service, ServicePort, Vip},
     workload::{GatewayAddr, GatewayDestination, Workload},
 };
-use tokio::net::UdpSocket;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, UdpSocket},
+};
 
 use crate::{
     app::{App, Speaks},
     client::{Client, status},
     rig::{World, fresh_ip, local},
+    tcp::hello,
 };
 
 /// The addresses of every name that the server is asked for; none: it fails.
@@ -167,6 +174,87 @@ async fn a_host_that_is_asked_for_must_be_of_the_service_and_lead_outside() {
             answer.contains("has no address that may be connected"),
             "{answer}"
         );
+    })
+    .await;
+}
+
+/// An address of this machine that is no loopback: a name may lead there. Whoever fetched our dependencies has one.
+fn outside_ip() -> IpAddr {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: only a way is looked up.
+    socket.connect("198.51.100.1:9").unwrap();
+    socket.local_addr().unwrap().ip()
+}
+
+/// Sends a ClientHello for a name; what comes back.
+async fn greeted(client: &Client, vip: SocketAddr, name: &str) -> Option<[u8; 5]> {
+    let mut io = client.connect(vip).await;
+    io.write_all(&hello(name)).await.unwrap();
+    let mut greeting = [0; 5];
+    io.read_exact(&mut greeting).await.ok()?;
+    Some(greeting)
+}
+
+#[tokio::test]
+async fn tls_goes_to_the_host_that_it_names_if_that_is_of_the_service_and_leads_outside() {
+    local(async {
+        let outside = outside_ip();
+        let IpAddr::V4(ip) = outside else {
+            panic!("{outside} is of the wrong family");
+        };
+        let zone: Zone = Arc::new(Mutex::new(Some(vec![ip])));
+        let server = dns(&zone).await;
+        let world = World::start(&["--dns", &server.to_string()]).await;
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let arrived = Arc::new(AtomicUsize::new(0));
+        let count = arrived.clone();
+        tokio::task::spawn_local(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                // What arrives is what the client has sent.
+                let expected = hello("api.example.com");
+                let mut got = vec![0; expected.len()];
+                if stream.read_exact(&mut got).await.is_ok() && got == expected {
+                    let _gone = stream.write_all(b"there").await;
+                }
+            }
+        });
+        let client = Client::new(&world);
+        // Declared as TLS, and found out.
+        for app_protocol in [AppProtocol::Tls, AppProtocol::Unknown] {
+            let vip = external(&world, "*.example.com", |service| {
+                service.naming = Naming::Asked;
+                let declared = ServicePort {
+                    target_port: port,
+                    app_protocol,
+                };
+                service.ports.insert(80, declared);
+            });
+            let greeting = greeted(&client, vip, "api.example.com").await;
+            assert_eq!(greeting.as_ref(), Some(b"there"), "{app_protocol:?}");
+            let before = arrived.load(Ordering::Relaxed);
+            for other in ["api.example.org", "example.com", "evil-example.com"] {
+                assert_eq!(greeted(&client, vip, other).await, None, "{other}");
+            }
+            // To this very machine, to nowhere, and to what is there of the mesh.
+            for addresses in [vec![Ipv4Addr::LOCALHOST], Vec::new()] {
+                *zone.lock().unwrap() = Some(addresses);
+                let name = format!("n{before}-{}.example.com", fresh_ip());
+                assert_eq!(greeted(&client, vip, &name).await, None);
+            }
+            *zone.lock().unwrap() = Some(vec![ip]);
+            let mut pod = Workload::new("Kubernetes//Pod/shop/own");
+            pod.addresses = vec![outside];
+            pod.tunnel = TunnelProtocol::Hbone;
+            let uid = pod.uid.clone();
+            world.state.apply([Update::Workload(Arc::new(pod))]);
+            assert_eq!(greeted(&client, vip, "api.example.com").await, None);
+            assert_eq!(arrived.load(Ordering::Relaxed), before, "nothing arrived");
+            world
+                .state
+                .apply([Update::Removed(Kind::Address, uid.0.clone())]);
+        }
     })
     .await;
 }

@@ -18,6 +18,7 @@ mod external;
 mod http;
 mod limits;
 mod malformed;
+mod mutual;
 mod operation;
 mod policy;
 mod resilience;

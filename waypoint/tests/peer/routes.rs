@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use karst_model::{
-    protocol::AppProtocol,
+    protocol::{AppProtocol, TunnelProtocol},
     route::{
         Backend, HeaderChanges, HeaderMatch, HttpFilter, HttpRule, Mirror, PathMatch, Redirect,
         RetryPolicy, Timeouts, ValueMatch,
     },
 };
+
+use tokio::net::TcpListener;
 
 use crate::{
     app::{App, Speaks, until},
@@ -160,7 +162,7 @@ async fn an_endpoint_that_refuses_is_replaced_by_another() {
             "web",
             "dead",
             dead,
-            karst_model::protocol::TunnelProtocol::Hbone,
+            TunnelProtocol::Hbone,
         );
         let client = Client::new(&world);
         for _request in 0..20 {
@@ -275,6 +277,53 @@ async fn a_mirror_gets_the_whole_request_and_its_answer_goes_nowhere() {
         assert!(response.contains("\nhello\r\n"), "{response}");
         until(|| !shadow.seen().is_empty()).await;
         assert_eq!(shadow.seen()[0].body, "hello");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_mirror_that_never_answers_holds_nobody_up_and_costs_a_bounded_number_of_copies() {
+    local(async {
+        let world = World::start(&[]).await;
+        let vip = world.service("web", AppProtocol::Http11);
+        world
+            .workload("web", "web-1", &App::new("v1", Speaks::Http1))
+            .await;
+        world.service("shadow", AppProtocol::Http11);
+        // Connected, and never spoken to.
+        let silent = fresh_ip();
+        let _listener = TcpListener::bind((silent, 8080)).await.unwrap();
+        world.add_workload("shadow", "shadow-1", silent, TunnelProtocol::None);
+        let mirrored = HttpRule {
+            filters: vec![HttpFilter::Mirror(Mirror {
+                backend: Backend::Service {
+                    service: key("shadow"),
+                    port: 80,
+                    subset: None,
+                },
+                numerator: 1,
+                denominator: 1,
+                shadow_host: false,
+            })],
+            ..rule(&[("web", 1)])
+        };
+        world.route("r", vec![mirrored]);
+        let client = Client::new(&world);
+        // More than one thread copies at once; a copy gives up after fifteen seconds only.
+        let before = Instant::now();
+        for _ in 0..300 {
+            let request = "GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
+            let response = client.raw(vip, request).await;
+            assert_eq!(status(&response), "200", "{response}");
+        }
+        assert!(
+            before.elapsed() < Duration::from_secs(14),
+            "{:?}",
+            before.elapsed()
+        );
+        world
+            .metric_reaches(&["karst_waypoint_mirrors_dropped"], 1.0)
+            .await;
     })
     .await;
 }

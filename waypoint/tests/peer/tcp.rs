@@ -78,7 +78,7 @@ async fn what_this_waypoint_does_not_serve_is_refused() {
 }
 
 /// A ClientHello with this server name.
-fn hello(name: &str) -> Vec<u8> {
+pub(crate) fn hello(name: &str) -> Vec<u8> {
     let mut sni = vec![0, 0, 0, name.len() as u8 + 5, 0, name.len() as u8 + 3, 0, 0];
     sni.push(name.len() as u8);
     sni.extend(name.as_bytes());
