@@ -227,6 +227,21 @@ async fn what_is_taken_is_counted_as_sent() {
 }
 
 #[tokio::test]
+async fn what_comes_bit_by_bit_goes_in_few_messages() {
+    let (addr, scripted) = collector(Does::Take).await;
+    let rig = Rig::new(Some(addr));
+    let mut pace = tokio::time::interval(Duration::from_millis(1));
+    for _ in 0..1000 {
+        pace.tick().await;
+        rig.push(1);
+    }
+    rig.reaches(SENT, "spans", 1000).await;
+    // A message for each second or each 512; sent as they come they would be hundreds.
+    let asked = scripted.asked.load(Ordering::Relaxed);
+    assert!(asked <= 30, "{asked} messages");
+}
+
+#[tokio::test]
 async fn what_the_provider_says_goes_with_each_export() {
     let (addr, scripted) = collector(Does::AskForKey).await;
     let rig = Rig::new(Some(addr));

@@ -171,6 +171,11 @@ impl Outbox {
         }
     }
 
+    /// Whether a whole batch waits.
+    pub(super) fn has_batch(&self) -> bool {
+        is_batch(&self.spans) || is_batch(&self.logs)
+    }
+
     /// Spans that wait, at most one batch.
     pub(super) fn take_spans(&self) -> Vec<Span> {
         take(&self.spans)
@@ -257,6 +262,11 @@ impl Outbox {
         let labels = self.labels(signal, None);
         self.metrics.failed.get_or_create(&labels).inc();
     }
+}
+
+fn is_batch<T>(queue: &Mutex<VecDeque<T>>) -> bool {
+    let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    queue.len() >= super::run::BATCH
 }
 
 fn take<T>(queue: &Mutex<VecDeque<T>>) -> Vec<T> {

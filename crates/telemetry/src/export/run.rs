@@ -155,6 +155,9 @@ async fn serve(outbox: Arc<Outbox>, sending: &Sending) {
         }
         if any {
             tried = Some(Instant::now());
+        }
+        // What is less waits until it is a batch: sent at once, each would be a message of a few records.
+        if outbox.has_batch() || (is_ending && any) {
             continue;
         }
         if is_ending {
