@@ -13,6 +13,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
+    panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
 };
 
@@ -22,17 +23,19 @@ use karst_model::{
 };
 use karst_routing::{
     breaker::{Slots, retries_allowed},
-    outlier::{Ejector, Outcome, Streak, Verdict, holds},
+    hash::hash_of,
+    outlier::{Ejector, Outcome, Streak, Verdict},
     ratelimit::{Buckets, Rate},
     retry::{Attempt, Body, Failure, Retry, decide},
     weights::Weights,
 };
+use karst_test_simulation::endpoints::{Endpoints, Situation, Way};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 
-const SEEDS: u64 = 300;
-const STEPS: u32 = 4_000;
+const SEEDS: u64 = 1_500;
+const STEPS: u32 = 800;
 /// From this step on nothing is broken any more.
-const HEALED: u32 = 2_500;
+const HEALED: u32 = 500;
 const STEP: Duration = Duration::from_millis(10);
 
 /// What an endpoint does with a request.
@@ -45,6 +48,8 @@ enum Mood {
     Gone,
     /// Breaks off after it has begun.
     Breaks,
+    /// Answers, and takes its time.
+    Slow,
 }
 
 /// A request on its way.
@@ -57,6 +62,10 @@ struct Flight {
     /// How often a server has begun it.
     begun: u32,
     is_retry: bool,
+    /// Of what it is hashed by.
+    key: u64,
+    /// When its try began.
+    since: Duration,
 }
 
 /// A backend: endpoints and what is known of them.
@@ -66,6 +75,7 @@ struct Backend {
     ejector: Ejector<usize>,
     requests: Slots,
     retries: Slots,
+    endpoints: Endpoints,
 }
 
 /// What users are promised for one seed.
@@ -86,6 +96,9 @@ struct Tally {
     failed: u64,
     ejections: u64,
     retries: u64,
+    /// Beside fine endpoints one that is slow: how many tries an even share of it were, and how many it got, in millionths;
+    /// for those who do not look at load, and those who do.
+    beside_slow: [(u64, u64); 2],
 }
 
 struct Simulation {
@@ -146,16 +159,17 @@ impl Simulation {
             .map(|_| rng.random_range(0..100))
             .collect();
         let backends = shares.iter().map(|_| {
-            let endpoints = rng.random_range(1..9);
+            let count = rng.random_range(1..9);
             Backend {
-                moods: vec![Mood::Fine; endpoints],
-                streaks: vec![Streak::default(); endpoints],
+                moods: vec![Mood::Fine; count],
+                streaks: vec![Streak::default(); count],
+                endpoints: Endpoints::new(count, &mut rng),
                 ejector: Ejector::new(Duration::ZERO),
                 requests: Slots::default(),
                 retries: Slots::default(),
             }
         });
-        let backends = backends.collect();
+        let backends: Vec<Backend> = backends.collect();
         Self {
             now: Duration::ZERO,
             step: 0,
@@ -217,8 +231,14 @@ impl Simulation {
         }
         let backend = self.rng.random_range(0..self.backends.len());
         let endpoint = self.rng.random_range(0..self.backends[backend].moods.len());
-        let moods = [Mood::Fine, Mood::Failing, Mood::Gone, Mood::Breaks];
-        self.backends[backend].moods[endpoint] = moods[self.rng.random_range(0..4)];
+        let moods = [
+            Mood::Fine,
+            Mood::Failing,
+            Mood::Gone,
+            Mood::Breaks,
+            Mood::Slow,
+        ];
+        self.backends[backend].moods[endpoint] = moods[self.rng.random_range(0..moods.len())];
     }
 
     fn arrive(&mut self) {
@@ -257,34 +277,58 @@ impl Simulation {
             tried: BTreeSet::new(),
             begun: 0,
             is_retry: false,
+            key: self.rng.random_range(0..50),
+            since: self.now,
         };
         self.try_once(flight);
     }
 
-    /// As a waypoint draws: not whom it has tried, not who is ejected; whoever there is where there is nobody else.
-    fn draw(&mut self, flight: &Flight) -> usize {
-        let backend = &self.backends[flight.backend];
-        let total = backend.moods.len();
-        let healthy = total - backend.ejector.ejected();
-        let counts = holds(&self.promise.outlier, healthy, total);
-        let ejected = |one: &usize| counts && backend.ejector.is_ejected(one);
-        let all = || 0..total;
-        let best: Vec<usize> = all()
-            .filter(|one| !ejected(one) && !flight.tried.contains(one))
-            .collect();
-        let good: Vec<usize> = all().filter(|one| !ejected(one)).collect();
-        assert!(!good.is_empty(), "seed {}: everybody is ejected", self.seed);
-        let from = if best.is_empty() { good } else { best };
-        from[self.rng.random_range(0..from.len())]
+    /// As a waypoint chooses; [`Endpoints`] checks whom.
+    fn choose(&mut self, flight: &Flight) -> usize {
+        let backend = &mut self.backends[flight.backend];
+        let ejector = &backend.ejector;
+        let situation = Situation {
+            now: self.now,
+            outlier: &self.promise.outlier,
+            is_up: &|endpoint| !ejector.is_ejected(&endpoint),
+            tried: &flight.tried,
+            hash: hash_of(&flight.key.to_be_bytes()),
+        };
+        backend.endpoints.choose(&situation, &mut self.rng)
+    }
+
+    /// Counts where tries go while one endpoint alone is slow and the others are fine.
+    fn note_slow(&mut self, backend: usize, endpoint: usize) {
+        let of = &self.backends[backend];
+        let slow = of.moods.iter().filter(|mood| **mood == Mood::Slow).count();
+        let fine = of.moods.iter().filter(|mood| **mood == Mood::Fine).count();
+        let way = match of.endpoints.way {
+            Way::Random | Way::RoundRobin => 0,
+            Way::LeastRequest | Way::PeakEwma => 1,
+            Way::Hash => return,
+        };
+        if slow == 1 && fine > 0 && slow + fine == of.moods.len() {
+            let (all, to_it) = &mut self.tally.beside_slow[way];
+            *all += 1_000_000 / of.moods.len() as u64;
+            *to_it += u64::from(of.moods[endpoint] == Mood::Slow) * 1_000_000;
+        }
     }
 
     fn try_once(&mut self, mut flight: Flight) {
-        let endpoint = self.draw(&flight);
+        let endpoint = self.choose(&flight);
+        self.note_slow(flight.backend, endpoint);
         flight.tries += 1;
         flight.tried.insert(endpoint);
-        let mood = self.backends[flight.backend].moods[endpoint];
+        flight.since = self.now;
+        let backend = &mut self.backends[flight.backend];
+        backend.endpoints.begun(endpoint);
+        let mood = backend.moods[endpoint];
         flight.begun += u32::from(mood != Mood::Gone);
-        let takes = Duration::from_millis(self.rng.random_range(1..60));
+        let takes = match mood {
+            Mood::Slow => self.rng.random_range(300..900),
+            _ => self.rng.random_range(1..60),
+        };
+        let takes = Duration::from_millis(takes);
         self.at(self.now + takes, flight, Event::Ends(endpoint));
     }
 
@@ -294,9 +338,11 @@ impl Simulation {
     }
 
     fn ended(&mut self, mut flight: Flight, endpoint: usize) {
-        let mood = self.backends[flight.backend].moods[endpoint];
-        let (outcome, failure) = match mood {
-            Mood::Fine => (Outcome::Status(200), None),
+        let backend = &mut self.backends[flight.backend];
+        let took = self.now.saturating_sub(flight.since);
+        backend.endpoints.ended(endpoint, self.now, took);
+        let (outcome, failure) = match backend.moods[endpoint] {
+            Mood::Fine | Mood::Slow => (Outcome::Status(200), None),
             Mood::Failing => (Outcome::Status(503), Some(Failure::Status(503))),
             // It broke while the request was there: what was begun stays begun.
             Mood::Gone if flight.begun > 0 => (Outcome::Unreached, Some(Failure::Reset)),
@@ -372,6 +418,8 @@ impl Simulation {
                 backend.requests.used() <= self.promise.max_requests,
                 "seed {seed}"
             );
+            let busy = backend.requests.used();
+            assert!(backend.endpoints.in_flight() <= busy, "seed {seed}");
             let budget = retries_allowed(&self.promise.budget, self.promise.max_requests);
             assert!(backend.retries.used() <= budget, "seed {seed}");
         }
@@ -399,8 +447,12 @@ impl Simulation {
         let seed = self.seed;
         for backend in &mut self.backends {
             assert_eq!(
-                (backend.requests.used(), backend.retries.used()),
-                (0, 0),
+                (
+                    backend.requests.used(),
+                    backend.retries.used(),
+                    backend.endpoints.in_flight()
+                ),
+                (0, 0, 0),
                 "seed {seed}"
             );
             // The longest ejection there is, and the look after it.
@@ -432,7 +484,8 @@ impl Simulation {
 fn requests_keep_their_promises_under_seeded_faults() {
     let mut all = Tally::default();
     for seed in 0..SEEDS {
-        let tally = Simulation::new(seed).run();
+        let run = AssertUnwindSafe(|| Simulation::new(seed).run());
+        let tally = catch_unwind(run).unwrap_or_else(|_| panic!("seed {seed} failed, see above"));
         all.passed += tally.passed;
         all.limited += tally.limited;
         all.overflown += tally.overflown;
@@ -440,6 +493,9 @@ fn requests_keep_their_promises_under_seeded_faults() {
         all.failed += tally.failed;
         all.ejections += tally.ejections;
         all.retries += tally.retries;
+        for (sum, one) in all.beside_slow.iter_mut().zip(tally.beside_slow) {
+            *sum = (sum.0 + one.0, sum.1 + one.1);
+        }
     }
     println!("{SEEDS} seeds: {all:?}");
     let each = [
@@ -453,6 +509,12 @@ fn requests_keep_their_promises_under_seeded_faults() {
         each.iter().all(|count| *count > 1_000),
         "everything happens: {all:?}"
     );
+    // Against an even share, in thousandths: who looks at load goes around a slow endpoint.
+    let [blind, looking] = all
+        .beside_slow
+        .map(|(all, to_it)| to_it * 1_000 / all.max(1));
+    println!("a slow endpoint gets {blind} thousandths of an even share, and {looking} by load");
+    assert!(looking * 2 < blind, "{blind} and {looking}: {all:?}");
 }
 
 #[test]
