@@ -45,6 +45,7 @@ use tonic::transport::Server;
 
 use crate::{
     config::{Cli, Command, Config, TokenArgs},
+    credentials::{self, CredentialMetrics},
     deploy::Waypoints,
     jwks::{JwksMetrics, Keeper},
     lease::Leadership,
@@ -171,6 +172,7 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         statuses: Arc::new(Statuses::new(source)),
         deployments: Arc::new(Waypoints::new(source)),
         key_sources: Arc::default(),
+        secrets: Arc::default(),
         metrics: ServeMetrics::register(&registry),
     };
     registry.register_collector(Lag {
@@ -218,7 +220,12 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         base.outputs.clone(),
         base.commands.clone(),
     );
-    mesh.start(parts.objects);
+    let client = parts.cluster.as_ref().map(|cluster| cluster.client.clone());
+    let mut secrets = credentials::Keeper::new(client, CredentialMetrics::register(&base.registry));
+    let mut objects = parts.objects;
+    let read = secrets.first(base.cfg.index(), &objects).await;
+    objects.extend(read);
+    mesh.start(objects);
     reading.done();
     let owner_shutdown = shutdown.clone();
     spawn_essential("index", &shutdown, async move {
@@ -226,6 +233,9 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         owner_shutdown.run_until_cancelled(run).await;
     });
     spawn_essential("objects", &shutdown, parts.follow);
+    let (wanted, commands) = (base.outputs.secrets.subscribe(), base.commands.clone());
+    let secrets = secrets.run(wanted, commands, shutdown.clone());
+    spawn_essential("secrets", &shutdown, secrets);
     let keeper = Keeper::new(
         base.cfg.jwks()?,
         JwksMetrics::register(&base.registry),

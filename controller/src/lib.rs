@@ -13,6 +13,7 @@ pub mod admission;
 pub mod app;
 pub mod cluster;
 pub mod config;
+pub mod credentials;
 pub mod deploy;
 pub mod files;
 pub mod jwks;

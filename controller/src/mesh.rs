@@ -13,7 +13,9 @@ mod records;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use karst_ca::authorize::{Account, MeshTrust, OwnAccounts};
-use karst_index::{Delta, Event, Index, IndexConfig, KeySource, NodeChange, Transition};
+use karst_index::{
+    Delta, Event, Index, IndexConfig, KeySource, NodeChange, SecretName, Transition,
+};
 use karst_runtime::supervise::spawn_connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -89,6 +91,8 @@ pub struct Outputs {
     pub statuses: Arc<Statuses>,
     /// Keys of token issuers that are to be fetched.
     pub key_sources: Arc<watch::Sender<BTreeSet<KeySource>>>,
+    /// Secrets that are to be read.
+    pub secrets: Arc<watch::Sender<BTreeSet<SecretName>>>,
     /// Gateways that are deployed.
     pub deployments: Arc<Waypoints>,
     pub metrics: ServeMetrics,
@@ -218,6 +222,9 @@ impl Mesh {
         self.outputs.deployments.said(&delta.gateways);
         if let Some(sources) = &delta.key_sources {
             self.outputs.key_sources.send_replace(sources.clone());
+        }
+        if let Some(secrets) = &delta.secrets {
+            self.outputs.secrets.send_replace(secrets.clone());
         }
         let revision = self.outputs.resources.publish(publications(&delta));
         self.outputs.problems.set_conditions(&delta.conditions);

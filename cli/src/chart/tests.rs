@@ -174,3 +174,29 @@ fn the_chart_has_the_program_s_version_and_a_schema_for_every_value() {
     assert_eq!(schema::mistakes(&schema, &defaults()), Vec::<String>::new());
     assert!(defaults()["controller"]["replicas"].is_i64());
 }
+
+#[test]
+fn secrets_are_read_where_they_are_named_and_nowhere_else() {
+    let given = json!({"credentials": [{"namespace": "shop", "name": "web-client"}]});
+    let of = |values: Value| -> Vec<Value> {
+        let all = objects("karst-system", &super::values(values).unwrap()).unwrap();
+        let named = |one: &Value| one["metadata"]["name"] == "karst-credential-web-client";
+        all.into_iter().filter(named).collect()
+    };
+    assert_eq!(of(json!({})), Vec::<Value>::new(), "none by default");
+    let [role, binding] = &of(given)[..] else {
+        panic!("not a role and its binding");
+    };
+    assert_eq!(role["metadata"]["namespace"], "shop");
+    assert_eq!(
+        role["rules"],
+        json!([{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["web-client"], "verbs": ["list", "watch"]}])
+    );
+    assert_eq!(binding["metadata"]["namespace"], "shop");
+    assert_eq!(binding["subjects"][0]["namespace"], "karst-system");
+    let wrong = json!({"credentials": [{"namespace": "shop"}]});
+    assert!(
+        super::values(wrong).is_err(),
+        "all Secrets of a namespace cannot be said"
+    );
+}

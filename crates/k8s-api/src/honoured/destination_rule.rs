@@ -390,32 +390,32 @@ pub const DESTINATION_RULE: &[FieldRow] = &[
     row(
         "spec.trafficPolicy.tls.mode",
         Honoured,
-        "DISABLE, SIMPLE, ISTIO_MUTUAL (the mesh's own); MUTUAL fails closed: no certificate can be named yet",
+        "DISABLE, SIMPLE, MUTUAL (with credentialName), ISTIO_MUTUAL (the mesh's own)",
     ),
     row(
         "spec.trafficPolicy.tls.clientCertificate",
         NotYet,
-        "a waypoint can read neither files nor Secrets of others: connections fail, and status says so",
+        "a file, and a waypoint's pod has none of yours: connections fail, and status says so; use credentialName",
     ),
     row(
         "spec.trafficPolicy.tls.privateKey",
         NotYet,
-        "a waypoint can read neither files nor Secrets of others: connections fail, and status says so",
+        "a file, and a waypoint's pod has none of yours: connections fail, and status says so; use credentialName",
     ),
     row(
         "spec.trafficPolicy.tls.credentialName",
-        NotYet,
-        "a waypoint can read neither files nor Secrets of others: connections fail, and status says so",
+        Honoured,
+        "a Secret of the waypoint's namespace that the chart's value `credentials` permits to read; tls.crt, tls.key, ca.crt, ca.crl or cert, key, cacert, crl; roots may lie in NAME-cacert, which is read where the Secret has none; without any connections fail unless caCertificates is `system`",
     ),
     row(
         "spec.trafficPolicy.tls.caCrl",
         NotYet,
-        "a waypoint can read neither files nor Secrets of others: connections fail, and status says so",
+        "a file, and a waypoint's pod has none of yours: connections fail, and status says so; use credentialName",
     ),
     row(
         "spec.trafficPolicy.tls.caCertificates",
         NotYet,
-        "`system` or nothing are the well-known roots; anything else is a file, and connections fail: use a BackendTLSPolicy",
+        "`system` or nothing are the well-known roots; anything else is a file, and connections fail: use credentialName or a BackendTLSPolicy",
     ),
     row(
         "spec.trafficPolicy.tls.subjectAltNames",

@@ -469,7 +469,7 @@ pub const FIELDS: &[FieldRow] = &[
         ServiceEntry,
         "spec.resolution",
         Honoured,
-        "DNS kinds at a waypoint, which resolves the names (TTL from 5s to 300s); without one such connections fail. NONE needs addresses. DYNAMIC_DNS: HTTP by the host of each request",
+        "DNS kinds at a waypoint, which resolves the names (TTL from 5s to 300s); without one such connections fail. NONE needs addresses. DYNAMIC_DNS: HTTP by the host of each request, TLS by its server name",
     ),
     row(
         ServiceEntry,

@@ -287,6 +287,18 @@ pub const PROOFS: &[Proof] = &[
     ),
     of(
         DestinationRule,
+        "spec.trafficPolicy.tls.mode",
+        "waypoint/tests/peer/mutual.rs",
+        "a_server_that_demands_a_certificate_gets_the_one_of_the_secret_and_its_successor",
+    ),
+    of(
+        DestinationRule,
+        "spec.trafficPolicy.tls.credentialName",
+        "controller/index/tests/index/credentials.rs",
+        "a_certificate_comes_from_the_secret_and_until_then_connections_fail",
+    ),
+    of(
+        DestinationRule,
         "spec.trafficPolicy.retryBudget",
         "crates/routing/tests/resilience/breaker.rs",
         "a_budget_never_allows_more_than_its_share_or_its_floor",
