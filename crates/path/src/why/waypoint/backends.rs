@@ -202,6 +202,11 @@ impl Ask<'_> {
         port: u16,
         subset: Option<&str>,
     ) -> Fate {
+        if let Some(why) = self.broken_tls(at, service, port, subset) {
+            let text = format!("the waypoint cannot make TLS to {}: {why}", service.key);
+            self.say(StepName::Endpoints, Outcome::Stops, text.clone());
+            return Fate::new(Verdict::Fails, StepName::Endpoints, format!("{text}: 503"));
+        }
         let choices = match self.choices_at(at, service, port, subset) {
             Ok(choices) => choices,
             Err(text) => {
@@ -225,6 +230,21 @@ impl Ask<'_> {
             let hop = outbound::hop(&choice.workload, target, &names);
             ask.at_workload(at, choice.workload, hop)
         })
+    }
+
+    /// Why the TLS that a rule has the waypoint make cannot be made.
+    fn broken_tls(
+        &self,
+        at: &AtWaypoint<'_>,
+        service: &Arc<Service>,
+        port: u16,
+        subset: Option<&str>,
+    ) -> Option<Arc<str>> {
+        let traffic = self
+            .facts
+            .of_waypoint(&at.gateway)
+            .traffic_of(&service.key)?;
+        traffic.policy(port, subset)?.tls.as_ref()?.broken.clone()
     }
 
     /// The endpoints that the waypoint may choose from, all of them or those of a subset.
