@@ -17,11 +17,12 @@ use crate::{
 /// Sets of endpoints whose configurations one thread keeps; beyond, all are made anew.
 const KEPT_MAX: usize = 1024;
 
-/// What is kept, by the set's number, the host that is asked for, and what is spoken inside.
+/// The set's number, the host that is asked for, and what is spoken inside.
+type Key = (u64, Arc<str>, Inside);
+
+/// What is kept, with the settings that it was made of.
 #[derive(Default)]
-pub(super) struct Originations(
-    RefCell<HashMap<(u64, Arc<str>, Inside), (UpstreamTls, Origination)>>,
-);
+pub(super) struct Originations(RefCell<HashMap<Key, (UpstreamTls, Origination)>>);
 
 /// Whether connections to this set are TLS of the waypoint's own. Settings that are broken fail here, and never go out
 /// plain.
