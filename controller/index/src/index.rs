@@ -18,6 +18,7 @@ mod telemetry;
 mod traffic;
 mod trust;
 mod virtual_services;
+mod workloads;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
