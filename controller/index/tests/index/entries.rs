@@ -69,6 +69,19 @@ fn resolution_none_connects_where_the_client_dialled() {
 }
 
 #[test]
+fn a_port_on_which_clients_name_no_host_is_told_where_hosts_are_resolved_as_they_are_named() {
+    let spec = "hosts: ['*.example.com'], resolution: DYNAMIC_DNS, \
+        ports: [{number: 443, name: tls, protocol: TLS}, {number: 80, name: http, protocol: HTTP}, {number: 5432, name: db, protocol: TCP}]";
+    let world = World::of(&entry("any", spec));
+    let said = world.said(Kind::ServiceEntry, "shop", "any");
+    let of_ports: Vec<&String> = said.iter().filter(|one| one.contains("port ")).collect();
+    let [one] = &of_ports[..] else {
+        panic!("{said:?}");
+    };
+    assert!(one.contains("port 5432 of protocol TCP") && one.contains("connections fail"));
+}
+
+#[test]
 fn dns_hosts_without_endpoints_are_resolved_by_clients() {
     let spec = "hosts: [api.example, '*.w.example'], resolution: DNS, ports: [{number: 443, name: tls, targetPort: 8443}]";
     let world = World::of(&entry("api", spec));
