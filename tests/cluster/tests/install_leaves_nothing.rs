@@ -20,6 +20,7 @@ fn uninstall_leaves_nodes_and_cluster_as_found() {
     let cluster = Cluster::get();
     let shop = Namespace::new("leaves-nothing");
     cluster.apply(&idle(shop.name()));
+    shop.apply(SEALED);
     cluster.wait_ready(shop.name());
 
     let _installed = InstalledAgain(cluster);
@@ -27,10 +28,10 @@ fn uninstall_leaves_nodes_and_cluster_as_found() {
     // As no program would print it: what comes back must be the file's own bytes, not what they mean.
     let reformat = "sed -i 's/^ *//' /etc/cni/net.d/*.conflist";
     run(cluster.node("n1").args(["sh", "-c", reformat]));
-    let found = snapshot(cluster);
+    let found = snapshot(cluster, &shop);
     run(cluster.karst().arg("install"));
     assert_ne!(
-        snapshot(cluster),
+        snapshot(cluster, &shop),
         found,
         "the snapshot sees nothing of an installation"
     );
@@ -56,12 +57,17 @@ fn uninstall_leaves_nodes_and_cluster_as_found() {
         "{status:#}"
     );
 
+    until("the controller says that the service is sealed", || {
+        conditions(cluster, &shop)
+            .contains("karst.dev/Sealed")
+            .then_some(())
+    });
     let held = held_programs(cluster);
     assert!(!held.is_empty(), "the agents hold no kernel programs");
     run(cluster.karst().args(["uninstall", "--purge"]));
     let mut differing = String::new();
     until("everything is as it was", || {
-        let now = snapshot(cluster);
+        let now = snapshot(cluster, &shop);
         let changed = now
             .iter()
             .filter(|(what, text)| found.get(*what) != Some(text));
@@ -111,8 +117,16 @@ fn idle(namespace: &str) -> String {
     pod.to_string()
 }
 
+/// A service that the controller says something of.
+const SEALED: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: idle, annotations: {karst.dev/seal: \"true\"}}
+spec: {selector: {app: idle}, ports: [{port: 80}]}
+";
+
 /// Everything that an installation could leave behind.
-fn snapshot(cluster: &Cluster) -> Snapshot {
+fn snapshot(cluster: &Cluster, shop: &Namespace) -> Snapshot {
     let mut snapshot = Snapshot::new();
     for node in NODES {
         for (what, script) in [
@@ -145,13 +159,22 @@ fn snapshot(cluster: &Cluster) -> Snapshot {
         "clusterrolebindings",
         "priorityclasses",
         "namespaces",
+        "gatewayclasses.gateway.networking.k8s.io",
+        "xmeshes.gateway.networking.x-k8s.io",
     ] {
         snapshot.insert(kind.to_owned(), names(cluster, &[kind]));
     }
     for kind in ["configmaps", "secrets", "leases", "roles", "rolebindings"] {
         snapshot.insert(kind.to_owned(), names(cluster, &[kind, "-A"]));
     }
+    snapshot.insert("conditions".to_owned(), conditions(cluster, shop));
     snapshot
+}
+
+/// What is said of the service in its status.
+fn conditions(cluster: &Cluster, shop: &Namespace) -> String {
+    let service = cluster.object(&["service", "idle", "-n", shop.name()]);
+    service["status"]["conditions"].to_string()
 }
 
 fn names(cluster: &Cluster, words: &[&str]) -> String {
