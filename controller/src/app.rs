@@ -204,7 +204,7 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         observed: Arc::default(),
         shutdown: shutdown.clone(),
     };
-    let parts = match base.cfg.files.clone() {
+    let mut parts = match base.cfg.files.clone() {
         Some(path) => files::parts(&base, path).await?,
         None => match shutdown
             .run_until_cancelled(Box::pin(kubernetes::parts(&base)))
@@ -214,18 +214,14 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
             None => return Ok(()),
         },
     };
+    let secrets = Box::pin(first_secrets(&base, &mut parts)).await;
     let mut mesh = Mesh::new(
         base.cfg.index(),
         parts.memory,
         base.outputs.clone(),
         base.commands.clone(),
     );
-    let client = parts.cluster.as_ref().map(|cluster| cluster.client.clone());
-    let mut secrets = credentials::Keeper::new(client, CredentialMetrics::register(&base.registry));
-    let mut objects = parts.objects;
-    let read = secrets.first(base.cfg.index(), &objects).await;
-    objects.extend(read);
-    mesh.start(objects);
+    mesh.start(parts.objects);
     reading.done();
     let owner_shutdown = shutdown.clone();
     spawn_essential("index", &shutdown, async move {
@@ -271,6 +267,15 @@ pub async fn serve(cfg: Config, shutdown: Shutdown) -> anyhow::Result<()> {
         let _ = tokio::time::timeout(RELEASE_PATIENCE, election).await;
     }
     served
+}
+
+/// Adds to the first objects what the Secrets hold that they name; the keeper goes on from there.
+async fn first_secrets(base: &Base, parts: &mut Parts) -> credentials::Keeper {
+    let client = parts.cluster.as_ref().map(|cluster| cluster.client.clone());
+    let mut secrets = credentials::Keeper::new(client, CredentialMetrics::register(&base.registry));
+    let read = secrets.first(base.cfg.index(), &parts.objects).await;
+    parts.objects.extend(read);
+    secrets
 }
 
 /// How callers are known, and what signs for them.

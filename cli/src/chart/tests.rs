@@ -196,7 +196,7 @@ fn secrets_are_read_where_they_are_named_and_nowhere_else() {
     assert_eq!(binding["subjects"][0]["namespace"], "karst-system");
     let wrong = json!({"credentials": [{"namespace": "shop"}]});
     assert!(
-        super::values(wrong).is_err(),
+        values(wrong).is_err(),
         "all Secrets of a namespace cannot be said"
     );
 }
