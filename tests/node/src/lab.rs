@@ -246,6 +246,24 @@ impl Lab {
         .unwrap_or_default()
     }
 
+    /// What the controller says at a path of its admin port, on the link between nodes; nothing where it does not answer.
+    pub fn controller_page(&self, page: &str) -> String {
+        let netns = format!("karst-{}-.fabric", self.name);
+        let url = format!("http://127.0.0.1:15014{page}");
+        let mut command = Command::new("ip");
+        command.args([
+            "netns",
+            "exec",
+            &netns,
+            "curl",
+            "-s",
+            "--max-time",
+            "5",
+            &url,
+        ]);
+        Ran::from(command.output().expect("ip is installed")).stdout
+    }
+
     /// The controller's log so far.
     pub fn controller_log(&self) -> String {
         fs::read_to_string(format!("/run/karst/lab/{}/logs/controller.log", self.name))

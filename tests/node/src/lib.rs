@@ -10,10 +10,12 @@
 
 pub mod capture;
 pub mod lab;
+pub mod recording;
 pub mod script;
 pub mod wait;
 
 pub use capture::Capture;
 pub use lab::{Lab, Ran};
+pub use recording::Recording;
 pub use script::Script;
 pub use wait::{eventually, until};

@@ -3,10 +3,12 @@
 
 use std::{
     fs,
+    path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
-use karst_test_node::{Lab, eventually, script::Script, until};
+use karst_test_node::{Lab, Recording, eventually, recording::selectors, script::Script, until};
 use serde_json::Value;
 
 const FIXTURE: &str = "tests/fixtures/telemetry";
@@ -180,6 +182,239 @@ fn what_is_recorded_is_what_was_sent() {
             ),
             0
         );
+    }
+}
+
+/// Requests that a policy denies.
+const TROUBLE: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: closed, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: orders}]
+  action: DENY
+  rules: [{to: [{operation: {paths: [/closed]}}]}]
+";
+
+/// Requests that nobody answers: their service has no pod.
+const NOBODY: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: empty, namespace: shop}
+spec:
+  selector: {app: nobody}
+  ports: [{name: http, port: 80}]
+";
+
+/// Programs whose pages are recorded.
+fn pages(lab: &Lab) -> Vec<(&'static str, String)> {
+    vec![
+        ("a", agent_page(lab, "a")),
+        ("b", agent_page(lab, "b")),
+        ("waypoint", waypoint_page(lab)),
+        ("controller", lab.controller_page("/metrics")),
+    ]
+}
+
+fn ask(lab: &Lab, url: &str, count: &str) {
+    let client = [
+        "karst-echo",
+        "client",
+        "--timeout",
+        "5",
+        "--count",
+        count,
+        url,
+    ];
+    let _some_fail = lab.exec("shop/client", &client);
+}
+
+/// A minute of every kind of traffic, a few of which nobody answers.
+fn usual(lab: &Lab) {
+    ask(lab, "http://orders.shop/usual", "20");
+    ask(lab, "http://empty.shop/", "1");
+    let address = lab.address("shop", "pipe");
+    for port in ["9000", "9999"] {
+        let to = format!("{address}:{port}");
+        let _one_fails = lab.exec("shop/client", &["karst-echo", "tcp", &to, "--send", "1000"]);
+    }
+}
+
+/// Nothing leads without Kubernetes, and there is no chain of CNI plugins.
+const WITHOUT_CLUSTER: [&str; 2] = ["KarstControllerAbsent", "KarstCniOutOfChain"];
+
+fn agent_pid(lab: &Lab, node: &str) -> String {
+    let status = lab.status();
+    let nodes = status["nodes"].as_array().expect("nodes").clone();
+    let found = nodes.iter().find(|one| one["name"] == node);
+    found.expect("the node")["agent"]["pid"].to_string()
+}
+
+/// A pod of the mesh that the controller is told of and no node runs, so that its agent finds nothing to capture. Away when
+/// dropped.
+struct Never(PathBuf);
+
+impl Never {
+    fn tell(lab: &Lab) -> Self {
+        let folder = PathBuf::from(format!("/run/karst/lab/{}/objects", lab.name()));
+        let pipe = fs::read_to_string(folder.join("pod.shop.pipe.yaml")).expect("the pod is there");
+        let mut pod: Value = serde_json::from_str(&pipe).expect("the lab writes JSON");
+        pod["metadata"]["name"] = "never".into();
+        pod["metadata"]["uid"] = "78150703-f6a0-4301-b6af-000000000000".into();
+        pod["metadata"]["labels"] = Value::Null;
+        pod["status"]["podIP"] = "10.244.1.99".into();
+        pod["status"]["podIPs"] = serde_json::json!([{"ip": "10.244.1.99"}]);
+        let file = folder.join("pod.shop.never.yaml");
+        fs::write(&file, pod.to_string()).expect("a writable folder");
+        Self(file)
+    }
+}
+
+impl Drop for Never {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).expect("the file is there");
+    }
+}
+
+/// Ends the program's stop when dropped.
+struct Stopped(String);
+
+impl Stopped {
+    fn agent(lab: &Lab, node: &str) -> Self {
+        let pid = agent_pid(lab, node);
+        Self::signal(&pid, "-STOP");
+        Self(pid)
+    }
+
+    fn signal(pid: &str, signal: &str) {
+        let sent = Command::new("kill").args([signal, pid]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{signal} {pid}");
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        Self::signal(&self.0, "-CONT");
+    }
+}
+
+#[test]
+#[ignore = "needs promtool: cargo xtask conformance prometheus"]
+fn rules_and_alerts_hold_on_what_running_programs_write() {
+    let promtool = std::env::var_os("KARST_PROMTOOL").expect("KARST_PROMTOOL names promtool");
+    let lab = up();
+    let collector = Script::start(&lab, "plain/otel", COLLECTOR, &[]);
+    assert_eq!(collector.line(), "ready");
+    lab.apply("empty.yaml", NOBODY);
+    eventually("nobody answers for `empty`", || {
+        ask(&lab, "http://empty.shop/", "1");
+        waypoint_counts(&lab, "istio_requests_total", "empty") > 0
+    });
+    let mut recording = Recording::new();
+
+    // All is well: every rule that records has data, and nothing fires.
+    for _minute in 0..6 {
+        usual(&lab);
+        recording.look(&pages(&lab));
+    }
+    let recorded: Vec<String> = recording
+        .rules()
+        .iter()
+        .filter(|rule| !rule.alerts)
+        .map(|rule| rule.name.clone())
+        .collect();
+    assert!(recorded.len() >= 8, "{recorded:?}");
+    for name in recorded {
+        recording.expect(&format!("count({name}) > bool 0"), Some(1.0));
+    }
+    recording.hold(90);
+    recording.expect_firing(&[], &WITHOUT_CLUSTER);
+    alerts_find_their_series(&mut recording);
+
+    // Denials and failures rise, and a pod that should be in the mesh is not.
+    let never = Never::tell(&lab);
+    apply_at_once(&lab, "trouble.yaml", TROUBLE);
+    eventually("requests are denied", || {
+        request(&lab, "1", "/closed").contains("StatusCode=403")
+    });
+    eventually("a pod is waited for", || {
+        let page = agent_page(&lab, "b");
+        let line = page
+            .lines()
+            .find(|line| line.starts_with("workload_manager_pending_proxy_count"));
+        line.is_some_and(|line| line.ends_with(" 1"))
+    });
+    for _minute in 0..12 {
+        request(&lab, "400", "/closed");
+        ask(&lab, "http://empty.shop/", "400");
+        recording.look(&pages(&lab));
+    }
+    let troubled = [
+        "KarstDenialsRising",
+        "KarstFailuresRising",
+        "KarstPodsNotCaptured",
+    ];
+    recording.expect_firing(&troubled, &WITHOUT_CLUSTER);
+
+    // It is over: nothing fires any more.
+    drop(never);
+    lab.remove("trouble.yaml");
+    eventually("no pod is waited for", || {
+        let page = agent_page(&lab, "b");
+        let mut lines = page.lines();
+        lines.any(|line| line == "workload_manager_pending_proxy_count 0")
+    });
+    recording.look(&pages(&lab));
+    recording.hold(30);
+    recording.expect_firing(&[], &WITHOUT_CLUSTER);
+
+    // An agent that takes nothing any more.
+    let stopped = Stopped::agent(&lab, "a");
+    apply_at_once(&lab, "trouble.yaml", TROUBLE);
+    let behind = || {
+        let page = lab.controller_page("/metrics");
+        let mut lines = page.lines();
+        lines.any(|line| {
+            line.strip_prefix("karst_agents_behind_changes ")
+                .is_some_and(|value| value != "0")
+        })
+    };
+    eventually("an agent is behind", behind);
+    recording.look(&[("controller", lab.controller_page("/metrics"))]);
+    recording.hold(4);
+    recording.expect_firing(&["KarstAgentLagging"], &WITHOUT_CLUSTER);
+    drop(stopped);
+    lab.remove("trouble.yaml");
+    eventually("no agent is behind", || !behind());
+
+    // Nobody renews certificates for a day.
+    recording.look(&pages(&lab));
+    recording.hold(24 * 60 - 20 - recording.minute());
+    recording.expect_firing(&["KarstCertificateNearExpiry"], &WITHOUT_CLUSTER);
+    recording.hold(40);
+    let ended = ["KarstCertificateNearExpiry", "KarstCertificateExpired"];
+    recording.expect_firing(&ended, &WITHOUT_CLUSTER);
+    recording.test(Path::new(&promtool));
+}
+
+/// Waits for nobody.
+fn apply_at_once(lab: &Lab, file: &str, text: &str) {
+    fs::write(format!("{}/{file}", lab.path()), text).expect("writable");
+    lab.karst(&["apply", "--wait", "0", lab.path()]);
+}
+
+/// Every alert looks at something that programs really write, whether or not it fires here.
+fn alerts_find_their_series(recording: &mut Recording) {
+    let asked: Vec<String> = recording
+        .rules()
+        .iter()
+        .filter(|rule| rule.alerts && !WITHOUT_CLUSTER.contains(&&*rule.name))
+        .flat_map(|rule| selectors(&rule.expression))
+        .map(str::to_owned)
+        .collect();
+    assert!(asked.len() >= 10, "{asked:?}");
+    for selector in asked {
+        recording.expect(&format!("count({selector}) > bool 0"), Some(1.0));
     }
 }
 

@@ -110,6 +110,22 @@ impl ExportMetrics {
     }
 }
 
+impl ExportMetrics {
+    /// Losses count from zero: of a series that begins with its first loss, no rate and no alert would see that.
+    fn begin(&self, provider: &Arc<str>) {
+        for signal in [Signal::Spans, Signal::Logs, Signal::Metrics] {
+            for loss in [Loss::QueueFull, Loss::Refused, Loss::GaveUp] {
+                let labels = Labels {
+                    provider: provider.clone(),
+                    signal,
+                    loss: Some(loss),
+                };
+                drop(self.lost.get_or_create(&labels));
+            }
+        }
+    }
+}
+
 /// Two queues and their collector. Pushing never waits.
 pub struct Outbox {
     pub name: Arc<str>,
@@ -135,6 +151,7 @@ struct Trouble {
 
 impl Outbox {
     pub fn new(name: Arc<str>, collector: Collector, metrics: ExportMetrics) -> Arc<Self> {
+        metrics.begin(&name);
         Arc::new(Self {
             name,
             collector,
