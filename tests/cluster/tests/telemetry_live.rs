@@ -341,13 +341,7 @@ fn run_in(pod: &str, words: &[&str]) -> Value {
 /// Denials, failures and a dry run, for the series that only they make.
 fn trouble(orders: &Orders) {
     orders.namespace.apply(TROUBLE);
-    let address = {
-        let pod = Cluster::get().object(&["pod", "pipe", "-n", NAMESPACE]);
-        pod["status"]["podIP"]
-            .as_str()
-            .expect("an address")
-            .to_owned()
-    };
+    let address = address_of_pipe();
     eventually("8080 is denied", || {
         orders
             .call(&format!("http://{address}:8080/"), &[])
@@ -357,6 +351,13 @@ fn trouble(orders: &Orders) {
         let said = orders.call("http://orders/nowhere", &[]);
         status(&said).is_some_and(|status| status.starts_with('5'))
     });
+}
+
+/// Its own: the service has no port 8080.
+fn address_of_pipe() -> String {
+    let pod = Cluster::get().object(&["pod", "pipe", "-n", NAMESPACE]);
+    let address = pod["status"]["podIP"].as_str();
+    address.expect("an address").to_owned()
 }
 
 /// Trouble once more while Prometheus looks: a rate needs two looks at a series.
@@ -446,13 +447,41 @@ fn rules(observability: &Observability) {
         .map(|rule| &rule["name"])
         .collect();
     eprintln!("rules: {}, firing {firing:?}", rules.len());
-    for recorded in [
-        "karst:requests:rate5m",
-        "karst:connections_opened:rate5m",
-        "karst:bytes:rate5m",
-    ] {
-        assert!(!observability.query(recorded).is_empty(), "{recorded}");
+    let firing: Vec<&str> = firing.iter().filter_map(|name| name.as_str()).collect();
+    for broken in ["KarstControllerAbsent", "KarstCniOutOfChain"] {
+        assert!(!firing.contains(&broken), "{firing:?}");
     }
+    let recorded = rules.iter().filter(|rule| rule["type"] == "recording");
+    let recorded: Vec<&str> = recorded.filter_map(|rule| rule["name"].as_str()).collect();
+    assert!(recorded.len() >= 8, "{recorded:?}");
+    eventually(&format!("every one of {recorded:?} has data"), || {
+        again();
+        let mut all = recorded.iter();
+        all.all(|name| !observability.query(name).is_empty())
+    });
+    denials_rise(observability);
+}
+
+/// Denials, more than one a second over the five minutes that the alert looks at, begin it. It waits five minutes more.
+fn denials_rise(observability: &Observability) {
+    let state = || {
+        let rules = observability.rules();
+        let alert = rules
+            .iter()
+            .find(|rule| rule["name"] == "KarstDenialsRising");
+        alert.expect("the alert")["state"].clone()
+    };
+    let address = address_of_pipe();
+    let script = format!(
+        "for n in $(seq 50); do karst-echo client --timeout 2 http://{address}:8080/; done"
+    );
+    let client = format!("{NAMESPACE}/client");
+    eventually("denials begin their alert", || {
+        let _all_fail = Cluster::get().exec(&client, &["sh", "-c", &script]);
+        let denied = "sum(rate(karst_incidents_total{kind=\"denied\"}[5m]))";
+        eprintln!("denied per second: {:?}", observability.number(denied));
+        state() == "pending" || state() == "firing"
+    });
 }
 
 /// A port of the collector where nobody listens: the object that names it says so in time.
