@@ -158,12 +158,7 @@ async fn an_endpoint_that_refuses_is_replaced_by_another() {
         // An agent whose application does not listen.
         let dead = fresh_ip();
         world.agent(dead, &crate::rig::spiffe("shop", "dead")).await;
-        world.add_workload(
-            "web",
-            "dead",
-            dead,
-            TunnelProtocol::Hbone,
-        );
+        world.add_workload("web", "dead", dead, TunnelProtocol::Hbone);
         let client = Client::new(&world);
         for _request in 0..20 {
             let post = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 2\r\n\r\nhi";
