@@ -33,8 +33,7 @@ const LIST_BATCH: usize = 500;
 const ABSENT: Duration = Duration::from_secs(3);
 /// Longest wait that the API server may ask for.
 const ASKED_MAX: Duration = Duration::from_secs(20);
-/// A kind is listed anew this often: whatever a watch may have lost (a store restored from a snapshot does it) comes
-/// right. Up to half as long again, so that kinds and replicas do not come together.
+/// A kind is listed anew this often: whatever a watch may have lost comes right. Up to half as long again, so that kinds and replicas do not come together.
 const RELIST: Duration = Duration::from_secs(900);
 
 /// One kind's watch.
@@ -88,8 +87,8 @@ impl Follow {
                     Some(Ok(event)) => self.take(event).await,
                     Some(Err(error)) => {
                         let failed = self.failed(&error).await;
-                        // It would ask for the same version for ever.
-                        if failed.is_ok() && is_expired_at_start(&error) {
+                        let is_void = is_expired_at_start(&error) || was_unreachable(&error);
+                        if failed.is_ok() && is_void {
                             break;
                         }
                         failed
@@ -143,8 +142,14 @@ impl Follow {
     }
 }
 
+/// Whether a watch got no answer at all. Whoever answers next may have been restored from a snapshot, and would wait for
+/// versions after ours, which it has yet to give: its watches would be silent, and what is gone would never be.
+fn was_unreachable(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(source) if !matches!(source, kube::Error::Api(_)))
+}
+
 /// Whether a watch was refused because its version is too old, rather than told so once it ran: only then the watcher
-/// does not list anew by itself.
+/// does not list anew by itself, but asks for the same version for ever.
 fn is_expired_at_start(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }

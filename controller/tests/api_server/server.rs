@@ -64,6 +64,8 @@ pub(crate) enum Act {
     Answer(u16, &'static str, String),
     /// The request is done, but nobody is told: the connection stays, silent.
     DoAndSaySilence,
+    /// The connection ends without one.
+    HangUp,
     /// A watch that says this and ends, in order or cut.
     Watch { says: String, cut: bool },
 }
@@ -153,6 +155,16 @@ impl ApiServer {
         self.lock().store.compact();
     }
 
+    /// All that there is now.
+    pub(crate) fn snapshot(&self) -> Store {
+        self.lock().store.clone()
+    }
+
+    /// Puts a snapshot in the place of what there is; nobody is told.
+    pub(crate) fn restore(&self, snapshot: Store) {
+        self.lock().store = snapshot;
+    }
+
     pub(crate) fn end_watches(&self) {
         self.ends.send_modify(|end| *end += 1);
     }
@@ -197,11 +209,13 @@ impl ApiServer {
     async fn connection(&self, stream: TcpStream) -> std::io::Result<()> {
         let mut stream = BufReader::new(stream);
         while let Some(asked) = read(&mut stream).await? {
+            let ends = self.ends.subscribe();
             let act = self.note(&asked);
             match act {
                 Some(Act::Answer(code, headers, body)) => {
                     answer(&mut stream, code, headers, &body).await?;
                 }
+                Some(Act::HangUp) => return Ok(()),
                 Some(Act::DoAndSaySilence) => {
                     let _ = self.answer(&asked);
                     return std::future::pending().await;
@@ -215,7 +229,7 @@ impl ApiServer {
                     stream.write_all(b"0\r\n\r\n").await?;
                 }
                 None if asked.query.contains_key("watch") => {
-                    self.watch(&mut stream, &asked).await?;
+                    self.watch(&mut stream, &asked, ends).await?;
                 }
                 None => {
                     let (code, body) = self.answer(&asked);
@@ -258,10 +272,15 @@ impl ApiServer {
         answered.map_or_else(|refusal| refusal.answer(), |object| (200, object))
     }
 
-    async fn watch(&self, stream: &mut BufReader<TcpStream>, asked: &Asked) -> std::io::Result<()> {
+    /// `ends` began before anybody could know of the watch: who ends all watches ends this one too.
+    async fn watch(
+        &self,
+        stream: &mut BufReader<TcpStream>,
+        asked: &Asked,
+        mut ends: watch::Receiver<u64>,
+    ) -> std::io::Result<()> {
         let target = Target::of(&asked.path);
         let mut steps = self.steps.subscribe();
-        let mut ends = self.ends.subscribe();
         let mut at: u64 = asked.query["resourceVersion"].parse().unwrap();
         begin(stream).await?;
         loop {

@@ -67,7 +67,7 @@ impl Refusal {
 /// A change: its version, what happened, to which object.
 type Change = (u64, &'static str, Value);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Store {
     objects: BTreeMap<Key, Value>,
     version: u64,

@@ -121,7 +121,7 @@ apiVersion: flowcontrol.apiserver.k8s.io/v1
 kind: FlowSchema
 metadata: {name: refused}
 spec:
-  matchingPrecedence: 1
+  matchingPrecedence: 2
   priorityLevelConfiguration: {name: refused}
   rules:
     - subjects: [{kind: Group, group: {name: 'system:serviceaccounts:karst-system'}}]
