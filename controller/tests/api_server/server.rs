@@ -64,6 +64,8 @@ pub(crate) enum Act {
     Answer(u16, &'static str, String),
     /// The request is done, but nobody is told: the connection stays, silent.
     DoAndSaySilence,
+    /// The connection ends without one.
+    HangUp,
     /// A watch that says this and ends, in order or cut.
     Watch { says: String, cut: bool },
 }
@@ -153,6 +155,16 @@ impl ApiServer {
         self.lock().store.compact();
     }
 
+    /// All that there is now.
+    pub(crate) fn snapshot(&self) -> Store {
+        self.lock().store.clone()
+    }
+
+    /// Puts a snapshot in the place of what there is; nobody is told.
+    pub(crate) fn restore(&self, snapshot: Store) {
+        self.lock().store = snapshot;
+    }
+
     pub(crate) fn end_watches(&self) {
         self.ends.send_modify(|end| *end += 1);
     }
@@ -203,6 +215,7 @@ impl ApiServer {
                 Some(Act::Answer(code, headers, body)) => {
                     answer(&mut stream, code, headers, &body).await?;
                 }
+                Some(Act::HangUp) => return Ok(()),
                 Some(Act::DoAndSaySilence) => {
                     let _ = self.answer(&asked);
                     return std::future::pending().await;

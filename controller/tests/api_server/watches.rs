@@ -148,6 +148,23 @@ async fn a_watch_that_is_refused_as_too_old_lists_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_comes_back_with_an_older_state_is_believed() {
+    let server = with_policies(&["a", "b"]).await;
+    let mut watching = Watching::of(&server).await;
+    let older = server.snapshot();
+    server.delete(&path("b"));
+    server.put(&path("forgotten"), policy("1"));
+    assert_eq!(watching.up_to("+forgotten").await, ["-b", "+forgotten"]);
+    // It is away, and knows nothing of the newest versions when it is there again.
+    server.script(3, Act::HangUp, |asked| asked.watches(PLURAL));
+    server.restore(older);
+    server.end_watches();
+    let mut told = watching.up_to("-forgotten").await;
+    told.sort();
+    assert_eq!(told, ["+b", "-forgotten"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_fails_is_asked_again_until_everything_is_there() {
     let server = with_policies(&["a"]).await;
     let fails = Act::Answer(500, "", "etcd is away".into());
