@@ -271,8 +271,8 @@ fn what_a_connect_costs() {
             let start = std::time::Instant::now();
             for _ in 0..20_000 {
                 let client = std::net::TcpStream::connect(addr).unwrap();
-                socket2::SockRef::from(&client)
-                    .set_linger(Some(std::time::Duration::ZERO))
+                SockRef::from(&client)
+                    .set_linger(Some(Duration::ZERO))
                     .unwrap();
                 drop((client, server.accept().unwrap()));
             }
