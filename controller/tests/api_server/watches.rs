@@ -115,10 +115,15 @@ async fn a_watch_that_fell_too_far_behind_tells_only_what_differs() {
     let server = with_policies(&["changed", "gone", "same"]).await;
     let mut watching = Watching::of(&server).await;
     assert_eq!(watching.first, ["+changed", "+gone", "+same"]);
+    let watched = |times| {
+        move |server: &ApiServer| server.asked(|asked| asked.watches(PLURAL)).len() >= times
+    };
+    server.until("it watches", watched(1)).await;
     // The next watch of the kind is cut off, and by then the server has forgotten.
     let refused = Act::Answer(500, "", "{}".into());
     server.script(1, refused, |asked| asked.watches(PLURAL));
     server.end_watches();
+    server.until("it tries to watch again", watched(2)).await;
     server.delete(&path("gone"));
     server.put(&path("changed"), policy("2"));
     server.put(&path("new"), policy("1"));
