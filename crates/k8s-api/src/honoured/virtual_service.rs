@@ -199,7 +199,7 @@ pub const VIRTUAL_SERVICE: &[FieldRow] = &[
     row(
         "spec.http[].redirect",
         Honoured,
-        "one that leads to itself is refused, or answered with 500",
+        "one that leads to itself is refused, or told in the access log",
     ),
     row("spec.http[].redirect.authority", Honoured, ""),
     row("spec.http[].redirect.derivePort", Honoured, ""),
