@@ -33,7 +33,8 @@ const LIST_BATCH: usize = 500;
 const ABSENT: Duration = Duration::from_secs(3);
 /// Longest wait that the API server may ask for.
 const ASKED_MAX: Duration = Duration::from_secs(20);
-/// A kind is listed anew this often: whatever a watch may have lost comes right. Up to half as long again, so that kinds and replicas do not come together.
+/// A kind is listed anew this often: whatever a watch may have lost comes right. Up to half as long again, so that kinds
+/// and replicas do not come together.
 const RELIST: Duration = Duration::from_secs(900);
 
 /// One kind's watch.

@@ -144,6 +144,11 @@ async fn headers_are_changed_on_both_ways_and_redirects_answered() {
             moved.contains("location: http://other.test/old/x"),
             "{moved}"
         );
+        // To itself: as the route has it, and as the Gateway API's suite asks for.
+        let back = client
+            .raw(vip, "GET /old/x HTTP/1.1\r\nHost: other.test\r\n\r\n")
+            .await;
+        assert_eq!(status(&back), "302", "{back}");
     })
     .await;
 }
@@ -242,6 +247,23 @@ async fn an_endpoint_that_never_answers_is_504() {
     .await;
 }
 
+/// To `web`, with a copy of everything to `shadow`.
+fn mirrored_to_shadow() -> HttpRule {
+    HttpRule {
+        filters: vec![HttpFilter::Mirror(Mirror {
+            backend: Backend::Service {
+                service: key("shadow"),
+                port: 80,
+                subset: None,
+            },
+            numerator: 1,
+            denominator: 1,
+            shadow_host: false,
+        })],
+        ..rule(&[("web", 1)])
+    }
+}
+
 #[tokio::test]
 async fn a_mirror_gets_the_whole_request_and_its_answer_goes_nowhere() {
     local(async {
@@ -253,20 +275,7 @@ async fn a_mirror_gets_the_whole_request_and_its_answer_goes_nowhere() {
         world.service("shadow", AppProtocol::Http11);
         let shadow = App::new("shadow", Speaks::Http1);
         world.workload("shadow", "shadow-1", &shadow).await;
-        let mirrored = HttpRule {
-            filters: vec![HttpFilter::Mirror(Mirror {
-                backend: Backend::Service {
-                    service: key("shadow"),
-                    port: 80,
-                    subset: None,
-                },
-                numerator: 1,
-                denominator: 1,
-                shadow_host: false,
-            })],
-            ..rule(&[("web", 1)])
-        };
-        world.route("r", vec![mirrored]);
+        world.route("r", vec![mirrored_to_shadow()]);
         let post = "POST /p HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello";
         let response = Client::new(&world).raw(vip, post).await;
         assert!(response.contains("\nhello\r\n"), "{response}");
@@ -289,20 +298,7 @@ async fn a_mirror_that_never_answers_holds_nobody_up_and_costs_a_bounded_number_
         let silent = fresh_ip();
         let _listener = TcpListener::bind((silent, 8080)).await.unwrap();
         world.add_workload("shadow", "shadow-1", silent, TunnelProtocol::None);
-        let mirrored = HttpRule {
-            filters: vec![HttpFilter::Mirror(Mirror {
-                backend: Backend::Service {
-                    service: key("shadow"),
-                    port: 80,
-                    subset: None,
-                },
-                numerator: 1,
-                denominator: 1,
-                shadow_host: false,
-            })],
-            ..rule(&[("web", 1)])
-        };
-        world.route("r", vec![mirrored]);
+        world.route("r", vec![mirrored_to_shadow()]);
         let client = Client::new(&world);
         // More than one thread copies at once; a copy gives up after fifteen seconds only.
         let before = Instant::now();

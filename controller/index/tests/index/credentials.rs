@@ -7,7 +7,7 @@ use karst_index::{Credential, Delta, Event, ReadSecret, SecretName};
 use karst_k8s_api::Kind;
 use karst_model::traffic::{Secret, TlsMode, TrustAnchors, UpstreamTls};
 
-use crate::world::World;
+use crate::{destination_rules::FROM_EDGE, world::World};
 
 const WORLD: &str = "
 ---
@@ -18,16 +18,6 @@ const WORLD: &str = "
 {apiVersion: gateway.networking.k8s.io/v1, kind: Gateway, metadata: {name: front, namespace: edge}, spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}, status: {addresses: [{value: f}]}}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{name: http, port: 80}, {name: admin, port: 81}]}}
-";
-
-/// A route of `edge` that sends to the service as well.
-const FROM_EDGE: &str = "
----
-{apiVersion: v1, kind: Service, metadata: {name: front, namespace: edge, labels: {istio.io/use-waypoint: front}}, spec: {clusterIP: 10.96.0.2, ports: [{name: http, port: 80}]}}
----
-{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r, namespace: edge}, spec: {parentRefs: [{group: '', kind: Service, name: front}], rules: [{backendRefs: [{name: web, namespace: shop, port: 80}]}]}}
----
-{apiVersion: gateway.networking.k8s.io/v1, kind: ReferenceGrant, metadata: {name: g, namespace: shop}, spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: edge}], to: [{group: '', kind: Service}]}}
 ";
 
 fn rule(spec: &str) -> String {

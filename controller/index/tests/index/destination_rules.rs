@@ -19,7 +19,7 @@ const WAYPOINTS: &str = "
 ";
 
 /// A route of `edge` that sends to the service, so that its waypoint needs the rules as well.
-const FROM_EDGE: &str = "
+pub(crate) const FROM_EDGE: &str = "
 ---
 {apiVersion: v1, kind: Service, metadata: {name: front, namespace: edge, labels: {istio.io/use-waypoint: front}}, spec: {clusterIP: 10.96.0.2, ports: [{name: http, port: 80}]}}
 ---
