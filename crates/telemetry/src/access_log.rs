@@ -16,7 +16,11 @@ use std::{
 use serde_json::{Map, Value as Json, json};
 use tracing::{debug, error, info, warn};
 
-use crate::{export::nanoseconds, format::Logged, trace::Context};
+use crate::{
+    export::nanoseconds,
+    format::{FieldValue, Logged},
+    trace::Context,
+};
 
 /// Which way the connection runs, seen from this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,13 +99,20 @@ pub struct Record {
     pub response_flags: &'static str,
 }
 
-impl fmt::Display for Direction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Direction {
+    /// As the log has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Inbound => "inbound",
             Self::Outbound => "outbound",
             Self::Waypoint => "waypoint",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -229,29 +240,31 @@ pub const FIELDS: [(&str, &str); 19] = [
 ];
 
 impl Record {
-    fn values(&self) -> [Option<Cow<'_, str>>; 19] {
+    fn values(&self) -> [Option<FieldValue<'_>>; 19] {
+        use FieldValue::{Address, Milliseconds, Number, Text};
+        fn text(text: &Option<String>) -> Option<FieldValue<'_>> {
+            text.as_deref().map(Text)
+        }
         let (src, dst, client) = (&self.source, &self.destination, &self.client);
-        let text = |text: &'_ Option<String>| text.clone().map(Cow::Owned);
-        let addr = |addr: Option<SocketAddr>| addr.map(|addr| Cow::Owned(addr.to_string()));
         [
-            addr(src.addr),
+            src.addr.map(Address),
             text(&src.workload),
             text(&src.namespace),
             text(&src.identity),
             text(&src.cluster),
-            addr(dst.addr),
+            dst.addr.map(Address),
             text(&dst.hbone_addr),
             text(&dst.service),
             text(&dst.workload),
             text(&dst.namespace),
             text(&dst.identity),
             text(&dst.cluster),
-            addr(client.addr),
+            client.addr.map(Address),
             text(&client.identity),
-            Some(Cow::Owned(self.direction.to_string())),
-            Some(Cow::Owned(self.bytes_sent.to_string())),
-            Some(Cow::Owned(self.bytes_recv.to_string())),
-            Some(Cow::Owned(format!("{}ms", self.duration.as_millis()))),
+            Some(Text(self.direction.as_str())),
+            Some(Number(self.bytes_sent)),
+            Some(Number(self.bytes_recv)),
+            Some(Milliseconds(self.duration.as_millis())),
             text(&self.error),
         ]
     }
@@ -321,11 +334,12 @@ impl Logged for Record {
         }
     }
 
-    fn fields(&self) -> Vec<(&'static str, Cow<'_, str>)> {
-        let named = FIELDS.iter().zip(self.values());
-        named
-            .filter_map(|((name, _), value)| Some((*name, value?)))
-            .collect()
+    fn fields(&self, tell: &mut dyn FnMut(&'static str, FieldValue<'_>)) {
+        for (&(name, _), value) in FIELDS.iter().zip(self.values()) {
+            if let Some(value) = value {
+                tell(name, value);
+            }
+        }
     }
 
     fn message(&self) -> &'static str {

@@ -8,6 +8,7 @@
 //! else: the queues are bounded, every loss is counted by its reason.
 
 mod client;
+mod encode;
 mod outbox;
 mod run;
 
@@ -17,24 +18,18 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Valu
 
 pub use self::{
     client::{Connect, Io, Reach, Securing, SendError},
+    encode::Fields,
     outbox::{ExportMetrics, Outbox, QUEUE_MAX, Signal},
     run::{Exporters, Identity, run},
 };
 
 /// An attribute whose value is text.
-pub fn text_attribute(key: &str, value: &str) -> KeyValue {
-    attribute(key, Value::StringValue(value.to_owned()))
-}
-
-/// An attribute whose value is a whole number.
-pub fn number_attribute(key: &str, value: i64) -> KeyValue {
-    attribute(key, Value::IntValue(value))
-}
-
-fn attribute(key: &str, value: Value) -> KeyValue {
+pub(crate) fn text_attribute(key: &str, value: &str) -> KeyValue {
     KeyValue {
         key: key.to_owned(),
-        value: Some(AnyValue { value: Some(value) }),
+        value: Some(AnyValue {
+            value: Some(Value::StringValue(value.to_owned())),
+        }),
         ..KeyValue::default()
     }
 }
@@ -44,3 +39,6 @@ pub fn nanoseconds(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+pub(crate) use self::encode::tests::read;

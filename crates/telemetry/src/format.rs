@@ -3,16 +3,17 @@
 //!
 //! What comes from a peer is escaped where it is put in, so that no line is forged and no terminal is told anything.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    fmt::{self, Write as _},
+    net::SocketAddr,
+};
 
 use karst_model::telemetry::LogFormat;
-use opentelemetry_proto::tonic::{
-    common::v1::{AnyValue, any_value::Value},
-    logs::v1::{LogRecord, SeverityNumber},
-};
+use opentelemetry_proto::tonic::logs::v1::SeverityNumber;
 use serde_json::{Map, Value as Json};
 
-use crate::{export::text_attribute, trace::Context};
+use crate::{export::Fields, trace::Context};
 
 /// Istio's default line.
 const ISTIO: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%";
@@ -30,6 +31,28 @@ const SECRETS: [&str; 6] = [
 /// What stands for a secret.
 const REDACTED: &str = "[redacted]";
 
+/// The value of a field of the program's own log.
+#[derive(Clone, Copy, Debug)]
+pub enum FieldValue<'v> {
+    Text(&'v str),
+    Number(u64),
+    Address(SocketAddr),
+    Milliseconds(u128),
+    Microseconds(u128),
+}
+
+impl fmt::Display for FieldValue<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Number(number) => number.fmt(f),
+            Self::Address(address) => address.fmt(f),
+            Self::Milliseconds(time) => write!(f, "{time}ms"),
+            Self::Microseconds(time) => write!(f, "{time}us"),
+        }
+    }
+}
+
 /// A connection or request that has ended.
 pub trait Logged {
     /// As the program's own log has it.
@@ -38,8 +61,8 @@ pub trait Logged {
     fn command(&self, name: &str, argument: &str) -> Option<Cow<'_, str>>;
     /// What expressions see.
     fn attributes(&self) -> Map<String, Json>;
-    /// Every field with its name, in the order of the program's own log. Absent ones are left out.
-    fn fields(&self) -> Vec<(&'static str, Cow<'_, str>)>;
+    /// Tells every field with its name, in the order of the program's own log. Absent ones are left out.
+    fn fields(&self, tell: &mut dyn FnMut(&'static str, FieldValue<'_>));
     /// What happened, in a few words.
     fn message(&self) -> &'static str;
     fn is_error(&self) -> bool;
@@ -131,39 +154,51 @@ fn value<'l>(logged: &'l dyn Logged, command: &str) -> Cow<'l, str> {
     Cow::Borrowed("-")
 }
 
-/// A log record of OTLP.
-pub(crate) fn record(logged: &dyn Logged) -> LogRecord {
-    let severity = match logged.is_error() {
-        true => SeverityNumber::Error,
-        false => SeverityNumber::Info,
+/// Bytes of a record as most are.
+const RECORD_BYTES: usize = 1024;
+
+/// A log record of OTLP: `LogRecord`.
+pub(crate) fn record(logged: &dyn Logged) -> Fields {
+    const ATTRIBUTES: u32 = 6;
+    let (severity, name) = match logged.is_error() {
+        true => (SeverityNumber::Error, "ERROR"),
+        false => (SeverityNumber::Info, "INFO"),
     };
-    let context = logged.context();
-    let attributes = logged.fields();
-    LogRecord {
-        time_unix_nano: logged.ended(),
-        observed_time_unix_nano: logged.ended(),
-        severity_number: severity.into(),
-        severity_text: if logged.is_error() { "ERROR" } else { "INFO" }.to_owned(),
-        body: Some(AnyValue {
-            value: Some(Value::StringValue(logged.message().to_owned())),
-        }),
-        attributes: attributes
-            .iter()
-            .map(|(key, value)| text_attribute(key, value))
-            .collect(),
-        trace_id: context.map(|c| c.trace.to_vec()).unwrap_or_default(),
-        span_id: context.map(|c| c.span.to_vec()).unwrap_or_default(),
-        flags: context.map_or(0, |c| c.sampled.into()),
-        ..LogRecord::default()
+    let ended = logged.ended();
+    let mut record = Fields::with_capacity(RECORD_BYTES);
+    record.fixed64(1, ended);
+    record.number(2, severity as u64);
+    record.text(3, name);
+    record.any_text(5, logged.message());
+    let mut shown = String::with_capacity(64);
+    logged.fields(&mut |name, value| match value {
+        FieldValue::Text(text) => record.text_attribute(ATTRIBUTES, name, text),
+        other => {
+            shown.clear();
+            // A String takes everything.
+            let _ = write!(shown, "{other}");
+            record.text_attribute(ATTRIBUTES, name, &shown);
+        }
+    });
+    if let Some(context) = logged.context() {
+        record.fixed32(8, context.sampled.into());
+        record.bytes(9, &context.trace);
+        record.bytes(10, &context.span);
     }
+    // When it was observed.
+    record.fixed64(11, ended);
+    record
 }
 
 #[cfg(test)]
 mod tests {
     use std::{sync::Arc, time::Duration};
 
+    use opentelemetry_proto::tonic::{common::v1::any_value::Value, logs::v1::LogRecord};
+
     use super::*;
     use crate::{
+        export::read,
         metrics::{
             http::{RequestFlag, RequestProtocol},
             tcp::{Peer, ServiceLabels},
@@ -243,12 +278,52 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_otlp_has_every_field_that_is_known_in_order() {
+        let record: LogRecord = with_line("/a", "", |logged| read(&record(logged)));
+        let text = |value: Option<Value>| match value {
+            Some(Value::StringValue(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        let attributes: Vec<String> = record
+            .attributes
+            .into_iter()
+            .map(|one| format!("{}={}", one.key, text(one.value.unwrap().value)))
+            .collect();
+        let expected = [
+            "src.addr=10.0.0.1:4000",
+            "dst.addr=10.0.0.2:8080",
+            "dst.service=cart.shop.svc.cluster.local",
+            "direction=waypoint",
+            "protocol=http",
+            "version=HTTP/1.1",
+            "method=GET",
+            "authority=cart",
+            "path=/a",
+            "status=503",
+            "response_flags=UF",
+            "route=HTTPRoute/shop/cart/0",
+            "tries=2",
+            "bytes_recv=3",
+            "bytes_sent=4",
+            "duration=12000us",
+            "cause=connection refused",
+        ];
+        assert_eq!(attributes, expected);
+        assert_eq!(text(record.body.unwrap().value), "request complete");
+        assert_eq!(record.severity_number, SeverityNumber::Error as i32);
+        assert_eq!(record.severity_text, "ERROR");
+        assert!(record.time_unix_nano > 0);
+        assert_eq!(record.time_unix_nano, record.observed_time_unix_nano);
+    }
+
+    #[test]
     fn secrets_are_in_no_form_of_a_log() {
         let format: Arc<str> = "%REQ(AUTHORIZATION)% %REQ(X-A?Cookie)%".into();
         with_line("/", "", |logged| {
             let text = line(logged, &LogFormat::Text(format));
             assert_eq!(text, "[redacted] [redacted]");
-            let everywhere = format!("{:?} {}", record(logged), line(logged, &LogFormat::Istio));
+            let record: LogRecord = read(&record(logged));
+            let everywhere = format!("{record:?} {}", line(logged, &LogFormat::Istio));
             assert!(!everywhere.contains(TOKEN), "{everywhere}");
         });
         let own = crate::logging::captured(crate::logging::Format::Json, "info", |_| {

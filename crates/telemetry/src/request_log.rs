@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::{
     export::nanoseconds,
-    format::Logged,
+    format::{FieldValue, Logged},
     metrics::{
         http::{RequestFlag, RequestProtocol},
         tcp::{Peer, ServiceLabels},
@@ -262,43 +262,43 @@ impl Logged for RequestLine<'_> {
         }
     }
 
-    fn fields(&self) -> Vec<(&'static str, Cow<'_, str>)> {
-        let borrowed = |text| known(text).map(Cow::Borrowed);
-        let owned = |text: String| Some(Cow::Owned(text));
-        let values: [Option<Cow<'_, str>>; 27] = [
-            owned(self.client.to_string()),
-            borrowed(&self.source.workload),
-            borrowed(&self.source.namespace),
-            borrowed(&self.source.principal),
-            self.endpoint.and_then(|addr| owned(addr.to_string())),
-            borrowed(&self.service.host),
-            borrowed(&self.destination.workload),
-            borrowed(&self.destination.namespace),
-            borrowed(&self.destination.principal),
-            Some(Cow::Borrowed("waypoint")),
-            Some(Cow::Borrowed(self.protocol.as_str())),
-            Some(Cow::Borrowed(self.version)),
-            Some(Cow::Borrowed(self.method)),
-            borrowed(self.authority),
-            Some(Cow::Borrowed(self.path)),
-            owned(self.status.to_string()),
-            self.grpc_status
-                .and_then(|status| owned(status.to_string())),
-            Some(Cow::Borrowed(self.flag.as_str())),
-            borrowed(self.route),
-            owned(self.tries.to_string()),
-            owned(self.request_bytes.to_string()),
-            owned(self.response_bytes.to_string()),
-            owned(format!("{}us", self.duration.as_micros())),
-            borrowed(self.user_agent),
-            borrowed(self.request_id),
-            borrowed(self.trace),
-            borrowed(self.cause),
+    fn fields(&self, tell: &mut dyn FnMut(&'static str, FieldValue<'_>)) {
+        use FieldValue::{Address, Microseconds, Number, Text};
+        let text = |text| known(text).map(Text);
+        let values: [Option<FieldValue<'_>>; 27] = [
+            Some(Address(self.client)),
+            text(&self.source.workload),
+            text(&self.source.namespace),
+            text(&self.source.principal),
+            self.endpoint.map(Address),
+            text(&self.service.host),
+            text(&self.destination.workload),
+            text(&self.destination.namespace),
+            text(&self.destination.principal),
+            Some(Text("waypoint")),
+            Some(Text(self.protocol.as_str())),
+            Some(Text(self.version)),
+            Some(Text(self.method)),
+            text(self.authority),
+            Some(Text(self.path)),
+            Some(Number(self.status.into())),
+            self.grpc_status.map(|status| Number(status.into())),
+            Some(Text(self.flag.as_str())),
+            text(self.route),
+            Some(Number(self.tries.into())),
+            Some(Number(self.request_bytes)),
+            Some(Number(self.response_bytes)),
+            Some(Microseconds(self.duration.as_micros())),
+            text(self.user_agent),
+            text(self.request_id),
+            text(self.trace),
+            text(self.cause),
         ];
-        let named = FIELDS.iter().zip(values);
-        named
-            .filter_map(|((name, _), value)| Some((*name, value?)))
-            .collect()
+        for (&(name, _), value) in FIELDS.iter().zip(values) {
+            if let Some(value) = value {
+                tell(name, value);
+            }
+        }
     }
 
     fn message(&self) -> &'static str {

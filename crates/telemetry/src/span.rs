@@ -4,14 +4,10 @@
 use std::borrow::Cow;
 
 use karst_model::telemetry::TagValue;
-use opentelemetry_proto::tonic::trace::v1::{
-    Span, Status,
-    span::{Event, SpanKind},
-    status::StatusCode,
-};
+use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode};
 
 use crate::{
-    export::{number_attribute, text_attribute},
+    export::Fields,
     format::{self, Logged as _},
     hub::Recording,
     metrics::http::{RequestFlag, RequestProtocol},
@@ -68,6 +64,10 @@ pub const ATTRIBUTES: [(&str, &str); 28] = [
 
 /// Longest text of an attribute, in bytes.
 const TEXT_MAX: usize = 1024;
+/// Bytes of a span as most are.
+const SPAN_BYTES: usize = 1536;
+/// Field of `Span`.
+const SPAN_ATTRIBUTES: u32 = 9;
 const METHODS: [&str; 9] = [
     "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE",
 ];
@@ -101,17 +101,59 @@ fn bounded(text: &str) -> &str {
     &text[..end]
 }
 
-fn of(recording: &Recording, line: &RequestLine<'_>, hop: &Hop<'_>) -> Span {
+/// The fields of `Span`.
+fn of(recording: &Recording, line: &RequestLine<'_>, hop: &Hop<'_>) -> Fields {
     let method = match METHODS.contains(&line.method) {
         true => line.method,
         false => "_OTHER",
     };
-    let mut attributes = Vec::with_capacity(ATTRIBUTES.len());
-    let mut text = |key: &str, value: &str| {
-        if !value.is_empty() {
-            attributes.push(text_attribute(key, bounded(value)));
-        }
-    };
+    let mut span = Fields::with_capacity(SPAN_BYTES);
+    span.bytes(1, &hop.context.trace);
+    span.bytes(2, &hop.context.span);
+    span.text(3, bounded(hop.state));
+    if let Some(parent) = &hop.context.parent {
+        span.bytes(4, parent);
+    }
+    match line.route.is_empty() {
+        true => span.text(5, method),
+        false => span.text(5, &format!("{method} {}", bounded(line.route))),
+    }
+    span.number(6, SpanKind::Server as u64);
+    span.fixed64(7, hop.start);
+    span.fixed64(8, hop.end);
+    let error = error_type(line);
+    texts(&mut span, line, method);
+    attribute(
+        &mut span,
+        "error.type",
+        error.as_deref().unwrap_or_default(),
+    );
+    for (name, value) in &recording.plan.tracing.tags {
+        attribute(&mut span, name, &tag(value, line));
+    }
+    numbers(&mut span, line);
+    if !line.cause.is_empty() {
+        span.message(11, &exception(hop.end, line.cause));
+    }
+    if let Some(message) = error {
+        let mut status = Fields::default();
+        status.text(2, &message);
+        status.number(3, StatusCode::Error as u64);
+        span.message(15, &status);
+    }
+    span.fixed32(16, hop.context.sampled.into());
+    span
+}
+
+/// An attribute of text. Absent ones are left out.
+fn attribute(span: &mut Fields, key: &str, value: &str) {
+    if !value.is_empty() {
+        span.text_attribute(SPAN_ATTRIBUTES, key, bounded(value));
+    }
+}
+
+fn texts(span: &mut Fields, line: &RequestLine<'_>, method: &str) {
+    let mut text = |key: &str, value: &str| attribute(span, key, value);
     let path = line.path.split('?').next().unwrap_or_default();
     let version = line.version.trim_start_matches("HTTP/");
     let (source, destination) = (line.source, line.destination);
@@ -141,63 +183,32 @@ fn of(recording: &Recording, line: &RequestLine<'_>, hop: &Hop<'_>) -> Span {
     text("karst.waypoint", line.waypoint);
     text("response_flags", line.flag.as_str());
     text("request_id", line.request_id);
-    let error = error_type(line);
-    text("error.type", error.as_deref().unwrap_or_default());
-    for (name, value) in &recording.plan.tracing.tags {
-        text(name, &tag(value, line));
-    }
-    if line.status > 0 {
-        attributes.push(number_attribute(
-            "http.response.status_code",
-            line.status.into(),
-        ));
-    }
-    if line.protocol == RequestProtocol::Grpc {
-        attributes.push(text_attribute("rpc.system", "grpc"));
-        if let Some(status) = line.grpc_status {
-            attributes.push(number_attribute("rpc.grpc.status_code", status.into()));
-        }
-    }
+}
+
+fn numbers(span: &mut Fields, line: &RequestLine<'_>) {
+    let mut number = |key: &str, value: i64| span.number_attribute(SPAN_ATTRIBUTES, key, value);
     let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    attributes.push(number_attribute(
-        "http.request.body.size",
-        size(line.request_bytes),
-    ));
-    attributes.push(number_attribute(
-        "http.response.body.size",
-        size(line.response_bytes),
-    ));
-    attributes.push(number_attribute("karst.tries", line.tries.into()));
-    let events = match line.cause.is_empty() {
-        true => Vec::new(),
-        false => vec![Event {
-            time_unix_nano: hop.end,
-            name: "exception".to_owned(),
-            attributes: vec![text_attribute("exception.message", bounded(line.cause))],
-            ..Event::default()
-        }],
-    };
-    Span {
-        trace_id: hop.context.trace.to_vec(),
-        span_id: hop.context.span.to_vec(),
-        parent_span_id: hop.context.parent.map(|p| p.to_vec()).unwrap_or_default(),
-        trace_state: bounded(hop.state).to_owned(),
-        flags: hop.context.sampled.into(),
-        name: match line.route.is_empty() {
-            true => method.to_owned(),
-            false => format!("{method} {}", bounded(line.route)),
-        },
-        kind: SpanKind::Server.into(),
-        start_time_unix_nano: hop.start,
-        end_time_unix_nano: hop.end,
-        attributes,
-        events,
-        status: error.map(|message| Status {
-            message,
-            code: StatusCode::Error.into(),
-        }),
-        ..Span::default()
+    if line.status > 0 {
+        number("http.response.status_code", line.status.into());
     }
+    number("http.request.body.size", size(line.request_bytes));
+    number("http.response.body.size", size(line.response_bytes));
+    number("karst.tries", line.tries.into());
+    if line.protocol == RequestProtocol::Grpc {
+        if let Some(status) = line.grpc_status {
+            number("rpc.grpc.status_code", status.into());
+        }
+        attribute(span, "rpc.system", "grpc");
+    }
+}
+
+/// What went wrong, as an `Event`.
+fn exception(time: u64, cause: &str) -> Fields {
+    let mut event = Fields::default();
+    event.fixed64(1, time);
+    event.text(2, "exception");
+    event.text_attribute(3, "exception.message", bounded(cause));
+    event
 }
 
 /// A server's span fails from status 500 on, not where the client asked wrongly.

@@ -17,16 +17,13 @@ use karst_model::{
     traffic::{Secret, UpstreamTls},
 };
 use karst_telemetry::{
-    export::{self, Connect, Identity, QUEUE_MAX, Reach, Securing},
+    export::{self, Connect, Fields, Identity, QUEUE_MAX, Reach, Securing},
     hub::{Hub, Recording},
     metrics::Registry,
 };
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::{
-        ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_server::{TraceService, TraceServiceServer},
-    },
-    trace::v1::Span,
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+    trace_service_server::{TraceService, TraceServiceServer},
 };
 use tokio::net::{TcpListener, TcpStream};
 use tonic::{Request, Response, Status};
@@ -151,7 +148,7 @@ impl Rig {
 
     fn push(&self, count: usize) {
         for _ in 0..count {
-            self.recording.spans[0].push_span(Span::default());
+            self.recording.spans[0].push_span(Fields::default());
         }
     }
 

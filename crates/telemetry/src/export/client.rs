@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header};
+use bytes::{Buf as _, BufMut as _, Bytes};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, header, uri::PathAndQuery};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -24,17 +24,8 @@ use karst_model::{
     traffic::UpstreamTls,
 };
 use opentelemetry_proto::tonic::collector::{
-    logs::v1::{
-        ExportLogsServiceRequest, ExportLogsServiceResponse, logs_service_client::LogsServiceClient,
-    },
-    metrics::v1::{
-        ExportMetricsServiceRequest, ExportMetricsServiceResponse,
-        metrics_service_client::MetricsServiceClient,
-    },
-    trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-        trace_service_client::TraceServiceClient,
-    },
+    logs::v1::ExportLogsServiceResponse, metrics::v1::ExportMetricsServiceResponse,
+    trace::v1::ExportTraceServiceResponse,
 };
 use prost::Message as _;
 use tokio::{
@@ -44,6 +35,7 @@ use tokio::{
 };
 use tonic::{
     Code, Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     metadata::MetadataMap,
     transport::{Channel, Endpoint},
 };
@@ -77,20 +69,12 @@ pub trait Reach: Send + Sync {
 pub type Connect = Arc<dyn Reach>;
 
 /// A batch as it is sent.
-pub(super) enum Batch {
-    Spans(ExportTraceServiceRequest),
-    Logs(ExportLogsServiceRequest),
-    Metrics(ExportMetricsServiceRequest),
-}
-
-impl Batch {
-    pub(super) fn signal(&self) -> Signal {
-        match self {
-            Self::Spans(_) => Signal::Spans,
-            Self::Logs(_) => Signal::Logs,
-            Self::Metrics(_) => Signal::Metrics,
-        }
-    }
+pub(super) struct Batch {
+    pub(super) signal: Signal,
+    /// The request of the signal's service, encoded.
+    pub(super) request: Bytes,
+    /// Spans, log records or data points in it.
+    pub(super) count: usize,
 }
 
 /// Why a batch was not taken.
@@ -178,54 +162,30 @@ impl Client {
             .map(drop)
     }
 
-    /// A message with the provider's headers.
-    fn asking<T>(&self, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        *request.metadata_mut() = MetadataMap::from_headers(self.headers.clone());
-        request
-    }
-
     async fn grpc(&self, batch: &Batch) -> Result<Rejected, SendError> {
-        let channel = self.channel.clone();
-        let rejected = match batch {
-            Batch::Spans(request) => {
-                let mut client = TraceServiceClient::new(channel);
-                let answer = client.export(self.asking(request.clone())).await;
-                let answer = answer.map(tonic::Response::into_inner);
-                answer.map(|a| a.partial_success.map_or(0, |p| p.rejected_spans))
-            }
-            Batch::Logs(request) => {
-                let mut client = LogsServiceClient::new(channel);
-                let answer = client.export(self.asking(request.clone())).await;
-                let answer = answer.map(tonic::Response::into_inner);
-                answer.map(|a| a.partial_success.map_or(0, |p| p.rejected_log_records))
-            }
-            Batch::Metrics(request) => {
-                let mut client = MetricsServiceClient::new(channel);
-                let answer = client.export(self.asking(request.clone())).await;
-                let answer = answer.map(tonic::Response::into_inner);
-                answer.map(|a| a.partial_success.map_or(0, |p| p.rejected_data_points))
-            }
-        };
-        rejected.map_err(of_status)
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        grpc.ready()
+            .await
+            .map_err(|error| SendError::Unreachable(error.into()))?;
+        let mut request = tonic::Request::new(batch.request.clone());
+        *request.metadata_mut() = MetadataMap::from_headers(self.headers.clone());
+        let path = PathAndQuery::from_static(batch.signal.rpc());
+        let answer = grpc.unary(request, path, Encoded).await;
+        let answer = answer.map_err(of_status)?.into_inner();
+        Ok(rejected_of(batch.signal, answer))
     }
 
     async fn http(&self, batch: &Batch, traces: &str) -> Result<Rejected, SendError> {
-        let body = match batch {
-            Batch::Spans(request) => request.encode_to_vec(),
-            Batch::Logs(request) => request.encode_to_vec(),
-            Batch::Metrics(request) => request.encode_to_vec(),
-        };
         let unreachable = |error: Box<dyn StdError + Send + Sync>| SendError::Unreachable(error);
         let stream = dial(&self.collector, &self.connect, &self.turn).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| unreachable(error.into()))?;
-        let mut request = Request::post(path_of(traces, batch.signal()))
+        let mut request = Request::post(path_of(traces, batch.signal))
             .header(header::HOST, &*self.collector.service.hostname)
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .header(header::USER_AGENT, "karst")
-            .body(Full::new(Bytes::from(body)))
+            .body(Full::new(batch.request.clone()))
             .map_err(|error| unreachable(error.into()))?;
         request.headers_mut().extend(self.headers.clone());
         let exchange = async {
@@ -246,7 +206,7 @@ impl Client {
             }
         };
         match status.as_u16() {
-            200..=299 => Ok(rejected_of(batch.signal(), &answer)),
+            200..=299 => Ok(rejected_of(batch.signal, answer)),
             429 | 502 | 503 | 504 => Err(SendError::Busy(status.to_string())),
             _ => Err(SendError::Refused(status.to_string())),
         }
@@ -280,7 +240,7 @@ fn path_of(traces: &str, signal: Signal) -> String {
 }
 
 /// An answer that cannot be read has rejected nothing.
-fn rejected_of(signal: Signal, answer: &[u8]) -> Rejected {
+fn rejected_of(signal: Signal, answer: Bytes) -> Rejected {
     let rejected = match signal {
         Signal::Spans => ExportTraceServiceResponse::decode(answer)
             .ok()
@@ -296,6 +256,44 @@ fn rejected_of(signal: Signal, answer: &[u8]) -> Rejected {
             .map(|p| p.rejected_data_points),
     };
     rejected.unwrap_or(0)
+}
+
+/// Messages that are bytes already, and answers that are read later.
+struct Encoded;
+
+impl Codec for Encoded {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Encoded {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.reserve(message.len());
+        to.put(message);
+        Ok(())
+    }
+}
+
+impl Decoder for Encoded {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
 }
 
 /// What OTLP's specification says of each code.

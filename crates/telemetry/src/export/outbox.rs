@@ -9,14 +9,13 @@ use std::{
 };
 
 use karst_model::telemetry::Collector;
-use opentelemetry_proto::tonic::{logs::v1::LogRecord, trace::v1::Span};
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder},
     metrics::{counter::Counter, family::Family},
 };
 use tokio::sync::Notify;
 
-use super::client::SendError;
+use super::{client::SendError, encode::Fields};
 use crate::{error_chain::Chain, metrics::Registry};
 
 /// Spans, and access logs, that may wait for one collector.
@@ -37,6 +36,15 @@ impl Signal {
             Self::Spans => "spans",
             Self::Logs => "logs",
             Self::Metrics => "metrics",
+        }
+    }
+
+    /// Path of the service that takes it.
+    pub(super) fn rpc(self) -> &'static str {
+        match self {
+            Self::Spans => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Self::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+            Self::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
         }
     }
 }
@@ -130,8 +138,8 @@ impl ExportMetrics {
 pub struct Outbox {
     pub name: Arc<str>,
     pub collector: Collector,
-    spans: Mutex<VecDeque<Span>>,
-    logs: Mutex<VecDeque<LogRecord>>,
+    spans: Mutex<VecDeque<Fields>>,
+    logs: Mutex<VecDeque<Fields>>,
     pub(super) some: Notify,
     /// Nobody pushes any more.
     closed: AtomicBool,
@@ -164,17 +172,17 @@ impl Outbox {
         })
     }
 
-    /// Queues a span, or drops it where the queue is full.
-    pub fn push_span(&self, span: Span) {
+    /// Queues a span (`Span`), or drops it where the queue is full.
+    pub fn push_span(&self, span: Fields) {
         self.push(&self.spans, span, Signal::Spans);
     }
 
-    /// Queues a log record, or drops it where the queue is full.
-    pub fn push_log(&self, record: LogRecord) {
+    /// Queues a log record (`LogRecord`), or drops it where the queue is full.
+    pub fn push_log(&self, record: Fields) {
         self.push(&self.logs, record, Signal::Logs);
     }
 
-    fn push<T>(&self, queue: &Mutex<VecDeque<T>>, one: T, signal: Signal) {
+    fn push(&self, queue: &Mutex<VecDeque<Fields>>, one: Fields, signal: Signal) {
         let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.len() >= QUEUE_MAX {
             drop(queue);
@@ -193,14 +201,12 @@ impl Outbox {
         is_batch(&self.spans) || is_batch(&self.logs)
     }
 
-    /// Spans that wait, at most one batch.
-    pub(super) fn take_spans(&self) -> Vec<Span> {
-        take(&self.spans)
-    }
-
-    /// Log records that wait, at most one batch.
-    pub(super) fn take_logs(&self) -> Vec<LogRecord> {
-        take(&self.logs)
+    /// What waits, at most one batch of each kind.
+    pub(super) fn take(&self) -> [(Signal, Vec<Fields>); 2] {
+        [
+            (Signal::Spans, take(&self.spans)),
+            (Signal::Logs, take(&self.logs)),
+        ]
     }
 
     /// Ends its sending once it is empty.
@@ -281,12 +287,12 @@ impl Outbox {
     }
 }
 
-fn is_batch<T>(queue: &Mutex<VecDeque<T>>) -> bool {
+fn is_batch(queue: &Mutex<VecDeque<Fields>>) -> bool {
     let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
     queue.len() >= super::run::BATCH
 }
 
-fn take<T>(queue: &Mutex<VecDeque<T>>) -> Vec<T> {
+fn take(queue: &Mutex<VecDeque<Fields>>) -> Vec<Fields> {
     let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
     let count = queue.len().min(super::run::BATCH);
     queue.drain(..count).collect()

@@ -8,15 +8,9 @@ use std::{
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use opentelemetry_proto::tonic::{
-    collector::{
-        logs::v1::ExportLogsServiceRequest, metrics::v1::ExportMetricsServiceRequest,
-        trace::v1::ExportTraceServiceRequest,
-    },
     common::v1::{InstrumentationScope, KeyValue},
-    logs::v1::{ResourceLogs, ScopeLogs},
-    metrics::v1::{Metric, ResourceMetrics, ScopeMetrics, metric::Data},
+    metrics::v1::{Metric, metric::Data},
     resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans},
 };
 use tokio::{
     sync::watch,
@@ -25,8 +19,9 @@ use tokio::{
 
 use super::{
     client::{Batch, Client, Connect, SendError},
+    encode::{self, Fields},
     nanoseconds,
-    outbox::{Loss, Outbox},
+    outbox::{Loss, Outbox, Signal},
     text_attribute,
 };
 use crate::{
@@ -73,7 +68,9 @@ pub struct Exporters {
 
 struct Sending {
     connect: Connect,
-    identity: Identity,
+    /// Who sends, with every batch.
+    resource: Fields,
+    scope: Fields,
     registry: Registry,
     exporters: watch::Receiver<Exporters>,
     started: u64,
@@ -92,7 +89,8 @@ pub async fn run(
     let (end, ending) = watch::channel(false);
     let sending = Sending {
         connect,
-        identity,
+        resource: Fields::of(&resource(&identity)),
+        scope: Fields::of(&scope()),
         registry,
         exporters: exporters.clone(),
         started: nanoseconds(SystemTime::now()),
@@ -149,8 +147,8 @@ async fn serve(outbox: Arc<Outbox>, sending: &Sending) {
         let is_ending = *ending.borrow_and_update() || outbox.is_closed();
         let batches = batches(&outbox, sending, &mut pushed, is_ending);
         let any = !batches.is_empty();
-        for (batch, count) in batches {
-            let sent = deliver(&outbox, &client, &batch, count, is_ending).await;
+        for batch in batches {
+            let sent = deliver(&outbox, &client, &batch, is_ending).await;
             tell(&outbox, sent.as_ref().err(), &mut told);
         }
         if any {
@@ -212,43 +210,12 @@ fn batches(
     sending: &Sending,
     pushed: &mut Instant,
     is_ending: bool,
-) -> Vec<(Batch, usize)> {
-    let resource = sending.resource();
-    let mut batches = Vec::new();
-    let spans = outbox.take_spans();
-    if !spans.is_empty() {
-        let count = spans.len();
-        let scope_spans = vec![ScopeSpans {
-            scope: Some(scope()),
-            spans,
-            ..ScopeSpans::default()
-        }];
-        let request = ExportTraceServiceRequest {
-            resource_spans: vec![ResourceSpans {
-                resource: Some(resource.clone()),
-                scope_spans,
-                ..ResourceSpans::default()
-            }],
-        };
-        batches.push((Batch::Spans(request), count));
-    }
-    let log_records = outbox.take_logs();
-    if !log_records.is_empty() {
-        let count = log_records.len();
-        let scope_logs = vec![ScopeLogs {
-            scope: Some(scope()),
-            log_records,
-            ..ScopeLogs::default()
-        }];
-        let request = ExportLogsServiceRequest {
-            resource_logs: vec![ResourceLogs {
-                resource: Some(resource.clone()),
-                scope_logs,
-                ..ResourceLogs::default()
-            }],
-        };
-        batches.push((Batch::Logs(request), count));
-    }
+) -> Vec<Batch> {
+    let waiting = outbox.take().into_iter();
+    let mut batches: Vec<Batch> = waiting
+        .filter(|(_, items)| !items.is_empty())
+        .map(|(signal, items)| sending.batch(signal, &items, items.len()))
+        .collect();
     let (interval, pushes) = {
         let exporters = sending.exporters.borrow();
         let pushes = exporters.pushes.contains(&outbox.name);
@@ -262,45 +229,29 @@ fn batches(
                 && pushed.elapsed() >= PAUSE))
     {
         *pushed = Instant::now();
-        batches.extend(sending.metrics(&resource));
+        batches.extend(sending.metrics());
     }
     batches
 }
 
 impl Sending {
-    fn resource(&self) -> Resource {
-        let attributes: Vec<KeyValue> = self
-            .identity
-            .attributes
-            .iter()
-            .map(|(key, value)| text_attribute(key, value))
-            .collect();
-        Resource {
-            attributes,
-            ..Resource::default()
+    fn batch(&self, signal: Signal, items: &[Fields], count: usize) -> Batch {
+        Batch {
+            signal,
+            request: encode::request(&self.resource, &self.scope, items),
+            count,
         }
     }
 
-    fn metrics(&self, resource: &Resource) -> Vec<(Batch, usize)> {
+    fn metrics(&self) -> Vec<Batch> {
         let times = Times {
             start: self.started,
             now: nanoseconds(SystemTime::now()),
         };
         let chunks = chunks(bridge::metrics(&self.registry.encode(), times));
         let batch = |(metrics, points): (Vec<Metric>, usize)| {
-            let scope_metrics = vec![ScopeMetrics {
-                scope: Some(scope()),
-                metrics,
-                ..ScopeMetrics::default()
-            }];
-            let request = ExportMetricsServiceRequest {
-                resource_metrics: vec![ResourceMetrics {
-                    resource: Some(resource.clone()),
-                    scope_metrics,
-                    ..ResourceMetrics::default()
-                }],
-            };
-            (Batch::Metrics(request), points)
+            let items: Vec<Fields> = metrics.iter().map(Fields::of).collect();
+            self.batch(Signal::Metrics, &items, points)
         };
         chunks.into_iter().map(batch).collect()
     }
@@ -360,6 +311,18 @@ fn parts(metric: Metric) -> Vec<(Metric, usize)> {
     }
 }
 
+fn resource(identity: &Identity) -> Resource {
+    let attributes: Vec<KeyValue> = identity
+        .attributes
+        .iter()
+        .map(|(key, value)| text_attribute(key, value))
+        .collect();
+    Resource {
+        attributes,
+        ..Resource::default()
+    }
+}
+
 fn scope() -> InstrumentationScope {
     InstrumentationScope {
         name: "karst".to_owned(),
@@ -373,10 +336,9 @@ async fn deliver(
     outbox: &Outbox,
     client: &Client,
     batch: &Batch,
-    count: usize,
     is_ending: bool,
 ) -> Result<(), SendError> {
-    let signal = batch.signal();
+    let (signal, count) = (batch.signal, batch.count);
     let mut pause = BACKOFF;
     let tries = if is_ending { 1 } else { TRIES };
     for number in 1.. {
