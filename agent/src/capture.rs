@@ -42,7 +42,7 @@ use crate::{
     capture::{
         desired::{Captured, Step, plan},
         find::Finder,
-        pods::{Guard, KnownNamespace, LocalPod, NamespaceRecords},
+        pods::{Guard, KnownNamespace, LocalPod, NamespaceRecords, ToServe},
     },
     error::EnrollError,
     mesh::Mesh,
@@ -428,15 +428,14 @@ impl Enroller {
         };
         let captured =
             LocalPod::capture(&self.mesh, &desired, namespace, previous.as_deref(), guard);
-        match captured {
-            Ok((pod, listeners)) => {
-                let pod = Arc::new(pod);
-                if is_new {
-                    pod.open_plaintext(enforce_due.is_some());
-                }
-                if let Some(listeners) = listeners {
-                    listeners.serve(&self.workers, &self.mesh, &pod, &self.drain);
-                }
+        let served = captured.and_then(|(pod, listeners)| {
+            if is_new {
+                pod.open_plaintext(enforce_due.is_some());
+            }
+            self.serve(pod, listeners)
+        });
+        match served {
+            Ok(pod) => {
                 if is_new {
                     self.allow_reuse(&pod);
                     if let Err(error) = self.mesh.identities.require(&pod.identity) {
@@ -625,6 +624,22 @@ impl Enroller {
     }
 
     /// The last step: nothing of the pod's capture is left.
+    /// Has fresh listeners served. A pod whose connections nobody would take is let go again.
+    fn serve(
+        &self,
+        pod: LocalPod,
+        listeners: Option<ToServe>,
+    ) -> Result<Arc<LocalPod>, EnrollError> {
+        let pod = Arc::new(pod);
+        if let Some(listeners) = listeners
+            && let Err(error) = listeners.serve(&self.workers, &self.mesh, &pod, &self.drain)
+        {
+            self.let_go(&pod);
+            return Err(error);
+        }
+        Ok(pod)
+    }
+
     fn let_go(&self, pod: &LocalPod) {
         note_detached(pod, self.mesh.datapath.detach(pod.cookie));
         pod.stop.cancel();

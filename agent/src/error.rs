@@ -19,8 +19,14 @@ pub(crate) enum EnrollError {
     NamespaceReplaced { pod_uid: PodUid, path: PathBuf },
     #[error("pod {pod_uid} has no address yet")]
     NoAddress { pod_uid: PodUid },
-    #[error("cannot open the listeners of pod {pod_uid}")]
+    #[error(
+        "cannot open the listeners of pod {pod_uid}; if the agent has too many files open, raise its limit of them"
+    )]
     Listen { pod_uid: PodUid, source: io::Error },
+    #[error(
+        "the agent has more to do than it can queue: nobody would take the connections of pod {pod_uid}"
+    )]
+    Busy { pod_uid: PodUid },
     #[error(
         "the node has no interface {name}, which the container runtime named as the link of pod {pod_uid}"
     )]

@@ -240,8 +240,8 @@ pub(crate) struct Sockets {
     pub(crate) dns_tcp: TcpListener,
 }
 
-/// Fresh sockets that must now be served.
-pub(crate) struct ToServe(Arc<Sockets>);
+/// Second handles on fresh sockets, that must now be served.
+pub(crate) struct ToServe(Sockets);
 
 impl Sockets {
     fn open(netns: &Netns) -> io::Result<Self> {
@@ -304,19 +304,21 @@ impl LocalPod {
         if desired.addresses.is_empty() {
             return Err(EnrollError::NoAddress { pod_uid: pod_uid() });
         }
-        let sockets = match reused {
-            Some(pod) => pod.sockets.clone(),
-            None => Arc::new(Sockets::open(&netns).map_err(|source| EnrollError::Listen {
-                pod_uid: pod_uid(),
-                source,
-            })?),
-        };
-        let listener_ports = sockets.tcp_ports().map_err(|source| EnrollError::Listen {
+        let listen = |source| EnrollError::Listen {
             pod_uid: pod_uid(),
             source,
-        })?;
+        };
+        // All that may run out of descriptors comes before the kernel sends anything here.
+        let (sockets, fresh) = match reused {
+            Some(pod) => (pod.sockets.clone(), None),
+            None => {
+                let sockets = Sockets::open(&netns).map_err(listen)?;
+                let fresh = ToServe(sockets.duplicate().map_err(listen)?);
+                (Arc::new(sockets), Some(fresh))
+            }
+        };
+        let listener_ports = sockets.tcp_ports().map_err(listen)?;
         attach(mesh, desired, known, &netns, &sockets, guard)?;
-        let fresh = reused.is_none().then(|| ToServe(sockets.clone()));
         let pod = Self {
             pod_uid: pod_uid(),
             workload_uid: desired.workload_uid.clone(),
@@ -467,20 +469,18 @@ impl ToServe {
         mesh: &Arc<Mesh>,
         pod: &Arc<LocalPod>,
         drain: &drain::Watch,
-    ) {
-        let (pod, drain) = (pod.clone(), drain.clone());
-        let sockets = match self.0.duplicate() {
-            Ok(sockets) => sockets,
-            Err(error) => {
-                tracing::error!(pod = %pod.pod_uid, %error, "cannot serve the pod's listeners: raise the limit of open files");
-                return;
-            }
-        };
+    ) -> Result<(), EnrollError> {
+        let (served, drain) = (pod.clone(), drain.clone());
         let index = usize::try_from(pod.cookie.0).unwrap_or(0);
-        if !workers.run_on(index, move |worker| {
-            listeners::spawn(&worker, &pod, &drain, sockets)
-        }) {
+        let is_queued = workers.run_on(index, move |worker| {
+            listeners::spawn(&worker, &served, &drain, self.0)
+        });
+        if !is_queued {
             mesh.metrics.worker_queue_full.inc();
+            return Err(EnrollError::Busy {
+                pod_uid: pod.pod_uid.clone(),
+            });
         }
+        Ok(())
     }
 }
