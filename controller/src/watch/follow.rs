@@ -155,7 +155,8 @@ fn is_expired_at_start(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
-/// A watch that waits between failures, and lists anew where it would ask for a version that is too old for ever.
+/// A watch that waits between failures, and lists anew where it would ask for a version that is too old for ever, or that
+/// whoever answers next may not know.
 pub(crate) fn steady<K>(
     api: Api<K>,
     config: watcher::Config,
@@ -163,17 +164,48 @@ pub(crate) fn steady<K>(
 where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    let open = move || {
-        let events = watcher(api.clone(), config.clone()).default_backoff();
-        Box::pin(events)
+    let open = move || Box::pin(watcher(api.clone(), config.clone()).default_backoff());
+    let steady = Steady {
+        events: open(),
+        open,
+        backoff: Backoff::default(),
+        is_void: false,
     };
-    stream::unfold((open(), open), |(mut events, open)| async move {
-        let event = events.next().await?;
-        if event.as_ref().is_err_and(is_expired_at_start) {
-            events = open();
-        }
-        Some((event, (events, open)))
+    stream::unfold(steady, |mut steady| async move {
+        let event = steady.next().await?;
+        Some((event, steady))
     })
+}
+
+struct Steady<S, O> {
+    events: S,
+    open: O,
+    /// Between a watch that came to nothing and the list after it: a server that answers lists and no watch would be
+    /// asked without a rest.
+    backoff: Backoff,
+    /// The watch that runs asks for what it will not get.
+    is_void: bool,
+}
+
+impl<S, O, K> Steady<S, O>
+where
+    S: Stream<Item = watcher::Result<watcher::Event<K>>> + Unpin,
+    O: Fn() -> S,
+{
+    async fn next(&mut self) -> Option<watcher::Result<watcher::Event<K>>> {
+        if std::mem::take(&mut self.is_void) {
+            let chance = rand::rng().random();
+            tokio::time::sleep(self.backoff.next(chance)).await;
+            self.events = (self.open)();
+        }
+        let event = self.events.next().await?;
+        match &event {
+            Ok(watcher::Event::Apply(_) | watcher::Event::Delete(_)) => self.backoff.reset(),
+            Ok(_) => {}
+            Err(error) => self.is_void = is_expired_at_start(error) || was_unreachable(error),
+        }
+        Some(event)
+    }
 }
 
 /// How the API server's paths name a kind, in the version that Karst reads.

@@ -132,6 +132,30 @@ async fn a_secret_is_asked_for_by_its_name_alone_and_followed() {
     shutdown.cancel();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_as_a_restored_server_has_it() {
+    let server = ApiServer::start().await;
+    let [[older, older_key], [newer, newer_key]] = [pair(), pair()];
+    server.put(PATH, secret([&older, &older_key]));
+    let snapshot = server.snapshot();
+    let (_wanted, wants) = watch::channel(BTreeSet::from([name("web-client")]));
+    let (commands, mut told) = mpsc::channel(16);
+    let shutdown = Shutdown::new();
+    spawn_connection(
+        "secrets",
+        keeper(&server).run(wants, commands, shutdown.clone()),
+    );
+    assert_eq!(chain(&next(&mut told).await).as_deref(), Some(&*older));
+    server.put(PATH, secret([&newer, &newer_key]));
+    assert_eq!(chain(&next(&mut told).await).as_deref(), Some(&*newer));
+    // A watch of a version that it has yet to give would be silent.
+    server.script(2, Act::HangUp, |asked| asked.watches(PLURAL));
+    server.restore(snapshot);
+    server.end_watches();
+    assert_eq!(chain(&next(&mut told).await).as_deref(), Some(&*older));
+    shutdown.cancel();
+}
+
 fn objects() -> Vec<Event> {
     let gateway = json!({"metadata": {"name": "w", "namespace": "shop"},
         "spec": {"gatewayClassName": "istio-waypoint", "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}]},
