@@ -13,20 +13,30 @@ use hickory_proto::{
     rr::{RData, Record, RecordType, rdata::A},
 };
 use karst_discovery::{Kind, Update};
+use karst_identity::tls::provider;
 use karst_model::{
     addr::Network,
     protocol::{AppProtocol, TunnelProtocol},
     service::{LoadBalancingMode, Naming, Service, ServicePort, Vip},
+    traffic::{TlsMode, TrustAnchors, UpstreamTls},
     workload::{GatewayAddr, GatewayDestination, Workload},
+};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, UdpSocket},
 };
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
     app::{App, Speaks},
     client::{Client, status},
+    mutual::{Ca, answer_all, policy_of},
     rig::{World, fresh_ip, local},
     tcp::hello,
 };
@@ -254,6 +264,109 @@ async fn tls_goes_to_the_host_that_it_names_if_that_is_of_the_service_and_leads_
             world
                 .state
                 .apply([Update::Removed(Kind::Address, uid.0.clone())]);
+        }
+    })
+    .await;
+}
+
+/// Shows the certificate of the name that it is asked for, and that of the first name to whoever asks for another.
+#[derive(Debug)]
+struct ByName(Vec<(&'static str, Arc<CertifiedKey>)>);
+
+impl ByName {
+    fn new(ca: &Ca, names: &[&'static str]) -> Self {
+        let certified = |name: &'static str| {
+            let (chain, key) = ca.issue(name);
+            let chain = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+            let key = provider().key_provider.load_private_key(key).unwrap();
+            (name, Arc::new(CertifiedKey::new(vec![chain], key)))
+        };
+        Self(names.iter().copied().map(certified).collect())
+    }
+}
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let asked = hello.server_name();
+        let found = self.0.iter().find(|(name, _)| Some(*name) == asked);
+        found.or_else(|| self.0.first()).map(|(_, key)| key.clone())
+    }
+}
+
+/// A server of TLS that answers with the name that it was asked for in the handshake; its port.
+async fn tls_server(ip: Ipv4Addr, certificates: ByName) -> u16 {
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(certificates));
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::task::spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::task::spawn_local(async move {
+                let Ok(mut io) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let name = io.get_ref().1.server_name().unwrap_or("-").to_owned();
+                answer_all(&mut io, &name).await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn tls_of_the_waypoints_own_asks_for_the_host_and_believes_nobody_else() {
+    local(async {
+        let IpAddr::V4(ip) = outside_ip() else {
+            panic!("the address outside is of the wrong family");
+        };
+        let zone: Zone = Arc::new(Mutex::new(Some(vec![ip])));
+        let server = dns(&zone).await;
+        let world = World::start(&["--dns", &server.to_string()]).await;
+        let ca = Ca::new("outside");
+        let hosts = ["a.example.com", "b.example.com"];
+        let port = tls_server(ip, ByName::new(&ca, &hosts)).await;
+        let vip = external(&world, "*.example.com", |service| {
+            service.naming = Naming::Asked;
+            let plain = ServicePort {
+                target_port: port,
+                app_protocol: AppProtocol::Http11,
+            };
+            service.ports.insert(80, plain);
+        });
+        let tls = |ca: &Ca| UpstreamTls {
+            anchors: TrustAnchors::Pem(ca.pem.as_str().into()),
+            ..UpstreamTls::new(TlsMode::Simple)
+        };
+        let service = Service::new("shop", "*.example.com").key;
+        policy_of(&world, service.clone(), tls(&ca));
+        let client = Client::new(&world);
+        while !get(&client, vip, hosts[0]).await.ends_with(hosts[0]) {
+            tokio::task::yield_now().await;
+        }
+        // Each host by its own name, in turns: no connection of the one serves the other.
+        for host in hosts.iter().cycle().take(20) {
+            let answer = get(&client, vip, host).await;
+            assert_eq!(status(&answer), "200", "{answer}");
+            assert!(answer.ends_with(host), "{answer}");
+        }
+        // The server shows the certificate of another host.
+        let answer = get(&client, vip, "c.example.com").await;
+        assert_eq!(status(&answer), "503", "{answer}");
+        assert!(answer.contains("c.example.com"), "{answer}");
+        // Signed by somebody whom the settings do not trust.
+        policy_of(&world, service, tls(&Ca::new("others")));
+        while status(&get(&client, vip, hosts[1]).await) == "200" {
+            tokio::task::yield_now().await;
+        }
+        for host in hosts {
+            let answer = get(&client, vip, host).await;
+            assert_eq!(status(&answer), "503", "{answer}");
         }
     })
     .await;

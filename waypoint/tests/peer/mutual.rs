@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use karst_discovery::Update;
 use karst_identity::tls::provider;
 use karst_model::{
+    name::ServiceKey,
     protocol::{AppProtocol, TunnelProtocol},
     traffic::{
         ClientCredential, Scope, Secret, ServiceTraffic, TlsMode, TrafficPolicy, TrustAnchors,
@@ -21,7 +22,7 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
 use tokio_rustls::TlsAcceptor;
@@ -34,13 +35,13 @@ use crate::{
 const SERVER: &str = "api.example.com";
 
 /// Who signs.
-struct Ca {
-    pem: String,
+pub(crate) struct Ca {
+    pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Ca {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let params = || {
             let mut params = CertificateParams::default();
             params.distinguished_name.push(DnType::CommonName, name);
@@ -56,7 +57,7 @@ impl Ca {
     }
 
     /// Certificate and key, PEM.
-    fn issue(&self, name: &str) -> (String, String) {
+    pub(crate) fn issue(&self, name: &str) -> (String, String) {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -117,9 +118,14 @@ async fn converse(stream: TcpStream, config: Arc<ServerConfig>, names: &[&str]) 
     let shown = io.get_ref().1.peer_certificates().unwrap()[0].to_vec();
     let has = |name: &str| shown.windows(name.len()).any(|at| at == name.as_bytes());
     let name = names.iter().find(|name| has(name)).unwrap();
+    answer_all(&mut io, name).await;
+}
+
+/// Answers every request with this text, until the client ends.
+pub(crate) async fn answer_all(io: &mut (impl AsyncRead + AsyncWrite + Unpin), text: &str) {
     let answer = format!(
-        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}",
-        name.len()
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}",
+        text.len()
     );
     let (mut got, mut chunk) = (Vec::new(), [0; 4096]);
     loop {
@@ -136,7 +142,8 @@ async fn converse(stream: TcpStream, config: Arc<ServerConfig>, names: &[&str]) 
     }
 }
 
-fn policy(world: &World, tls: UpstreamTls) {
+/// Settings of TLS for all of a service.
+pub(crate) fn policy_of(world: &World, service: ServiceKey, tls: UpstreamTls) {
     let scope = Scope {
         policy: TrafficPolicy {
             tls: Some(tls),
@@ -145,7 +152,7 @@ fn policy(world: &World, tls: UpstreamTls) {
         ..Scope::default()
     };
     let traffic = ServiceTraffic {
-        service: key("web"),
+        service,
         scopes: vec![scope],
         subsets: Vec::new(),
         sources: Vec::new(),
@@ -153,6 +160,10 @@ fn policy(world: &World, tls: UpstreamTls) {
     world
         .state
         .apply([Update::ServiceTraffic(Arc::new(traffic))]);
+}
+
+fn policy(world: &World, tls: UpstreamTls) {
+    policy_of(world, key("web"), tls);
 }
 
 async fn get(client: &Client, vip: SocketAddr) -> String {
