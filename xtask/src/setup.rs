@@ -182,6 +182,13 @@ const NEEDS: &[Need] = &[
         present: || has("nft"),
     },
     Need {
+        group: Group::Lab,
+        what: "bpftool",
+        why: "tests count the kernel programs and maps that are left, with a tool that is not ours",
+        source: Source::Apt(&["bpftool"]),
+        present: || has("bpftool"),
+    },
+    Need {
         group: Group::Demo,
         what: "tcpdump",
         why: "proves what travels between nodes",
