@@ -4,7 +4,7 @@
 //! and fails: what takes longer belongs into `soak`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     process::Command,
     time::{Duration, Instant},
 };
@@ -35,8 +35,35 @@ const NODE: &str = "karst-test-node";
 const SIMULATION: &str = "karst-test-simulation";
 pub(crate) const CLUSTER: &str = "karst-test-cluster";
 
-fn is_rung_of_its_own(package: &Package) -> bool {
-    [NODE, SIMULATION, CLUSTER].contains(&package.name.as_str())
+/// Where an integration test belongs.
+fn rung_of(package: &Package, test: &str) -> Rung {
+    match package.name.as_str() {
+        SIMULATION => Rung::Simulation,
+        NODE => Rung::Node,
+        CLUSTER => Rung::Cluster,
+        _ if NEEDS_ROOT.contains(&test) => Rung::Node,
+        _ => Rung::Peer,
+    }
+}
+
+/// Names of integration tests that stand on two rungs: asked for by its name, a test would bring its namesake along.
+pub(crate) fn names_on_two_rungs(workspace: &Workspace) -> Vec<String> {
+    let mut rungs: BTreeMap<&str, Rung> = BTreeMap::new();
+    let mut found = Vec::new();
+    for rung in Rung::ALL {
+        let tests = workspace.integration_tests(|package, test| rung_of(package, test) == rung);
+        for (package, test) in tests {
+            let other = *rungs.entry(test).or_insert(rung);
+            if other != rung {
+                found.push(format!(
+                    "{package}: test {test} of the {} rung has a namesake on the {} rung: rename one",
+                    rung.name(),
+                    other.name()
+                ));
+            }
+        }
+    }
+    found
 }
 
 /// What `test` is asked for.
@@ -240,20 +267,13 @@ impl Ladder {
     }
 
     fn simulation(&mut self, deadline: Instant) -> Result<()> {
-        let workspace = Workspace::load()?;
-        let tests = workspace.integration_tests(|package, _| package.name == SIMULATION);
-        self.integration_tests(deadline, &workspace, &tests, &[])
+        self.integration_tests(Rung::Simulation, deadline, &[])
     }
 
     /// The `tests/` folders of the product's packages, but for what needs root.
     fn peer(&mut self, deadline: Instant) -> Result<()> {
         setup::ensure(&[Group::Demo, Group::Readers])?;
-        let workspace = Workspace::load()?;
-        let wanted = |package: &Package, test: &str| {
-            !is_rung_of_its_own(package) && !NEEDS_ROOT.contains(&test)
-        };
-        let tests = workspace.integration_tests(wanted);
-        self.integration_tests(deadline, &workspace, &tests, &[])
+        self.integration_tests(Rung::Peer, deadline, &[])
     }
 
     fn node(&mut self, deadline: Instant) -> Result<()> {
@@ -266,11 +286,7 @@ impl Ladder {
         if std::env::var_os(SKIP_ENVOY_VARIABLE).is_none_or(|skip| skip != "1") {
             setup::ensure(&[Group::Interop])?;
         }
-        let workspace = Workspace::load()?;
-        let wanted =
-            |package: &Package, test: &str| package.name == NODE || NEEDS_ROOT.contains(&test);
-        let tests = workspace.integration_tests(wanted);
-        let tested = self.integration_tests(deadline, &workspace, &tests, &["--test-threads=1"]);
+        let tested = self.integration_tests(Rung::Node, deadline, &["--test-threads=1"]);
         self.demo(deadline).and(tested)
     }
 
@@ -289,13 +305,11 @@ impl Ladder {
             release::ebpf()?;
             shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
         }
-        let workspace = Workspace::load()?;
-        let tests = workspace.integration_tests(|package, _| package.name == CLUSTER);
         let limit = deadline.saturating_duration_since(Instant::now());
         let standing = StandingCluster::up("dev", limit)?;
         // What they have measured is shown also where it holds.
         let options = ["--test-threads=1", "--nocapture"];
-        let tested = self.integration_tests(deadline, &workspace, &tests, &options);
+        let tested = self.integration_tests(Rung::Cluster, deadline, &options);
         standing.down().and(tested)
     }
 
@@ -314,27 +328,16 @@ impl Ladder {
         Ok(())
     }
 
-    /// Runs tests by name. The whole workspace is named where that selects no others: named alone, a package would get its
-    /// dependencies compiled anew, with fewer features than the build gave them.
-    fn integration_tests(
-        &mut self,
-        deadline: Instant,
-        workspace: &Workspace,
-        tests: &[(&str, &str)],
-        options: &[&str],
-    ) -> Result<()> {
+    /// Runs the integration tests of a rung by their names, which no other rung has (tidy). The whole workspace is named:
+    /// named alone, packages would get their dependencies compiled anew, with fewer features than the build gave them.
+    fn integration_tests(&mut self, rung: Rung, deadline: Instant, options: &[&str]) -> Result<()> {
+        let workspace = Workspace::load()?;
+        let tests = workspace.integration_tests(|package, test| rung_of(package, test) == rung);
         if tests.is_empty() {
             bail!("there is no test on this rung");
         }
-        let packages: BTreeSet<&str> = tests.iter().map(|(package, _)| *package).collect();
         let names: BTreeSet<&str> = tests.iter().map(|(_, name)| *name).collect();
-        let namesakes = workspace.integration_tests(|_, name| names.contains(name));
-        let mut args = Vec::new();
-        if namesakes.len() == tests.len() {
-            args.push("--workspace");
-        } else {
-            args.extend(packages.into_iter().flat_map(|package| ["-p", package]));
-        }
+        let mut args = vec!["--workspace"];
         args.extend(names.into_iter().flat_map(|name| ["--test", name]));
         args.push("--");
         args.extend(options);

@@ -11,13 +11,15 @@ use anyhow::{Result, bail};
 
 pub(crate) use workspace::{Package, Workspace};
 
+use crate::test;
+
 /// What a rule found; empty is good.
 type Findings = Vec<String>;
 
 /// Runs every rule and prints every finding.
 pub(crate) fn run() -> Result<()> {
     let workspace = Workspace::load()?;
-    let rules: [(&str, Findings); 10] = [
+    let rules: [(&str, Findings); 11] = [
         ("edges", manifests::edges(&workspace)),
         ("doors", manifests::doors(&workspace)),
         ("lints", manifests::lints(&workspace)),
@@ -31,6 +33,7 @@ pub(crate) fn run() -> Result<()> {
         ("room names", sources::rooms(&workspace)),
         ("metrics never touched", sources::metrics(&workspace)),
         ("links", documents::links()?),
+        ("test names", test::names_on_two_rungs(&workspace)),
     ];
     let mut found = 0;
     for (rule, findings) in &rules {

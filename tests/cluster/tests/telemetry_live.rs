@@ -22,7 +22,7 @@ const NAMESPACE: &str = "recorded";
 
 /// Requests, and traces among them that the client begins.
 const REQUESTS: u64 = 2000;
-const TRACES: u64 = 120;
+const TRACES: u64 = 1000;
 /// Connections, and bytes of each.
 const CONNECTIONS: u64 = 7;
 const BYTES: u64 = 123_457;
