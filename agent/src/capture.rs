@@ -623,7 +623,6 @@ impl Enroller {
         }
     }
 
-    /// The last step: nothing of the pod's capture is left.
     /// Has fresh listeners served. A pod whose connections nobody would take is let go again.
     fn serve(
         &self,
@@ -640,6 +639,7 @@ impl Enroller {
         Ok(pod)
     }
 
+    /// The last step: nothing of the pod's capture is left.
     fn let_go(&self, pod: &LocalPod) {
         note_detached(pod, self.mesh.datapath.detach(pod.cookie));
         pod.stop.cancel();

@@ -134,7 +134,10 @@ async fn http_version(stream: &mut Stream, declared: Version) -> Result<Version,
     }
     match guess(stream).await? {
         Guess::Http1 => Ok(Version::Http1),
-        _ => Err(TcpError::NoHttp),
+        _ => {
+            stream.forget_peeked().await.map_err(TcpError::ClientIo)?;
+            Err(TcpError::NoHttp)
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use karst_hbone::{AppIo, Flow, RelayEnd, Tunnel, TunnelIo, copy_tcp, join_tunnels, relay};
 use karst_identity::tls::OriginatedIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
@@ -46,6 +46,14 @@ impl Stream {
             // Clients are looked at, and none of them comes by TLS of this kind.
             Self::Tls(_) => Ok(Bytes::new()),
         }
+    }
+
+    /// Reads what was peeked at and goes nowhere: with bytes of the peer's unread, the end of a TCP connection is a reset.
+    pub(crate) async fn forget_peeked(&mut self) -> io::Result<()> {
+        if let Self::Tcp(stream) = self {
+            let _all_or_some = stream.read(&mut vec![0; PEEK]).await?;
+        }
+        Ok(())
     }
 
     /// Moves bytes between a client and an endpoint until both directions have ended or one side has failed. `sent` is
