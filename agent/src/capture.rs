@@ -19,6 +19,7 @@ mod time_wait;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -42,18 +43,19 @@ use crate::{
     capture::{
         desired::{Captured, Step, plan},
         find::Finder,
-        pods::{Guard, KnownNamespace, LocalPod, NamespaceRecords, ToServe},
+        pods::{Guard, KnownNamespace, LocalPod, NamespaceRecords, ToServe, thread_of},
     },
+    dns::{kept::KeptDns, pod::PodDns, server},
     error::EnrollError,
     mesh::Mesh,
-    workers::Workers,
+    workers::{Worker, Workers},
 };
 
 /// Commands that may wait; the CNI socket is the only other sender and waits for its answer.
 pub(crate) const MAX_COMMANDS: usize = 64;
 
 /// A pod that leaves goes in steps this far apart, for connections that others began while they believed it to be
-/// captured: what it dials, then what arrives, then its listeners.
+/// captured: what it dials, then what arrives, then its listeners. Its DNS socket stays ([`crate::dns::pod`]).
 const LEAVING_STEP: Duration = Duration::from_secs(2);
 
 /// A running pod that is captured gets its guard this much later: a process that was let pass may have been put off
@@ -123,6 +125,8 @@ pub(crate) struct Enroller {
     records: NamespaceRecords,
     captured: BTreeMap<PodUid, Active>,
     leaving: BTreeMap<PodUid, Leaving>,
+    /// What answers the queries of pods that are or were captured.
+    dns: KeptDns,
     waiting: Vec<(PodUid, oneshot::Sender<Result<(), EnrollError>>)>,
     last_failure: BTreeMap<PodUid, String>,
     finder: Finder,
@@ -199,6 +203,7 @@ impl Enroller {
             records,
             captured: BTreeMap::new(),
             leaving: BTreeMap::new(),
+            dns: KeptDns::default(),
             waiting: Vec::new(),
             last_failure: BTreeMap::new(),
             leftovers_released: false,
@@ -273,6 +278,14 @@ impl Enroller {
         self.records.forget_dead(|pod_uid| {
             captured.contains_key(pod_uid) || state.node_workload(pod_uid).is_some()
         });
+        let (records, leaving) = (&self.records, &self.leaving);
+        self.dns.end_unless(|dns| {
+            captured.contains_key(&dns.pod_uid)
+                || leaving.contains_key(&dns.pod_uid)
+                || records
+                    .get(&dns.pod_uid)
+                    .is_some_and(|known| known.cookie == dns.cookie)
+        });
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -288,6 +301,7 @@ impl Enroller {
                 if let Some(leaving) = self.leaving.remove(&pod_uid) {
                     self.let_go(&leaving.pod);
                 }
+                self.dns.end(&pod_uid);
                 let _ = done.send(());
             }
             Command::Check { pod_uid, done } => {
@@ -318,6 +332,7 @@ impl Enroller {
                 Step::FindNamespace { .. } => pending += 1,
             }
         }
+        self.answer_released(&desired);
         self.release_leftovers(&desired);
         self.mesh
             .metrics
@@ -426,18 +441,25 @@ impl Enroller {
             }
             None => None,
         };
-        let captured =
-            LocalPod::capture(&self.mesh, &desired, namespace, previous.as_deref(), guard);
-        let served = captured.and_then(|(pod, listeners)| {
+        let captured = LocalPod::capture(
+            &self.mesh,
+            &desired,
+            namespace,
+            previous.as_deref(),
+            self.dns.get(&pod_uid),
+            guard,
+        );
+        let served = captured.and_then(|(pod, fresh)| {
             if is_new {
                 pod.open_plaintext(enforce_due.is_some());
             }
-            self.serve(pod, listeners)
+            self.serve(pod, fresh)
         });
         match served {
             Ok(pod) => {
                 if is_new {
-                    self.allow_reuse(&pod);
+                    self.dns.keep(pod.dns.clone());
+                    self.note_settings(&pod);
                     if let Err(error) = self.mesh.identities.require(&pod.identity) {
                         tracing::error!(pod = %pod_uid, error = %Chain(&error), "cannot get a certificate for the pod");
                     }
@@ -551,17 +573,24 @@ impl Enroller {
         }
     }
 
-    /// Without it the pod works too, up to some hundred new connections a second.
-    fn allow_reuse(&mut self, pod: &LocalPod) {
-        match time_wait::allow_reuse(&pod.netns) {
-            Ok(None) => {}
-            Ok(Some(before)) => self
-                .records
-                .update(&pod.pod_uid, |known| known.tw_reuse_before = Some(before)),
-            Err(error) => {
-                tracing::warn!(pod = %pod.pod_uid, %error, "cannot allow reuse of ports in TIME_WAIT")
-            }
+    /// Allows reuse of ports, without which the pod works too, up to some hundred new connections a second; notes for the
+    /// next agent what was before, and where this one answers DNS.
+    fn note_settings(&mut self, pod: &LocalPod) {
+        let reuse_before = time_wait::allow_reuse(&pod.netns).unwrap_or_else(|error| {
+            tracing::warn!(pod = %pod.pod_uid, %error, "cannot allow reuse of ports in TIME_WAIT");
+            None
+        });
+        let dns_port = Some(pod.dns.port());
+        let known = self.records.get(&pod.pod_uid);
+        if reuse_before.is_none() && known.is_some_and(|known| known.dns_port == dns_port) {
+            return;
         }
+        self.records.update(&pod.pod_uid, |known| {
+            known.dns_port = dns_port;
+            if reuse_before.is_some() {
+                known.tw_reuse_before = reuse_before;
+            }
+        });
     }
 
     /// Puts the pod's own setting back; a namespace that is gone needs nothing.
@@ -586,6 +615,7 @@ impl Enroller {
             return;
         };
         pod.open_plaintext(true);
+        pod.dns.leave();
         note_detached(&pod, self.mesh.datapath.release_outbound(pod.cookie));
         tracing::info!(pod = %format_args!("{}/{}", pod.namespace, pod.name), why, "released");
         self.survivors.remove(&pod.cookie);
@@ -624,25 +654,52 @@ impl Enroller {
     }
 
     /// Has fresh listeners served. A pod whose connections nobody would take is let go again.
-    fn serve(
-        &self,
-        pod: LocalPod,
-        listeners: Option<ToServe>,
-    ) -> Result<Arc<LocalPod>, EnrollError> {
+    fn serve(&self, pod: LocalPod, fresh: ToServe) -> Result<Arc<LocalPod>, EnrollError> {
         let pod = Arc::new(pod);
-        if let Some(listeners) = listeners
-            && let Err(error) = listeners.serve(&self.workers, &self.mesh, &pod, &self.drain)
-        {
+        if let Err(error) = fresh.serve(&self.workers, &self.mesh, &pod, &self.drain) {
             self.let_go(&pod);
             return Err(error);
         }
         Ok(pod)
     }
 
-    /// The last step: nothing of the pod's capture is left.
+    /// The last step: nothing of the pod's capture is left, but for who asks us by a socket that was connected before.
     fn let_go(&self, pod: &LocalPod) {
         note_detached(pod, self.mesh.datapath.detach(pod.cookie));
+        pod.dns.leave();
         pod.stop.cancel();
+    }
+
+    /// Answers pods that left the mesh while an earlier agent ran, where that one did.
+    fn answer_released(&mut self, desired: &BTreeMap<PodUid, NodeWorkload>) {
+        let is_left = |pod: &&NodeWorkload| {
+            pod.mode == EnrollMode::Off && self.dns.get(&pod.pod_uid).is_none()
+        };
+        let left = desired.values().filter(is_left).filter_map(|pod| {
+            let known = self.records.get(&pod.pod_uid)?;
+            Some((pod, known.path.clone(), known.dns_port?))
+        });
+        for (pod, path, port) in left.collect::<Vec<_>>() {
+            match Netns::open(&path).and_then(|netns| PodDns::open(pod, &netns, Some(port))) {
+                Ok(dns) if dns.port() == port => self.answer(Arc::new(dns)),
+                outcome => {
+                    let error = outcome.err();
+                    tracing::debug!(pod = %pod.pod_uid, ?error, "nobody answers DNS for the pod, that has left the mesh, any more");
+                    self.records
+                        .update(&pod.pod_uid, |known| known.dns_port = None);
+                }
+            }
+        }
+    }
+
+    /// Has a socket served that no capture stands behind. Where no thread takes it, the next event tries again.
+    fn answer(&mut self, dns: Arc<PodDns>) {
+        let (served, drain) = (dns.clone(), self.drain.clone());
+        let start = move |worker: Rc<Worker>| server::spawn_udp(&worker.mesh, &served, &drain);
+        match self.workers.run_on(thread_of(dns.cookie), start) {
+            true => self.dns.keep(dns),
+            false => drop(self.mesh.metrics.worker_queue_full.inc()),
+        }
     }
 
     /// Releases what an earlier process captured and nobody wants any more. Only once the desired state is known.

@@ -1,9 +1,9 @@
-//! Accept loops of a captured pod: HBONE, plaintext inbound, outbound and DNS, all on one data-path thread.
+//! Accept loops of a captured pod: HBONE, plaintext inbound, outbound and DNS over TCP, all on one data-path thread.
 
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use karst_runtime::{drain, supervise::spawn_local_connection};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     capture::pods::{LocalPod, Sockets},
@@ -43,13 +43,7 @@ fn try_spawn(
     start(sockets.hbone, Kind::Hbone)?;
     start(sockets.inbound, Kind::Inbound)?;
     start(sockets.outbound, Kind::Outbound)?;
-    start(sockets.dns_tcp, Kind::DnsTcp)?;
-    let socket = UdpSocket::from_std(sockets.dns_udp)?;
-    let (mesh, pod, drain) = (worker.mesh.clone(), pod.clone(), drain.clone());
-    spawn_local_connection("dns udp", async move {
-        dns::server::serve_udp(socket, mesh, pod, drain).await
-    });
-    Ok(())
+    start(sockets.dns_tcp, Kind::DnsTcp)
 }
 
 /// What a listener is for.
@@ -130,7 +124,7 @@ fn dispatch(
             outbound::serve(worker, pod, drain, stream, peer)
         }),
         Kind::DnsTcp => worker.place("dns connection", stream, move |worker, stream| {
-            dns::server::serve_tcp(worker.mesh.clone(), pod, drain, stream, peer)
+            dns::server::serve_tcp(worker.mesh.clone(), pod.dns.clone(), drain, stream, peer)
         }),
     }
 }

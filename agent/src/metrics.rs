@@ -44,6 +44,7 @@ pub(crate) struct Metrics {
     pub(crate) dns_forwarded: Counter,
     pub(crate) dns_failures: Counter,
     pub(crate) dns_overload: Counter,
+    pub(crate) dns_strangers: Counter,
 }
 
 impl Metrics {
@@ -98,6 +99,10 @@ impl Metrics {
             dns_overload: counter(
                 "karst_dns_overload",
                 "DNS queries dropped because too many were in flight",
+            ),
+            dns_strangers: counter(
+                "karst_dns_strangers",
+                "DNS queries dropped because they came from outside of the pod",
             ),
         }
     }

@@ -133,6 +133,7 @@ async fn add(request: Request, commands: &mpsc::Sender<Command>) -> Answer {
             .collect(),
         host_veth: request.host_veth,
         tw_reuse_before: None,
+        dns_port: None,
     };
     let (done, answer) = oneshot::channel();
     if commands

@@ -100,6 +100,7 @@ impl Finder {
             addresses: Vec::new(),
             host_veth: None,
             tw_reuse_before: None,
+            dns_port: None,
         })
     }
 

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, TcpListener, UdpSocket},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,7 +25,13 @@ use karst_path::outbound::Egress;
 use karst_runtime::{drain, supervise::Shutdown};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::EnrollError, listeners, mesh::Mesh, workers::Workers};
+use crate::{
+    dns::{pod::PodDns, server},
+    error::EnrollError,
+    listeners,
+    mesh::Mesh,
+    workers::{Worker, Workers},
+};
 
 /// Most pods of one node whose namespaces are remembered; Kubernetes itself stops far earlier.
 const MAX_RECORDS: usize = 4096;
@@ -43,6 +50,9 @@ pub(crate) struct KnownNamespace {
     /// The pod's own setting of TIME_WAIT reuse while it is captured, to be put back.
     #[serde(default)]
     pub(crate) tw_reuse_before: Option<String>,
+    /// Where an agent answers the pod's DNS over UDP, from its first capture on; the next one takes the same port.
+    #[serde(default)]
+    pub(crate) dns_port: Option<u16>,
 }
 
 mod cookie_number {
@@ -134,7 +144,13 @@ impl NamespaceRecords {
             .collect()
     }
 
-    pub(crate) fn insert(&mut self, known: KnownNamespace) {
+    /// What was noted of the same namespace before stays noted.
+    pub(crate) fn insert(&mut self, mut known: KnownNamespace) {
+        let before = self.records.get(&known.pod_uid);
+        if let Some(before) = before.filter(|before| before.cookie == known.cookie) {
+            known.tw_reuse_before.clone_from(&before.tw_reuse_before);
+            known.dns_port = before.dns_port;
+        }
         if self.records.len() >= MAX_RECORDS && !self.records.contains_key(&known.pod_uid) {
             tracing::error!(pod = %known.pod_uid, limit = MAX_RECORDS, "too many pods on this node: this one is not remembered");
             return;
@@ -221,8 +237,10 @@ pub(crate) struct LocalPod {
     pub(crate) addresses: Vec<IpAddr>,
     /// Ports of our own listeners in the pod: never a destination.
     pub(crate) listener_ports: Vec<u16>,
-    /// Stops the pod's listeners.
+    /// Stops the pod's listeners of TCP.
     pub(crate) stop: Shutdown,
+    /// Its UDP socket is there before this capture and after it.
+    pub(crate) dns: Arc<PodDns>,
     /// Plain connections pass without policy: it is entering or leaving the mesh, or has left it with its listeners
     /// lingering. Shared with the same pod before and after a change of its options.
     plaintext_open: Arc<AtomicBool>,
@@ -231,17 +249,21 @@ pub(crate) struct LocalPod {
     sockets: Arc<Sockets>,
 }
 
-/// The listening sockets in the pod's namespace. Kept with the pod so that a change of options can attach them again.
+/// The listening sockets of TCP in the pod's namespace. Kept with the pod so that a change of options can attach them again.
 pub(crate) struct Sockets {
     pub(crate) hbone: TcpListener,
     pub(crate) inbound: TcpListener,
     pub(crate) outbound: TcpListener,
-    pub(crate) dns_udp: UdpSocket,
     pub(crate) dns_tcp: TcpListener,
 }
 
-/// Second handles on fresh sockets, that must now be served.
-pub(crate) struct ToServe(Sockets);
+/// What of a capture is fresh and must now be served.
+#[derive(Default)]
+pub(crate) struct ToServe {
+    /// Second handles on the listening sockets.
+    listeners: Option<Sockets>,
+    dns: Option<Arc<PodDns>>,
+}
 
 impl Sockets {
     fn open(netns: &Netns) -> io::Result<Self> {
@@ -249,7 +271,6 @@ impl Sockets {
             hbone: karst_netns::steered_listener(netns)?,
             inbound: karst_netns::steered_listener(netns)?,
             outbound: karst_netns::steered_listener(netns)?,
-            dns_udp: karst_netns::udp_socket(netns, 0)?,
             dns_tcp: karst_netns::tcp_listener(netns, 0)?,
         })
     }
@@ -260,7 +281,6 @@ impl Sockets {
             hbone: self.hbone.try_clone()?,
             inbound: self.inbound.try_clone()?,
             outbound: self.outbound.try_clone()?,
-            dns_udp: self.dns_udp.try_clone()?,
             dns_tcp: self.dns_tcp.try_clone()?,
         })
     }
@@ -274,14 +294,16 @@ impl Sockets {
 }
 
 impl LocalPod {
-    /// Opens the listeners (or takes those of `previous`), fills the maps and attaches the programs, in this order.
+    /// Opens the listeners (or takes those of `previous`) and the DNS socket (or takes `dns`), fills the maps and attaches
+    /// the programs, in this order.
     pub(crate) fn capture(
         mesh: &Mesh,
         desired: &NodeWorkload,
         known: &KnownNamespace,
         previous: Option<&Self>,
+        dns: Option<&Arc<PodDns>>,
         guard: Guard,
-    ) -> Result<(Self, Option<ToServe>), EnrollError> {
+    ) -> Result<(Self, ToServe), EnrollError> {
         let pod_uid = || desired.pod_uid.clone();
         let reused = previous.filter(|pod| pod.cookie == known.cookie);
         let netns = match reused {
@@ -309,16 +331,25 @@ impl LocalPod {
             source,
         };
         // All that may run out of descriptors comes before the kernel sends anything here.
-        let (sockets, fresh) = match reused {
-            Some(pod) => (pod.sockets.clone(), None),
+        let mut fresh = ToServe::default();
+        let sockets = match reused {
+            Some(pod) => pod.sockets.clone(),
             None => {
                 let sockets = Sockets::open(&netns).map_err(listen)?;
-                let fresh = ToServe(sockets.duplicate().map_err(listen)?);
-                (Arc::new(sockets), Some(fresh))
+                fresh.listeners = Some(sockets.duplicate().map_err(listen)?);
+                Arc::new(sockets)
+            }
+        };
+        let dns = match dns.filter(|dns| dns.cookie == cookie) {
+            Some(dns) => dns.clone(),
+            None => {
+                let opened = PodDns::open(desired, &netns, known.dns_port).map_err(listen)?;
+                fresh.dns.insert(Arc::new(opened)).clone()
             }
         };
         let listener_ports = sockets.tcp_ports().map_err(listen)?;
-        attach(mesh, desired, known, &netns, &sockets, guard)?;
+        let dns_udp = dns.handle().map_err(listen)?;
+        attach(mesh, desired, known, &netns, (&sockets, &dns_udp), guard)?;
         let pod = Self {
             pod_uid: pod_uid(),
             workload_uid: desired.workload_uid.clone(),
@@ -337,7 +368,9 @@ impl LocalPod {
             plaintext_open: reused.map_or_else(Arc::default, |pod| pod.plaintext_open.clone()),
             registry_only: reused.map_or_else(Arc::default, |pod| pod.registry_only.clone()),
             sockets,
+            dns,
         };
+        pod.dns.enter(&pod.addresses);
         pod.registry_only
             .store(desired.capture.registry_only, Ordering::Release);
         Ok((pod, fresh))
@@ -371,7 +404,7 @@ fn attach(
     desired: &NodeWorkload,
     known: &KnownNamespace,
     netns: &Netns,
-    sockets: &Sockets,
+    (sockets, dns_udp): (&Sockets, &UdpSocket),
     guard: Guard,
 ) -> Result<(), EnrollError> {
     let failed = |source| EnrollError::Attach {
@@ -415,7 +448,7 @@ fn attach(
             hbone: sockets.hbone.as_fd(),
             inbound: sockets.inbound.as_fd(),
             outbound: sockets.outbound.as_fd(),
-            dns_udp: dns.then(|| sockets.dns_udp.as_fd()),
+            dns_udp: dns.then(|| dns_udp.as_fd()),
             dns_tcp: dns.then(|| sockets.dns_tcp.as_fd()),
         },
     };
@@ -462,7 +495,7 @@ fn cidr(block: &ipnet::IpNet) -> Cidr {
 }
 
 impl ToServe {
-    /// Starts the accept loops of the pod on one data-path thread.
+    /// Starts what is fresh on one data-path thread: the pod's accept loops, the answers to its queries.
     pub(crate) fn serve(
         self,
         workers: &Workers,
@@ -470,12 +503,19 @@ impl ToServe {
         pod: &Arc<LocalPod>,
         drain: &drain::Watch,
     ) -> Result<(), EnrollError> {
+        if self.listeners.is_none() && self.dns.is_none() {
+            return Ok(());
+        }
         let (served, drain) = (pod.clone(), drain.clone());
-        let index = usize::try_from(pod.cookie.0).unwrap_or(0);
-        let is_queued = workers.run_on(index, move |worker| {
-            listeners::spawn(&worker, &served, &drain, self.0)
-        });
-        if !is_queued {
+        let start = move |worker: Rc<Worker>| {
+            if let Some(listeners) = self.listeners {
+                listeners::spawn(&worker, &served, &drain, listeners);
+            }
+            if let Some(dns) = self.dns {
+                server::spawn_udp(&worker.mesh, &dns, &drain);
+            }
+        };
+        if !workers.run_on(thread_of(pod.cookie), start) {
             mesh.metrics.worker_queue_full.inc();
             return Err(EnrollError::Busy {
                 pod_uid: pod.pod_uid.clone(),
@@ -483,4 +523,9 @@ impl ToServe {
         }
         Ok(())
     }
+}
+
+/// The data-path thread of a namespace, to be taken modulo their count.
+pub(crate) fn thread_of(cookie: NetnsCookie) -> usize {
+    usize::try_from(cookie.0).unwrap_or(0)
 }

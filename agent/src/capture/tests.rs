@@ -138,6 +138,7 @@ impl Namespace {
             addresses: vec!["10.9.9.9".parse().unwrap()],
             host_veth: None,
             tw_reuse_before: None,
+            dns_port: None,
         }
     }
 }

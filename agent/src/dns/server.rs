@@ -1,6 +1,7 @@
 //! DNS sockets of a captured pod: decode, ask [`super::answer`], forward what it does not know.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
     sync::Arc,
@@ -8,6 +9,7 @@ use std::{
 };
 
 use hickory_proto::op::{Message, ResponseCode};
+use karst_model::addr::canonical;
 use karst_model::{
     service::HealthPolicy,
     workload::{Health, Workload},
@@ -20,64 +22,91 @@ use tokio::{
 };
 
 use crate::{
-    capture::pods::LocalPod,
     dns::{
         answer::{Names, Outcome, SearchDomains, answer, encode_udp, refusal},
         forward::{self, Transport},
+        pod::PodDns,
     },
     mesh::Mesh,
 };
 
 /// Queries of one pod in flight; one more is dropped and counted, as a resolver would under load.
-const MAX_IN_FLIGHT: usize = 256;
+const MAX_IN_FLIGHT: u32 = 256;
+
+/// Longest query that is read whole; a longer one is malformed by then, and ignored.
+const MAX_QUERY: usize = 4096;
 
 /// A TCP client that sends nothing for this long is closed.
 const TCP_IDLE: Duration = Duration::from_secs(30);
 
-/// Answers queries over UDP until the pod is released.
-pub(crate) async fn serve_udp(
-    socket: UdpSocket,
-    mesh: Arc<Mesh>,
-    pod: Arc<LocalPod>,
-    mut drain: drain::Watch,
-) {
-    let socket = Rc::new(socket);
-    let slots = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
-    let mut buffer = vec![0; 4096];
+/// Answers queries over UDP on this thread until the pod is gone, or until a drain: the next agent has a socket on the
+/// same port, and this one answers only what it was asked already.
+pub(crate) fn spawn_udp(mesh: &Arc<Mesh>, pod: &Arc<PodDns>, drain: &drain::Watch) {
+    let (mesh, pod, drain) = (mesh.clone(), pod.clone(), drain.clone());
+    spawn_local_connection("dns udp", async move {
+        if let Err(error) = serve_udp(&mesh, &pod, drain).await {
+            tracing::error!(pod = %pod.pod_uid, %error, "cannot answer the pod's DNS queries");
+        }
+    });
+}
+
+async fn serve_udp(mesh: &Arc<Mesh>, pod: &Arc<PodDns>, mut drain: drain::Watch) -> io::Result<()> {
+    let socket = Rc::new(UdpSocket::from_std(pod.handle()?)?);
+    let slots = Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize));
+    let mut buffer = vec![0; MAX_QUERY];
     loop {
-        let (length, client) = tokio::select! {
+        tokio::select! {
+            biased;
             received = socket.recv_from(&mut buffer) => match received {
-                Ok(received) => received,
+                Ok((length, client)) => take(mesh, pod, &slots, &socket, &buffer[..length], client),
                 // The client's port closed before our last answer reached it.
-                Err(_unreachable) => continue,
+                Err(_unreachable) => {}
             },
-            () = pod.stop.cancelled() => return,
-            () = drain.signaled() => return,
-        };
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
-            mesh.metrics.dns_overload.inc();
-            continue;
-        };
-        let (query, socket, mesh, pod) = (
-            buffer[..length].to_vec(),
-            socket.clone(),
-            mesh.clone(),
-            pod.clone(),
-        );
-        spawn_local_connection("dns query", async move {
-            if let Some(bytes) = respond(&mesh, &pod, &query, Transport::Udp).await {
-                // A client that is gone is no error of ours.
-                let _ = socket.send_to(&bytes, client).await;
-            }
-            drop(slot);
-        });
+            () = pod.stop.cancelled() => return Ok(()),
+            () = ended(&mut drain, pod, &slots) => return Ok(()),
+        }
     }
+}
+
+/// Completes when the drain has begun and nothing waits for an answer any more.
+async fn ended(drain: &mut drain::Watch, pod: &PodDns, slots: &Semaphore) {
+    drain.signaled().await;
+    pod.close();
+    // An error is that the semaphore is closed, which this one never is.
+    let _all = slots.acquire_many(MAX_IN_FLIGHT).await;
+}
+
+/// Answers one query in a task of its own.
+fn take(
+    mesh: &Arc<Mesh>,
+    pod: &Arc<PodDns>,
+    slots: &Arc<Semaphore>,
+    socket: &Rc<UdpSocket>,
+    query: &[u8],
+    client: SocketAddr,
+) {
+    if !pod.is_own(canonical(client).ip()) {
+        mesh.metrics.dns_strangers.inc();
+        return;
+    }
+    let Ok(slot) = slots.clone().try_acquire_owned() else {
+        mesh.metrics.dns_overload.inc();
+        return;
+    };
+    let (query, socket, mesh, pod) = (query.to_vec(), socket.clone(), mesh.clone(), pod.clone());
+    spawn_local_connection("dns query", async move {
+        if let Some(bytes) = respond(&mesh, &pod, &query, Transport::Udp).await {
+            // A client that is gone is no error of ours.
+            let _ = socket.send_to(&bytes, client).await;
+        }
+        drop(slot);
+    });
 }
 
 /// Answers queries of one TCP client, one after the other.
 pub(crate) async fn serve_tcp(
     mesh: Arc<Mesh>,
-    pod: Arc<LocalPod>,
+    pod: Arc<PodDns>,
     _drain: drain::Watch,
     mut stream: TcpStream,
     _client: SocketAddr,
@@ -93,18 +122,32 @@ pub(crate) async fn serve_tcp(
 }
 
 /// The bytes to answer with, or None for what deserves no answer.
-async fn respond(mesh: &Mesh, pod: &LocalPod, bytes: &[u8], over: Transport) -> Option<Vec<u8>> {
+async fn respond(mesh: &Mesh, pod: &PodDns, bytes: &[u8], over: Transport) -> Option<Vec<u8>> {
     mesh.metrics.dns_queries.inc();
     let query = Message::from_vec(bytes).ok()?;
+    if !pod.knows_mesh() {
+        return forward(mesh, pod, &query, bytes, over).await;
+    }
     let search = SearchDomains::new(&pod.namespace, &mesh.config.cluster_domain);
     let names = ClientView { mesh, pod };
     match answer(&query, &names, &search) {
         Outcome::Ignore => None,
         Outcome::Answer(response) => encode(&query, &response, over),
-        Outcome::Forward => match forward_raw(mesh, pod, bytes, over).await {
-            Some(answer) => Some(answer),
-            None => encode(&query, &refusal(&query, ResponseCode::ServFail), over),
-        },
+        Outcome::Forward => forward(mesh, pod, &query, bytes, over).await,
+    }
+}
+
+/// The answer of the cluster's resolver, or that there is none.
+async fn forward(
+    mesh: &Mesh,
+    pod: &PodDns,
+    query: &Message,
+    bytes: &[u8],
+    over: Transport,
+) -> Option<Vec<u8>> {
+    match forward_raw(mesh, pod, bytes, over).await {
+        Some(answer) => Some(answer),
+        None => encode(query, &refusal(query, ResponseCode::ServFail), over),
     }
 }
 
@@ -115,12 +158,7 @@ fn encode(query: &Message, response: &Message, over: Transport) -> Option<Vec<u8
     }
 }
 
-async fn forward_raw(
-    mesh: &Mesh,
-    pod: &LocalPod,
-    query: &[u8],
-    over: Transport,
-) -> Option<Vec<u8>> {
+async fn forward_raw(mesh: &Mesh, pod: &PodDns, query: &[u8], over: Transport) -> Option<Vec<u8>> {
     let resolver = SocketAddr::new(mesh.config.cluster_dns?, 53);
     mesh.metrics.dns_forwarded.inc();
     match forward::ask(&pod.netns, resolver, query, over).await {
@@ -136,7 +174,7 @@ async fn forward_raw(
 /// The mesh's names as the pod may see them.
 struct ClientView<'a> {
     mesh: &'a Mesh,
-    pod: &'a LocalPod,
+    pod: &'a PodDns,
 }
 
 impl Names for ClientView<'_> {

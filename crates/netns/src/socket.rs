@@ -73,14 +73,23 @@ pub fn steered_listener(netns: &Netns) -> io::Result<TcpListener> {
     })?
 }
 
-/// A UDP socket in `netns` on every address of both families; `port` 0 lets the kernel choose.
+/// A UDP socket in `netns` on every address of both families; `port` 0 lets the kernel choose. Whoever runs as the same
+/// user may open another on its port (`SO_REUSEPORT`), and does so by naming it: the next process takes its clients over.
 pub fn udp_socket(netns: &Netns, port: u16) -> io::Result<UdpSocket> {
+    let addr = |family| match family {
+        Family::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+        Family::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
+    };
     netns.run(|| {
-        dual_stack(Type::DGRAM, |family| match family {
-            Family::V4 => (Ipv4Addr::UNSPECIFIED, port).into(),
-            Family::V6 => (Ipv6Addr::UNSPECIFIED, port).into(),
-        })
-        .map(UdpSocket::from)
+        let share = |socket: &Socket| socket.set_reuse_port(true);
+        let socket = match port {
+            // With the option set before, the kernel may choose a port that another such socket has.
+            0 => {
+                dual_stack(Type::DGRAM, addr).and_then(|socket| share(&socket).map(|()| socket))?
+            }
+            _ => dual_stack_as(Type::DGRAM, share, addr)?,
+        };
+        Ok(socket.into())
     })?
 }
 
@@ -115,15 +124,29 @@ fn listen(socket: Socket) -> io::Result<TcpListener> {
 
 /// Binds an IPv6 socket that also takes IPv4, or an IPv4 one where IPv6 is off.
 fn dual_stack(kind: Type, addr: impl Fn(Family) -> SocketAddr) -> io::Result<Socket> {
-    bound(kind, Family::V6, addr(Family::V6)).or_else(|v6| {
+    dual_stack_as(kind, |_| Ok(()), addr)
+}
+
+/// The same with options of its own, that are set before it is bound.
+fn dual_stack_as(
+    kind: Type,
+    prepare: impl Fn(&Socket) -> io::Result<()>,
+    addr: impl Fn(Family) -> SocketAddr,
+) -> io::Result<Socket> {
+    bound(kind, &prepare, Family::V6, addr(Family::V6)).or_else(|v6| {
         if addr(Family::V6).port() != 0 && v6.kind() == io::ErrorKind::AddrInUse {
             return Err(v6);
         }
-        bound(kind, Family::V4, addr(Family::V4))
+        bound(kind, &prepare, Family::V4, addr(Family::V4))
     })
 }
 
-fn bound(kind: Type, family: Family, addr: SocketAddr) -> io::Result<Socket> {
+fn bound(
+    kind: Type,
+    prepare: impl Fn(&Socket) -> io::Result<()>,
+    family: Family,
+    addr: SocketAddr,
+) -> io::Result<Socket> {
     let socket = Socket::new(family.domain(), kind, None)?;
     match family {
         Family::V4 => socket.set_freebind_v4(true)?,
@@ -133,6 +156,7 @@ fn bound(kind: Type, family: Family, addr: SocketAddr) -> io::Result<Socket> {
         }
     }
     socket.set_nonblocking(true)?;
+    prepare(&socket)?;
     socket.bind(&addr.into())?;
     Ok(socket)
 }

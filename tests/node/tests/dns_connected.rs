@@ -1,0 +1,150 @@
+//! One connected UDP socket for all queries, as nginx and c-ares have it: the kernel has put the agent in the resolver's
+//! place when it connected, for as long as it lives. It must be answered while its pod is in the mesh, after the pod has
+//! left it, and by the next agent.
+
+use std::time::{Duration, Instant};
+
+use karst_test_node::{Lab, Script, eventually};
+
+/// Connects once to the first resolver of `/etc/resolv.conf`, or to the address and port that it is given, and asks it
+/// for an IPv4 address per line: `ok` and what was found, or what went wrong. A query is sent once.
+const ONE_SOCKET: &str = r#"
+import random, socket, struct, sys
+where = sys.argv[1:] or [next(l.split()[1] for l in open("/etc/resolv.conf") if l.startswith("nameserver")), "53"]
+asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+asking.settimeout(2)
+asking.connect((where[0], int(where[1])))
+for line in sys.stdin:
+    number = random.randrange(1 << 16)
+    name = b"".join(bytes([len(part)]) + part.encode() for part in line.strip().split("."))
+    try:
+        asking.send(struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + name + b"\0" + struct.pack("!2H", 1, 1))
+        answer = asking.recv(4096)
+        while answer[:2] != struct.pack("!H", number):
+            answer = asking.recv(4096)
+        code, found = answer[3] & 15, struct.unpack("!H", answer[6:8])[0]
+        print("ok" if found else "none", socket.inet_ntoa(answer[-4:]) if found else code, flush=True)
+    except OSError as error:
+        print("failed", type(error).__name__, flush=True)
+"#;
+
+const ON: &str = "istio.io/dataplane-mode: ambient";
+const OFF: &str = "istio.io/dataplane-mode: none";
+
+/// A name that nobody but the mesh knows.
+const ONLY_IN_THE_MESH: &str = "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: only
+  namespace: meshed
+spec:
+  hosts: [only.mesh.example]
+  addresses: [192.0.2.7]
+  ports:
+    - number: 80
+      name: http
+      protocol: HTTP
+  resolution: STATIC
+  endpoints:
+    - address: 192.0.2.8
+";
+
+const SERVICE: &str = "server.plain.svc.cluster.local";
+
+/// Answered at every moment of this time.
+const LONG: Duration = Duration::from_secs(1);
+
+struct World {
+    lab: Lab,
+    asking: Script,
+}
+
+impl World {
+    fn new() -> Self {
+        let lab = Lab::up("tests/fixtures/pair");
+        lab.apply("only.yaml", ONLY_IN_THE_MESH);
+        let asking = Script::start(&lab, "meshed/client", ONE_SOCKET, &[]);
+        let mut world = Self { lab, asking };
+        eventually("the mesh's own name is answered", || {
+            world.asking.ask("only.mesh.example") == "ok 192.0.2.7"
+        });
+        world
+    }
+
+    #[track_caller]
+    fn answered(&mut self, when: &str) {
+        let answer = self.asking.ask(SERVICE);
+        assert!(answer.starts_with("ok "), "{when}: {answer}");
+    }
+
+    /// How many listening sockets the agent and the applications have in the client's pod.
+    fn listeners(&self) -> usize {
+        let listed = self.lab.exec("meshed/client", &["ss", "-Hltn"]);
+        listed.success().lines().count()
+    }
+
+    /// Has the namespace leave, and waits until nothing of the capture is left. Every query meanwhile is answered.
+    fn leave(&mut self) {
+        let captured = self.listeners();
+        self.lab.edit("mesh.yaml", ON, OFF);
+        self.lab.wait_enrolled();
+        eventually("the agent's listeners are closed", || {
+            self.answered("while the pod leaves");
+            self.listeners() < captured
+        });
+        let until = Instant::now() + LONG;
+        while Instant::now() < until {
+            self.answered("after the pod has left");
+        }
+    }
+
+    fn enter(&mut self) {
+        self.lab.edit("mesh.yaml", OFF, ON);
+        self.lab.wait_enrolled();
+    }
+
+    /// The port of the agent's socket: nothing else in the pod has one of UDP that is not connected.
+    fn agents_port(&self) -> String {
+        let listed = self.lab.exec("meshed/client", &["ss", "-Hlun"]).success();
+        let port = listed
+            .split_whitespace()
+            .find_map(|word| word.rsplit_once(':').filter(|(_, port)| *port != "*"));
+        port.expect("a socket of UDP").1.to_owned()
+    }
+}
+
+#[test]
+fn a_connected_socket_is_answered_after_its_pod_has_left_the_mesh() {
+    let mut world = World::new();
+    world.leave();
+    // Addresses that lead nowhere outside of the mesh are not told outside of it.
+    assert_eq!(world.asking.ask("only.mesh.example"), "none 3");
+
+    let port = world.agents_port();
+    let address = world.lab.address("meshed", "client");
+    let from_elsewhere = [address.as_str(), &port];
+    let mut stranger = Script::start(&world.lab, "plain/client", ONE_SOCKET, &from_elsewhere);
+    assert!(stranger.ask(SERVICE).starts_with("failed"));
+
+    world.enter();
+    world.answered("back in the mesh");
+    assert_eq!(world.asking.ask("only.mesh.example"), "ok 192.0.2.7");
+    assert_eq!(world.agents_port(), port);
+}
+
+#[test]
+fn a_connected_socket_is_answered_by_the_next_agent() {
+    let mut world = World::new();
+    world.lab.karst(&["restart-agent", "a"]).success();
+    world.lab.wait_enrolled();
+    eventually("the next agent answers", || {
+        world.asking.ask("only.mesh.example") == "ok 192.0.2.7"
+    });
+
+    world.leave();
+    world.lab.karst(&["kill-agent", "a"]).success();
+    eventually("the next agent answers a pod that had left before", || {
+        world.asking.ask(SERVICE).starts_with("ok ")
+    });
+    assert_eq!(world.asking.ask("only.mesh.example"), "none 3");
+}
