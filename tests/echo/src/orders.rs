@@ -78,12 +78,18 @@ async fn page(args: &OrdersArgs) -> anyhow::Result<String> {
     let mut database = postgres::Connection::open(&login)
         .await
         .context("PostgreSQL")?;
-    // Two first requests at once would race in CREATE TABLE; the advisory lock makes them take turns.
-    let create = "SELECT pg_advisory_lock(7); CREATE TABLE IF NOT EXISTS orders (id serial PRIMARY KEY, item text, at timestamptz DEFAULT now()); SELECT pg_advisory_unlock(7)";
-    database
-        .query(create)
-        .await
-        .context("PostgreSQL: creating the table")?;
+    // Two first requests at once would race in CREATE TABLE; the advisory lock makes them take turns. Sent one by one: in
+    // one message they would be one transaction, unlocked before it is committed.
+    for statement in [
+        "SELECT pg_advisory_lock(7)",
+        "CREATE TABLE IF NOT EXISTS orders (id serial PRIMARY KEY, item text, at timestamptz DEFAULT now())",
+        "SELECT pg_advisory_unlock(7)",
+    ] {
+        database
+            .query(statement)
+            .await
+            .context("PostgreSQL: creating the table")?;
+    }
     let insert =
         format!("INSERT INTO orders (item) VALUES ('order of visit {visits}') RETURNING id");
     let id = database
