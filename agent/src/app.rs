@@ -135,6 +135,7 @@ fn remove(config: &Config) -> anyhow::Result<()> {
         .netns
         .run(|| Kernel::remove(&config.pin_dir))?
         .context("cannot remove what the agent left in the kernel")?;
+    capture::end_dns_clients(&config.run_dir);
     empty(&config.run_dir).with_context(|| {
         format!(
             "cannot empty the run directory {}",

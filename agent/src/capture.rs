@@ -45,7 +45,11 @@ use crate::{
         find::Finder,
         pods::{Guard, KnownNamespace, LocalPod, NamespaceRecords, ToServe, thread_of},
     },
-    dns::{kept::KeptDns, pod::PodDns, server},
+    dns::{
+        kept::KeptDns,
+        pod::{PodDns, end_clients},
+        server,
+    },
     error::EnrollError,
     mesh::Mesh,
     workers::{Worker, Workers},
@@ -682,6 +686,7 @@ impl Enroller {
         for (pod, path, port) in left.collect::<Vec<_>>() {
             match Netns::open(&path).and_then(|netns| PodDns::open(pod, &netns, Some(port))) {
                 Ok(dns) if dns.port() == port => self.answer(Arc::new(dns)),
+                // It is gone, or the port is taken, and its clients were told so.
                 outcome => {
                     let error = outcome.err();
                     tracing::debug!(pod = %pod.pod_uid, ?error, "nobody answers DNS for the pod, that has left the mesh, any more");
@@ -818,6 +823,15 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
         _ => work(),
+    }
+}
+
+/// Has clients of pods connect their DNS sockets anew, when everything of Karst is gone from the kernel.
+pub(crate) fn end_dns_clients(run_dir: &Path) {
+    for known in NamespaceRecords::load(run_dir).iter() {
+        if let (Some(port), Ok(netns)) = (known.dns_port, Netns::open(&known.path)) {
+            end_clients(&known.pod_uid, &netns, port);
+        }
     }
 }
 

@@ -18,6 +18,18 @@ use karst_model::{enrollment::NodeWorkload, name::PodUid};
 use karst_netns::{Netns, NetnsCookie};
 use karst_runtime::supervise::Shutdown;
 
+/// Ends the sockets that are connected to an agent's, where nobody will answer any more: their owners connect anew.
+pub(crate) fn end_clients(pod_uid: &PodUid, netns: &Netns, port: u16) {
+    match netns.end_udp_clients(port) {
+        Ok(clients) => {
+            tracing::debug!(pod = %pod_uid, clients, "clients that were connected to the agent's DNS connect anew")
+        }
+        Err(error) => {
+            tracing::debug!(pod = %pod_uid, %error, "clients that are connected to the agent's DNS will find out by themselves")
+        }
+    }
+}
+
 /// A pod's UDP socket, and as whom it asks.
 pub(crate) struct PodDns {
     pub(crate) pod_uid: PodUid,
@@ -45,11 +57,11 @@ impl PodDns {
         let pod_uid = pod.pod_uid.clone();
         let again = earlier_port.and_then(|port| {
             let opened = karst_netns::udp_socket(netns, port);
-            let taken = |error: &io::Error| {
+            opened.inspect_err(|error| {
                 tracing::warn!(pod = %pod_uid, port, %error, "the port of an earlier agent's DNS cannot be had again: \
                     clients that keep one connected UDP socket must connect it anew");
-            };
-            opened.inspect_err(taken).ok()
+                end_clients(&pod_uid, netns, port);
+            }).ok()
         });
         let socket = match again {
             Some(socket) => socket,

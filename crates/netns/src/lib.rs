@@ -14,9 +14,11 @@
 )]
 
 mod cgroup;
+mod diag;
 mod limit;
 mod link;
 mod namespace;
+mod netlink;
 mod socket;
 
 pub use cgroup::{

@@ -5,16 +5,21 @@
 )]
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use karst_netns::{
     Family, Netns, cgroup_exists, cgroup_id, cgroup2_root, connect_socket, local_connect_socket,
     netns_cookie, own_cgroup_id, raise_nofile_limit, socket_cookie, steered_listener, tcp_listener,
     udp_socket,
 };
+
+/// How long what must happen at once may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A fresh namespace, made on a thread of its own; `None` when the variable allows the skip.
 fn fresh() -> Option<Netns> {
@@ -88,6 +93,35 @@ fn sockets_belong_to_the_namespace_they_were_asked_for() {
         socket_cookie(sockets[0].as_fd()).unwrap(),
         socket_cookie(sockets[1].as_fd()).unwrap()
     );
+}
+
+#[test]
+fn clients_that_are_connected_to_a_port_are_ended_and_no_others() {
+    let Some(ns) = fresh() else { return };
+    let up = || {
+        Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status()
+    };
+    assert!(ns.run(up).unwrap().unwrap().success());
+    let (wanted, other) = (udp_socket(&ns, 0).unwrap(), udp_socket(&ns, 0).unwrap());
+    let port = |of: &UdpSocket| of.local_addr().unwrap().port();
+    let client = |host: &str, to: &UdpSocket| {
+        let any = if host == "::1" { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = ns.run(|| UdpSocket::bind(any)).unwrap().unwrap();
+        socket.connect((host, port(to))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
+    };
+    let ends = [client("127.0.0.1", &wanted), client("::1", &wanted)];
+    let stays = client("127.0.0.1", &other);
+    assert_eq!(ns.end_udp_clients(port(&wanted)).unwrap(), 2);
+    for client in ends {
+        let error = client.recv(&mut [0; 16]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
+    }
+    stays.send(b"still there").unwrap();
+    assert_eq!(ns.end_udp_clients(port(&wanted)).unwrap(), 0);
 }
 
 #[test]
