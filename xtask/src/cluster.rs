@@ -6,10 +6,11 @@
 //!
 //! ```text
 //!   plan (names, addresses) ─► build (Go) ─► pki ─► network ─► control_plane ─► node ─► addons
-//!                                                              daemon: started, remembered, ended
+//!                           ahead: in the background           daemon: started, remembered, ended
 //! ```
 
 mod addons;
+pub(crate) mod ahead;
 pub(crate) mod build;
 mod cgroup;
 mod control_plane;
@@ -65,7 +66,7 @@ enum Verb {
     /// Processes, memory, nodes and pods.
     Status,
     /// Build the cluster's programs, and start nothing.
-    Build,
+    Build(Build),
     /// kubectl, as administrator of the cluster.
     #[command(
         trailing_var_arg = true,
@@ -104,6 +105,17 @@ enum Verb {
         /// Which node.
         node: String,
     },
+}
+
+/// What `build` builds, and for how long.
+#[derive(clap::Args)]
+struct Build {
+    /// Helm, the OpenTelemetry collector and Prometheus too, which the tests run.
+    #[arg(long)]
+    tests: bool,
+    /// End when the input ends: whoever asked is gone.
+    #[arg(long, hide = true)]
+    while_input: bool,
 }
 
 /// How `up` makes a cluster; a cluster that runs keeps what it has.
@@ -155,7 +167,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Ok(())
         }
         Verb::Down => down(args.id),
-        Verb::Build => programs(),
+        Verb::Build(asked) => {
+            if asked.while_input {
+                ahead::end_with_input();
+            }
+            programs()?;
+            match asked.tests {
+                true => build::for_tests(),
+                false => Ok(()),
+            }
+        }
         Verb::Status => Cluster::find(args.id)?.status(),
         Verb::Kubectl { args: words } => {
             let cluster = Cluster::find(args.id)?;

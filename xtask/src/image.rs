@@ -178,7 +178,7 @@ pub(crate) fn load_all(cluster: &Cluster, no_build: bool) -> Result<()> {
 }
 
 /// Builds the tools that images of tests hold.
-pub(crate) fn build_tools(names: &[&str]) -> Result<()> {
+fn build_tools(names: &[&str]) -> Result<()> {
     for name in names {
         match *name {
             "otelcol" => drop(cluster::build::otelcol()?),

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   setup ◄── called by each verb for what that verb needs
-//!   check = fmt, clippy, deny, tidy        test = check, unit, simulation, peer, node, fuzz
+//!   check = fmt, clippy, deny, tidy        test = check, build, unit, simulation, peer, node, fuzz, cluster
 //!   demo, bench, soak ──► release ──► ebpf
 //! ```
 

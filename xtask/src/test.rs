@@ -1,7 +1,8 @@
 //! `test`: the rungs, each with a time budget, and a closing line that counts the tests.
 //!
 //! Compiling is a step of its own, so that the budgets of the rungs measure the tests. A rung past its budget is ended
-//! and fails: what takes longer belongs into `soak`.
+//! and fails: what takes longer belongs into `soak`. The cluster's programs, which only the last rung needs, are compiled
+//! in the background from the beginning of the ladder on.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +14,12 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    check, cluster, fuzz, image, release,
+    check,
+    cluster::{
+        self,
+        ahead::{BuildAhead, Outcome},
+    },
+    fuzz, release,
     setup::{self, Group, SKIP_CLUSTER_VARIABLE, skips_cluster},
     shell,
     tidy::{Package, Workspace},
@@ -27,6 +33,10 @@ const SKIP_ENVOY_VARIABLE: &str = "KARST_SKIP_ENVOY";
 
 /// The rung's cluster: not the one that a developer has running.
 pub(crate) const CLUSTER_ID: &str = "9";
+
+/// How long the ladder waits before the cluster rung for programs that are built in the background: twice what building
+/// them takes with nothing beside it.
+const PROGRAMS_BUDGET: Duration = Duration::from_secs(1500);
 
 /// Integration tests with these names make namespaces or load kernel programs, in whichever package they are.
 const NEEDS_ROOT: &[&str] = &["node", "namespace"];
@@ -108,12 +118,11 @@ impl Rung {
     ];
 
     /// How long the rung may take, from a cold start on two cores.
-    fn budget(self) -> Duration {
+    fn budget(self, programs: Programs) -> Duration {
         let seconds = match self {
             Self::Check => 600,
-            Self::Build if skips_cluster() => 1500,
-            // Kubernetes too, which is built once and kept.
-            Self::Build => 2400,
+            Self::Build if programs == Programs::OnItsRung => 2400,
+            Self::Build => 1500,
             // Cargo compiles some dependencies anew for a single package's features.
             Self::Unit | Self::Simulation | Self::Peer => 300,
             Self::Node => 900,
@@ -126,6 +135,27 @@ impl Rung {
     fn name(self) -> String {
         self.to_possible_value()
             .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// When the programs of the cluster, Kubernetes first of all, are built: once, and kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Programs {
+    /// There is no cluster.
+    Never,
+    /// By the rung that was asked for alone.
+    OnItsRung,
+    /// In the background while the other rungs run.
+    Ahead,
+}
+
+impl Programs {
+    fn of(asked: Option<Rung>, skips_cluster: bool) -> Self {
+        match asked {
+            _ if skips_cluster => Self::Never,
+            Some(_) => Self::OnItsRung,
+            None => Self::Ahead,
+        }
     }
 }
 
@@ -195,8 +225,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => Rung::ALL.to_vec(),
     };
     let started = Instant::now();
-    let mut ladder = Ladder::default();
+    let mut ladder = Ladder::new(Programs::of(args.rung, skips_cluster()));
+    let mut ahead = ladder.begin_programs();
     for rung in rungs {
+        if rung == Rung::Cluster
+            && let Some(ahead) = ahead.take()
+        {
+            ladder.await_programs(ahead);
+        }
         let built = ladder.climb(rung);
         if rung == Rung::Build && !built {
             break;
@@ -205,16 +241,68 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ladder.close(started.elapsed())
 }
 
-#[derive(Default)]
 struct Ladder {
+    programs: Programs,
     count: Count,
     lines: Vec<String>,
     failures: Vec<String>,
 }
 
 impl Ladder {
+    fn new(programs: Programs) -> Self {
+        Self {
+            programs,
+            count: Count::default(),
+            lines: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// Begins to build what the cluster rung runs. Installs first, in the foreground: no two rungs may install at once.
+    fn begin_programs(&self) -> Option<BuildAhead> {
+        if self.programs != Programs::Ahead {
+            return None;
+        }
+        let begun = installed_for_cluster().and_then(|()| BuildAhead::start());
+        // A machine that cannot have a cluster fails on that rung, after all the others.
+        begun.unwrap_or_else(|error| {
+            println!("the cluster rung will fail: {error:#}");
+            None
+        })
+    }
+
+    /// Waits for the background before the cluster rung. Where it failed, that rung tries again and judges; being late is a
+    /// failure of its own, as on a rung.
+    fn await_programs(&mut self, mut ahead: BuildAhead) {
+        let budget = PROGRAMS_BUDGET.mul_f64(scale());
+        println!("\n== the cluster's programs: budget {} s", budget.as_secs());
+        let started = Instant::now();
+        let verdict = match ahead.wait(budget) {
+            Ok(Outcome::Built) => "ok".to_owned(),
+            Ok(Outcome::Failed(status)) => {
+                println!("{}", ahead.said());
+                format!("the background failed ({status}), the cluster rung builds them")
+            }
+            Ok(Outcome::Overdue) => {
+                println!("{}", ahead.said());
+                self.failures.push("the cluster's programs".to_owned());
+                "failed: over their budget".to_owned()
+            }
+            Err(error) => {
+                format!("the background is lost ({error:#}), the cluster rung builds them")
+            }
+        };
+        let line = format!(
+            "the cluster's programs: {verdict}; waited {:.0} of {} s",
+            started.elapsed().as_secs_f64(),
+            budget.as_secs()
+        );
+        println!("== {line}");
+        self.lines.push(line);
+    }
+
     fn climb(&mut self, rung: Rung) -> bool {
-        let (name, budget) = (rung.name(), rung.budget());
+        let (name, budget) = (rung.name(), rung.budget(self.programs));
         println!("\n== {name}: budget {} s", budget.as_secs());
         let (before, started) = (self.count, Instant::now());
         let result = self.attempt(rung, started + budget);
@@ -243,7 +331,7 @@ impl Ladder {
     fn attempt(&mut self, rung: Rung, deadline: Instant) -> Result<()> {
         match rung {
             Rung::Check => check::run(),
-            Rung::Build => build(),
+            Rung::Build => build(self.programs),
             Rung::Unit => self.cargo_test(
                 deadline,
                 &[
@@ -393,13 +481,15 @@ impl Ladder {
     }
 }
 
-/// What the machine must have and be allowed to do, then Kubernetes itself and Helm, built once.
+/// What the machine must have and be allowed to do, then Kubernetes itself and what its tests run, built once.
 pub(crate) fn ready_for_cluster() -> Result<()> {
+    installed_for_cluster()?;
+    cluster::build::for_tests()
+}
+
+fn installed_for_cluster() -> Result<()> {
     cluster::preflight()?;
-    setup::ensure(&[Group::Demo])?;
-    cluster::programs()?;
-    image::build_tools(&["otelcol", "prometheus"])?;
-    cluster::build::helm().map(drop)
+    setup::ensure(&[Group::Demo])
 }
 
 /// The rung's cluster, ended when dropped.
@@ -455,15 +545,15 @@ impl Drop for StandingCluster {
     }
 }
 
-fn build() -> Result<()> {
+fn build(programs: Programs) -> Result<()> {
     release::ebpf()?;
     shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
     shell::run(shell::cargo().args(["test", "--workspace", "--no-run", "--quiet"]))?;
     fuzz::build()?;
-    if skips_cluster() {
+    if programs != Programs::OnItsRung {
         return Ok(());
     }
-    // A machine that cannot have a cluster fails on that rung, after all the others.
+    // Asked for alone, this rung has built all that it can.
     if let Err(error) = ready_for_cluster() {
         println!("the cluster rung will fail: {error:#}");
     }
@@ -480,6 +570,14 @@ mod tests {
         count.add_demo("demo: took 3.4 s");
         count.add_demo("demo: 8 of 9 proofs hold");
         assert_eq!((count.passed, count.failed), (8, 1));
+    }
+
+    #[test]
+    fn programs_are_built_ahead_when_there_are_other_rungs() {
+        assert_eq!(Programs::of(None, false), Programs::Ahead);
+        assert_eq!(Programs::of(Some(Rung::Build), false), Programs::OnItsRung);
+        assert_eq!(Programs::of(None, true), Programs::Never);
+        assert_eq!(Programs::of(Some(Rung::Build), true), Programs::Never);
     }
 
     #[test]

@@ -5,10 +5,10 @@
 //! anew, delete its file.
 
 use std::{
-    fs,
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -25,6 +25,9 @@ const GO_FETCHES_ITSELF: (u32, u32) = (1, 21);
 
 /// How often a build is tried: a download that broke off is continued by the next try.
 const TRIES: u32 = 3;
+
+/// How long another build on this machine is waited for.
+const OTHER_BUILD_MAX: Duration = Duration::from_secs(3600);
 
 /// Without a version the API server calls itself `v0.0.0-master+$Format`, which kubectl and Helm refuse to read.
 const KUBERNETES_VERSION: &str = "-X k8s.io/component-base/version.gitVersion=v1.36.3 \
@@ -105,6 +108,12 @@ const CLUSTER: &[Tools] = &[
         is_static: true,
     },
 ];
+
+/// What the tests of the cluster rung run beside the cluster itself.
+const FOR_TESTS: [&Tools; 3] = [&OTELCOL, &PROMETHEUS, &HELM];
+
+/// Process 1 of each node and each pod.
+const PAUSE: &str = "pause";
 
 /// Only for the tests of the chart.
 const HELM: Tools = Tools {
@@ -194,6 +203,19 @@ pub(super) fn cluster() -> Result<()> {
     pause()
 }
 
+/// Builds what is missing of all that the cluster rung runs.
+pub(crate) fn for_tests() -> Result<()> {
+    cluster()?;
+    FOR_TESTS.into_iter().try_for_each(build)
+}
+
+/// What [`for_tests`] would build.
+pub(super) fn missing_for_tests() -> Vec<&'static str> {
+    let all = CLUSTER.iter().chain(FOR_TESTS);
+    let names = all.flat_map(|tools| tools.names).copied().chain([PAUSE]);
+    names.filter(|name| !program(name).is_file()).collect()
+}
+
 /// Builds Helm unless it is there.
 pub(crate) fn helm() -> Result<PathBuf> {
     build(&HELM)?;
@@ -239,6 +261,10 @@ pub(crate) fn conformance() -> Result<PathBuf> {
     if built.is_file() {
         return Ok(built);
     }
+    let _alone = alone()?;
+    if built.is_file() {
+        return Ok(built);
+    }
     println!("cluster: building the conformance suite (once; minutes on a cold machine)");
     let fresh = folder().join("fresh-conformance.test");
     fs::create_dir_all(folder())?;
@@ -275,18 +301,43 @@ fn downloaded(ours: &str, module: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(folder))
 }
 
+fn are_there(tools: &Tools) -> bool {
+    tools.names.iter().all(|name| program(name).is_file())
+}
+
+/// Held while something is built: two builds would write into the same folder. Ended with the process that holds it.
+fn alone() -> Result<File> {
+    let path = shell::root().join("target/cluster/build.lock");
+    fs::create_dir_all(shell::root().join("target/cluster"))?;
+    let lock = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    let what = "another build of the cluster's programs on this machine has ended";
+    let locked = shell::wait_for(what, OTHER_BUILD_MAX, || match lock.try_lock() {
+        Ok(()) => Some(Ok(())),
+        Err(TryLockError::WouldBlock) => None,
+        Err(TryLockError::Error(error)) => Some(Err(error)),
+    })?;
+    locked.with_context(|| format!("locking {}", path.display()))?;
+    Ok(lock)
+}
+
 fn build(tools: &Tools) -> Result<()> {
-    if tools.names.iter().all(|name| program(name).is_file()) {
+    if are_there(tools) {
+        return Ok(());
+    }
+    let _alone = alone()?;
+    // Perhaps by the one that was waited for.
+    if are_there(tools) {
         return Ok(());
     }
     let names = tools.names.join(", ");
     println!("cluster: building {names} (once; minutes on a cold machine)");
     let started = Instant::now();
-    fs::create_dir_all(folder())?;
-    // A build that is interrupted must not leave half a program under the name that says "built".
-    let fresh = folder().join("fresh");
-    fs::create_dir_all(&fresh)?;
+    // A build that is interrupted must not leave half a program under the name that says "built", nor anything for the next
+    // build to find.
+    let fresh = emptied(folder().join("fresh"))?;
+    let scratch = emptied(shell::root().join("target/cluster/scratch"))?;
     let mut command = command(tools, &fresh)?;
+    command.env("GOTMPDIR", scratch);
     retried(&format!("building {names}"), || shell::run(&mut command))?;
     for name in tools.names {
         let built = find_built(&fresh, name, tools)?;
@@ -298,6 +349,15 @@ fn build(tools: &Tools) -> Result<()> {
         started.elapsed().as_secs()
     );
     Ok(())
+}
+
+/// A folder with nothing in it.
+fn emptied(folder: PathBuf) -> Result<PathBuf> {
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("emptying {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(folder)
 }
 
 /// Go names a program after the last part of its package's path that is no major version.
@@ -344,15 +404,20 @@ fn command(tools: &Tools, fresh: &Path) -> Result<Command> {
     Ok(command)
 }
 
-/// Go, politely: other work on the machine comes first.
-fn go() -> Result<Command> {
+/// Installs Go unless it is there.
+pub(super) fn ensure_go() -> Result<()> {
     setup::ensure(&[Group::Go]).with_context(|| {
         format!(
             "Go {}.{} or newer, which the cluster's programs are built with, is not on this machine and could not be \
              installed: install it from go.dev/dl so that `go version` works",
             GO.0, GO.1
         )
-    })?;
+    })
+}
+
+/// Go, politely: other work on the machine comes first.
+fn go() -> Result<Command> {
+    ensure_go()?;
     let program = find_go().context("Go is gone")?;
     let mut command = Command::new("nice");
     command
@@ -417,9 +482,8 @@ fn retried<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Process 1 of each node and each pod.
 fn pause() -> Result<()> {
-    let built = program("pause");
+    let built = program(PAUSE);
     if built.is_file() {
         return Ok(());
     }
