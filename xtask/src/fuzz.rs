@@ -2,9 +2,10 @@
 //!
 //! With a nightly tool chain the targets run under libFuzzer, guided by coverage and with the address sanitizer;
 //! without one, a mutation loop over the saved corpus runs on the pinned tool chain. The test rung always uses the
-//! loop: it needs no second tool chain and compiles in seconds.
+//! loop: it needs no second tool chain and compiles in seconds. The loop takes one processor: as many targets run at once as
+//! there are.
 
-use std::{fs, process::Command};
+use std::{collections::VecDeque, fs, num::NonZero, process::Command, sync::mpsc, thread};
 
 use anyhow::{Result, bail};
 
@@ -40,9 +41,10 @@ pub(crate) struct Args {
 /// `cargo xtask fuzz`.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let targets = targets()?;
-    let chosen: Vec<&String> = targets
+    let chosen: Vec<&str> = targets
         .iter()
-        .filter(|target| args.target.as_ref().is_none_or(|wanted| wanted == *target))
+        .map(String::as_str)
+        .filter(|target| args.target.as_ref().is_none_or(|wanted| wanted == target))
         .collect();
     if chosen.is_empty() {
         bail!(
@@ -53,33 +55,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let guided = !args.stable && has_nightly();
     if !guided {
         println!("fuzz: mutation loop over the saved corpus, not guided by coverage");
+        return mutation_loops(&chosen, args.seconds, None);
     }
-    for target in chosen {
-        match guided {
-            true => coverage_guided(target, args.seconds)?,
-            false => mutation_loop(target, args.seconds, None)?,
-        }
-    }
-    Ok(())
+    chosen
+        .into_iter()
+        .try_for_each(|target| coverage_guided(target, args.seconds))
 }
 
 /// The test rung: every target, half a minute each.
 pub(crate) fn saved_corpus() -> Result<()> {
-    for target in targets()? {
-        mutation_loop(&target, RUNG_SECONDS, Some(RUNG_SEED))?;
-    }
-    Ok(())
+    let targets = targets()?;
+    let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
+    mutation_loops(&targets, RUNG_SECONDS, Some(RUNG_SEED))
 }
 
 /// Compiles the loop, so that the rung's time is spent on inputs.
 pub(crate) fn build() -> Result<()> {
-    shell::run(&mut package("build"))
-}
-
-fn package(verb: &str) -> Command {
-    let mut command = shell::cargo();
-    command.args([
-        verb,
+    shell::run(shell::cargo().args([
+        "build",
         "--quiet",
         "--profile",
         "quick-release",
@@ -87,22 +80,105 @@ fn package(verb: &str) -> Command {
         "karst-fuzz",
         "--bin",
         "karst-fuzz",
-    ]);
-    command
+    ]))
 }
 
+/// The loop itself, as it was built.
+fn program() -> Command {
+    Command::new(shell::root().join("target/quick-release/karst-fuzz"))
+}
+
+/// What there is to run, of the loop as it is now.
 fn targets() -> Result<Vec<String>> {
-    let listed = shell::capture(package("run").args(["--", "list"]))?;
+    build()?;
+    let listed = shell::capture(program().arg("list"))?;
     Ok(listed.lines().map(str::to_owned).collect())
 }
 
-fn mutation_loop(target: &str, seconds: u32, seed: Option<u64>) -> Result<()> {
-    let mut run = package("run");
-    run.args(["--", "run", target, "--seconds", &seconds.to_string()]);
+/// Which targets wait, run, and have failed.
+struct Round<'a> {
+    at_once: usize,
+    waiting: VecDeque<&'a str>,
+    running: Vec<&'a str>,
+    failed: Vec<&'a str>,
+}
+
+impl<'a> Round<'a> {
+    fn new(targets: &[&'a str], at_once: usize) -> Self {
+        Self {
+            at_once,
+            waiting: targets.iter().copied().collect(),
+            running: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
+
+    /// The next target, if there is room for it.
+    fn start(&mut self) -> Option<&'a str> {
+        if self.running.len() >= self.at_once {
+            return None;
+        }
+        let target = self.waiting.pop_front()?;
+        self.running.push(target);
+        Some(target)
+    }
+
+    fn end(&mut self, target: &'a str, held: bool) {
+        self.running.retain(|running| *running != target);
+        if !held {
+            self.failed.push(target);
+        }
+    }
+
+    fn verdict(&self) -> Result<()> {
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "{} failed: mend the parser, and commit the input that was kept with it",
+            self.failed.join(", ")
+        )
+    }
+}
+
+/// Runs targets, as many at once as there are processors; what one prints is shown whole when it ends. All are run, even
+/// when an earlier one failed.
+fn mutation_loops(targets: &[&str], seconds: u32, seed: Option<u64>) -> Result<()> {
+    let at_once = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut round = Round::new(targets, at_once);
+    let (sender, ended) = mpsc::channel();
+    thread::scope(|scope| {
+        loop {
+            while let Some(target) = round.start() {
+                let sender = sender.clone();
+                scope.spawn(move || sender.send((target, mutation_loop(target, seconds, seed))));
+            }
+            if round.running.is_empty() {
+                return;
+            }
+            let (running, waiting) = (round.running.join(", "), round.waiting.len());
+            println!("fuzz: for {seconds} s each: {running}; {waiting} wait");
+            let Ok((target, outcome)) = ended.recv() else {
+                return;
+            };
+            match &outcome {
+                Ok(said) => print!("{said}"),
+                Err(error) => println!("fuzz: {target}: {error:#}"),
+            }
+            round.end(target, outcome.is_ok());
+        }
+    });
+    round.verdict()
+}
+
+/// What one target said.
+fn mutation_loop(target: &str, seconds: u32, seed: Option<u64>) -> Result<String> {
+    let mut run = program();
+    run.args(["run", target, "--seconds", &seconds.to_string()]);
     if let Some(seed) = seed {
         run.args(["--seed", &seed.to_string()]);
     }
-    shell::run(&mut run)
+    shell::capture(&mut run)
 }
 
 fn has_nightly() -> bool {
@@ -137,4 +213,37 @@ fn coverage_guided(target: &str, seconds: u32) -> Result<()> {
     run.arg(format!("fuzz/corpus/{target}"))
         .env("KARST_FUZZ_TARGET", target);
     shell::run(&mut run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_run_at_once_as_there_is_room() {
+        let mut round = Round::new(&["a", "b", "c"], 2);
+        assert_eq!((round.start(), round.start()), (Some("a"), Some("b")));
+        assert_eq!(round.start(), None);
+        round.end("a", true);
+        assert_eq!((round.start(), round.start()), (Some("c"), None));
+        assert_eq!(round.running, ["b", "c"]);
+    }
+
+    #[test]
+    fn one_that_fails_fails_the_round_after_all_have_run() {
+        let mut round = Round::new(&["a", "b"], 1);
+        for held in [false, true] {
+            let target = round.start().unwrap();
+            round.end(target, held);
+        }
+        assert!(round.running.is_empty() && round.start().is_none());
+        assert!(
+            round
+                .verdict()
+                .unwrap_err()
+                .to_string()
+                .starts_with("a failed")
+        );
+        assert!(Round::new(&[], 1).verdict().is_ok());
+    }
 }
