@@ -2,8 +2,8 @@
 //!
 //! With a nightly tool chain the targets run under libFuzzer, guided by coverage and with the address sanitizer;
 //! without one, a mutation loop over the saved corpus runs on the pinned tool chain. The test rung always uses the
-//! loop: it needs no second tool chain and compiles in seconds. The loop takes one processor: as many targets run at once as
-//! there are.
+//! loop, as the other rungs have built it: it needs no second tool chain, and no second build of all dependencies. The loop
+//! takes one processor: as many targets run at once as there are.
 
 use std::{collections::VecDeque, fs, num::NonZero, process::Command, sync::mpsc, thread};
 
@@ -17,6 +17,54 @@ const RUNG_SECONDS: u32 = 30;
 /// The rung repeats the same inputs, so that it fails for what changed and not by luck; `cargo xtask fuzz` looks for new
 /// ones.
 const RUNG_SEED: u64 = 20_261_121;
+
+/// What the loop is built as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Build {
+    /// With the other tests: a half to a sixth of the inputs, but arithmetic that overflows panics.
+    Tests,
+    /// Optimised, for whoever looks for new inputs.
+    Search,
+}
+
+impl Build {
+    fn profile(self) -> &'static str {
+        match self {
+            Self::Tests => "dev",
+            Self::Search => "quick-release",
+        }
+    }
+
+    /// Compiles the loop, so that its time is spent on inputs. The whole workspace is named: the package alone would get its
+    /// dependencies compiled anew, with fewer features.
+    fn compile(self) -> Result<()> {
+        shell::run(shell::cargo().args([
+            "build",
+            "--quiet",
+            "--profile",
+            self.profile(),
+            "--workspace",
+            "--bin",
+            "karst-fuzz",
+        ]))
+    }
+
+    /// The loop itself, as it was built.
+    fn program(self) -> Command {
+        let folder = match self {
+            Self::Tests => "debug",
+            Self::Search => "quick-release",
+        };
+        Command::new(shell::root().join("target").join(folder).join("karst-fuzz"))
+    }
+
+    /// What there is to run, of the loop as it is now.
+    fn targets(self) -> Result<Vec<String>> {
+        self.compile()?;
+        let listed = shell::capture(self.program().arg("list"))?;
+        Ok(listed.lines().map(str::to_owned).collect())
+    }
+}
 
 /// Flags that make rustc instrument for libFuzzer.
 const COVERAGE_FLAGS: &str = "-Zsanitizer=address -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -40,7 +88,7 @@ pub(crate) struct Args {
 
 /// `cargo xtask fuzz`.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let targets = targets()?;
+    let targets = Build::Search.targets()?;
     let chosen: Vec<&str> = targets
         .iter()
         .map(String::as_str)
@@ -55,7 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let guided = !args.stable && has_nightly();
     if !guided {
         println!("fuzz: mutation loop over the saved corpus, not guided by coverage");
-        return mutation_loops(&chosen, args.seconds, None);
+        return mutation_loops(Build::Search, &chosen, args.seconds, None);
     }
     chosen
         .into_iter()
@@ -64,35 +112,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// The test rung: every target, half a minute each.
 pub(crate) fn saved_corpus() -> Result<()> {
-    let targets = targets()?;
+    let targets = Build::Tests.targets()?;
     let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
-    mutation_loops(&targets, RUNG_SECONDS, Some(RUNG_SEED))
-}
-
-/// Compiles the loop, so that the rung's time is spent on inputs.
-pub(crate) fn build() -> Result<()> {
-    shell::run(shell::cargo().args([
-        "build",
-        "--quiet",
-        "--profile",
-        "quick-release",
-        "--package",
-        "karst-fuzz",
-        "--bin",
-        "karst-fuzz",
-    ]))
-}
-
-/// The loop itself, as it was built.
-fn program() -> Command {
-    Command::new(shell::root().join("target/quick-release/karst-fuzz"))
-}
-
-/// What there is to run, of the loop as it is now.
-fn targets() -> Result<Vec<String>> {
-    build()?;
-    let listed = shell::capture(program().arg("list"))?;
-    Ok(listed.lines().map(str::to_owned).collect())
+    mutation_loops(Build::Tests, &targets, RUNG_SECONDS, Some(RUNG_SEED))
 }
 
 /// Which targets wait, run, and have failed.
@@ -143,7 +165,7 @@ impl<'a> Round<'a> {
 
 /// Runs targets, as many at once as there are processors; what one prints is shown whole when it ends. All are run, even
 /// when an earlier one failed.
-fn mutation_loops(targets: &[&str], seconds: u32, seed: Option<u64>) -> Result<()> {
+fn mutation_loops(build: Build, targets: &[&str], seconds: u32, seed: Option<u64>) -> Result<()> {
     let at_once = thread::available_parallelism().map_or(1, NonZero::get);
     let mut round = Round::new(targets, at_once);
     let (sender, ended) = mpsc::channel();
@@ -151,7 +173,9 @@ fn mutation_loops(targets: &[&str], seconds: u32, seed: Option<u64>) -> Result<(
         loop {
             while let Some(target) = round.start() {
                 let sender = sender.clone();
-                scope.spawn(move || sender.send((target, mutation_loop(target, seconds, seed))));
+                scope.spawn(move || {
+                    sender.send((target, mutation_loop(build, target, seconds, seed)))
+                });
             }
             if round.running.is_empty() {
                 return;
@@ -172,8 +196,8 @@ fn mutation_loops(targets: &[&str], seconds: u32, seed: Option<u64>) -> Result<(
 }
 
 /// What one target said.
-fn mutation_loop(target: &str, seconds: u32, seed: Option<u64>) -> Result<String> {
-    let mut run = program();
+fn mutation_loop(build: Build, target: &str, seconds: u32, seed: Option<u64>) -> Result<String> {
+    let mut run = build.program();
     run.args(["run", target, "--seconds", &seconds.to_string()]);
     if let Some(seed) = seed {
         run.args(["--seed", &seed.to_string()]);

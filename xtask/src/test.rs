@@ -549,7 +549,6 @@ fn build(programs: Programs) -> Result<()> {
     release::ebpf()?;
     shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
     shell::run(shell::cargo().args(["test", "--workspace", "--no-run", "--quiet"]))?;
-    fuzz::build()?;
     if programs != Programs::OnItsRung {
         return Ok(());
     }
