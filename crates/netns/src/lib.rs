@@ -1,4 +1,4 @@
-//! Enter a network namespace, open sockets there, read socket cookies and cgroup ids.
+//! Enter a network namespace, open sockets there and end those of others, read socket cookies and cgroup ids.
 //!
 //! The one crate outside `ebpf/` that holds `unsafe`: everything that the agent, the lab and the
 //! kernel loader need from namespaces and that the standard library does not offer.
