@@ -3,13 +3,16 @@
 
 use std::borrow::Cow;
 
-use karst_k8s_api::{Kind, ObjectKey, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use karst_k8s_api::{
+    Kind, ObjectKey, k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    object::FIELD_MANAGER,
+};
 use kube::{
     Resource,
     core::{ApiResource, DynamicResourceScope},
 };
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// An object as JSON, and of its metadata what names it.
 #[derive(Clone, Debug)]
@@ -50,8 +53,7 @@ impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         let mut json = Value::deserialize(input)?;
         if let Some(Value::Object(metadata)) = json.get_mut("metadata") {
-            // Nobody here reads it, and it is often the larger half of an object.
-            metadata.remove("managedFields");
+            keep_own_status(metadata);
         }
         let text = |name: &str| {
             let field = json.get("metadata").and_then(|meta| meta.get(name));
@@ -65,6 +67,18 @@ impl<'de> Deserialize<'de> for Raw {
             ..ObjectMeta::default()
         };
         Ok(Self { metadata, json })
+    }
+}
+
+/// Of who wrote which field, often the larger half of an object, leaves what is ours of the status: by it
+/// [`wrote_addresses`](karst_k8s_api::object::wrote_addresses) tells our addresses from those of somebody else.
+fn keep_own_status(metadata: &mut Map<String, Value>) {
+    let Some(Value::Array(mut writers)) = metadata.remove("managedFields") else {
+        return;
+    };
+    writers.retain(|one| one["manager"] == FIELD_MANAGER && one["subresource"] == "status");
+    if !writers.is_empty() {
+        metadata.insert("managedFields".to_owned(), writers.into());
     }
 }
 

@@ -11,6 +11,7 @@ use karst_controller::{
 };
 use karst_identity::tls;
 use karst_index::Event;
+use karst_k8s_api::object::wrote_addresses;
 use karst_runtime::supervise::{Shutdown, spawn_connection};
 use karst_telemetry::metrics::Registry;
 use serde_json::{Value, json};
@@ -311,6 +312,40 @@ async fn bookmarks_alone_move_the_version_on_and_tell_nothing() {
     server.put(&path("b"), policy("1"));
     assert_eq!(watching.up_to("+b").await, ["+b"]);
     assert_eq!(server.asked(|asked| asked.lists(PLURAL)).len(), 1);
+}
+
+/// Else they are taken for somebody else's as soon as they come back, and the status is written anew for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_addresses_that_we_wrote_are_known_as_ours() {
+    let server = with_policies(&[]).await;
+    let mut watching = Watching::of(&server).await;
+    let writers = |status: &str| {
+        json!([
+            {"manager": "kubectl", "operation": "Apply", "fieldsV1": {"f:spec": {}}},
+            {"manager": status, "operation": "Apply", "subresource": "status",
+                "fieldsV1": {"f:status": {"f:addresses": {}}}},
+        ])
+    };
+    for (writer, ours) in [("karst", true), ("istiod", false)] {
+        let entry = json!({
+            "metadata": {"managedFields": writers(writer)},
+            "spec": {"hosts": ["api.bank.example"], "resolution": "DNS"},
+            "status": {"addresses": [{"host": "api.bank.example", "value": "240.240.1.1"}]},
+        });
+        let path = "/apis/networking.istio.io/v1/namespaces/shop/serviceentries/bank";
+        server.put(path, entry);
+        let told = tokio::time::timeout(Duration::from_secs(30), watching.told.recv()).await;
+        let Ok(Some(Command::Objects(events))) = told else {
+            panic!("nothing is told of what {writer} wrote");
+        };
+        let [Event::Apply(entry)] = events.as_slice() else {
+            panic!("{events:?}");
+        };
+        let meta = entry.metadata();
+        assert_eq!(wrote_addresses(meta), ours, "written by {writer}");
+        let kept = meta.managed_fields.iter().flatten().count();
+        assert_eq!(kept, usize::from(ours), "the rest only takes room");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -333,16 +333,32 @@ fn limits_hold_as_written_authorizers_decide_and_tls_is_made_on_the_way_out() {
     let report = orders.requests(&words).report();
     println!("TLS origination: {report}");
     assert_eq!(report["answered_by"]["bank"], 500, "{report}");
-    let entry = cluster.object(&["serviceentry", "bank", "-n", "limits"]);
-    println!("status of the ServiceEntry: {}", entry["status"]);
-    let addresses = entry["status"]["addresses"].as_array();
-    let addresses: Vec<&str> = addresses
-        .into_iter()
-        .flatten()
-        .filter_map(|one| one["value"].as_str())
-        .collect();
+    assert_told_once(cluster);
+}
+
+/// The status of the ServiceEntry names its addresses, and is written no more once everybody has it.
+fn assert_told_once(cluster: &Cluster) {
+    let entry = || cluster.object(&["serviceentry", "bank", "-n", "limits"]);
+    let is_everywhere = |entry: &Value| {
+        let conditions = entry["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        conditions.any(|one| one["type"] == "Programmed" && one["status"] == "True")
+    };
+    let mut told = entry();
+    eventually("everybody has the entry", || {
+        told = entry();
+        is_everywhere(&told)
+    });
+    let addresses = told["status"]["addresses"].as_array();
+    let mut addresses = addresses.into_iter().flatten();
     assert!(
-        addresses.iter().any(|one| one.starts_with("240.240.")),
-        "{addresses:?}"
+        addresses.any(|one| one["value"]
+            .as_str()
+            .is_some_and(|ip| ip.starts_with("240.240."))),
+        "{}",
+        told["status"]
     );
+    for _ in 0..20 {
+        assert_eq!(entry()["status"], told["status"], "it is written again");
+    }
 }
