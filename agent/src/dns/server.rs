@@ -25,7 +25,7 @@ use crate::{
     dns::{
         answer::{Names, Outcome, SearchDomains, answer, encode_udp, refusal},
         forward::{self, Transport},
-        pod::PodDns,
+        pod::{PodDns, end_clients},
     },
     mesh::Mesh,
 };
@@ -68,12 +68,16 @@ async fn serve_udp(mesh: &Arc<Mesh>, pod: &Arc<PodDns>, mut drain: drain::Watch)
     }
 }
 
-/// Completes when the drain has begun and nothing waits for an answer any more.
+/// Completes when the drain has begun and nothing waits for an answer any more. Clients of a pod that has left the mesh
+/// connect anew, past us: this may be the last agent of the node.
 async fn ended(drain: &mut drain::Watch, pod: &PodDns, slots: &Semaphore) {
     drain.signaled().await;
     pod.close();
     // An error is that the semaphore is closed, which this one never is.
     let _all = slots.acquire_many(MAX_IN_FLIGHT).await;
+    if !pod.knows_mesh() {
+        end_clients(&pod.pod_uid, &pod.netns, pod.port());
+    }
 }
 
 /// Answers one query in a task of its own.
