@@ -132,6 +132,8 @@ struct Parts {
 #[derive(Clone)]
 struct Cluster {
     client: kube::Client,
+    /// The same for what only the leader writes.
+    leaders_client: kube::Client,
     /// Whether this replica writes.
     leadership: Leadership,
     /// Counts changes of the root of trust.
@@ -328,7 +330,7 @@ async fn serve_grpc(base: Base, callers: Callers, listener: TcpListener) -> anyh
     );
     if let Some(cluster) = cluster {
         let writing = status::run(
-            cluster.client.clone(),
+            cluster.leaders_client.clone(),
             outputs.statuses.clone(),
             outputs.acks.clone(),
             status::Share::new(

@@ -215,7 +215,7 @@ impl Controller {
             "--drain-seconds",
             "1",
         ]);
-        let run = app::serve(cli.config, shutdown.clone());
+        let run = Box::pin(app::serve(cli.config, shutdown.clone()));
         karst_runtime::supervise::spawn_connection("controller", async move { run.await.unwrap() });
         let controller = Self {
             dir,

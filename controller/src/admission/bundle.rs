@@ -32,7 +32,7 @@ pub async fn keep(
     let api: Api<DynamicObject> = Api::all_with(client, &resource());
     loop {
         if leadership.is_held()
-            && let Err(error) = put(&api, &roots(), &leadership).await
+            && let Err(error) = put(&api, &roots()).await
         {
             tracing::warn!(error = %Chain(&error), "the webhook's configuration could not be given its roots: objects are not checked at admission; trying again");
         }
@@ -44,20 +44,13 @@ pub async fn keep(
 }
 
 /// Nothing to do where the configuration is not installed, or has the roots.
-async fn put(
-    api: &Api<DynamicObject>,
-    roots: &str,
-    leadership: &Leadership,
-) -> Result<(), kube::Error> {
+async fn put(api: &Api<DynamicObject>, roots: &str) -> Result<(), kube::Error> {
     let Some(present) = api.get_opt(CONFIGURATION).await? else {
         return Ok(());
     };
     let Some(patch) = difference(&present.data, roots) else {
         return Ok(());
     };
-    if !leadership.is_held() {
-        return Ok(());
-    }
     api.patch(
         CONFIGURATION,
         &PatchParams::apply(FIELD_MANAGER).force(),

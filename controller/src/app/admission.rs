@@ -52,7 +52,7 @@ pub(super) async fn start(cfg: &Config, parts: Parts) -> anyhow::Result<()> {
     );
     spawn_essential("admission", &shutdown, answering);
     let keeping = bundle::keep(
-        cluster.client,
+        cluster.leaders_client,
         cluster.leadership,
         move || authority.root_pem(),
         shutdown.clone(),

@@ -104,8 +104,9 @@ fn lead(
         leadership: leadership.clone(),
         changes,
     };
+    let leaders_client = lease::fenced(client.clone(), leadership.clone());
     let bundles = BundleKeeper {
-        client: client.clone(),
+        client: leaders_client.clone(),
         authority: authority.clone(),
         leadership: leadership.clone(),
         changes: root_changes.clone(),
@@ -115,7 +116,7 @@ fn lead(
     spawn_essential("root of trust", shutdown, follower.run(shutdown.clone()));
     spawn_essential("trust bundles", shutdown, bundles.run(shutdown.clone()));
     let deployer = Deployer {
-        client: client.clone(),
+        client: leaders_client.clone(),
         waypoints: base.outputs.deployments.clone(),
         leadership: leadership.clone(),
         settings: cfg.waypoint_settings(),
@@ -124,6 +125,7 @@ fn lead(
     spawn_essential("waypoints", shutdown, deployer.run(shutdown.clone()));
     let cluster = Cluster {
         client: client.clone(),
+        leaders_client,
         leadership,
         root_changes,
     };

@@ -38,6 +38,7 @@ const WRITES_MAX: usize = 8;
 
 /// Keeps the ConfigMaps.
 pub struct BundleKeeper {
+    /// A [`fenced`](crate::lease::fenced) one.
     pub client: Client,
     pub authority: Arc<Authority>,
     pub leadership: Leadership,

@@ -68,6 +68,7 @@ impl DeployMetrics {
 
 /// Deploys.
 pub struct Deployer {
+    /// A [`fenced`](crate::lease::fenced) one.
     pub client: Client,
     pub waypoints: Arc<Waypoints>,
     pub leadership: Leadership,

@@ -29,9 +29,9 @@ pub const WRITE_PATIENCE: Duration = MARGIN.saturating_sub(Duration::from_secs(2
 /// Whether this replica leads: for everything that only one of them may do. Cheap to clone.
 ///
 /// It ends by itself: a program that was stopped for a while (a frozen cgroup, a machine without time) must not act on
-/// what it was told before, so whoever writes asks [`Self::is_held`] right before each write.
+/// what it was told before, so whoever writes does it with the client of [`super::fenced`].
 #[derive(Clone)]
-pub struct Leadership(watch::Receiver<Option<Instant>>);
+pub struct Leadership(pub(super) watch::Receiver<Option<Instant>>);
 
 impl Leadership {
     /// Whether this replica leads now, by the clock.

@@ -80,7 +80,7 @@ impl StatusMetrics {
     }
 }
 
-/// Writes until `shutdown`, in the rounds in which this replica leads.
+/// Writes until `shutdown`, in the rounds in which this replica leads. `client` is a [`fenced`](crate::lease::fenced) one.
 pub async fn run(
     client: Client,
     statuses: Arc<Statuses>,
@@ -162,12 +162,7 @@ impl Writer {
         let mut wanted = self.wanted().into_iter();
         while let Some(next) = wanted.next() {
             let key = next.key.clone();
-            // The API server may have been slow: the writes before may have taken longer than we lead.
-            let written = match self.leadership.is_held() {
-                true => self.write(next).await,
-                false => Err(kube::Error::Service("this replica leads no more".into())),
-            };
-            match written {
+            match self.write(next).await {
                 Ok(()) => {}
                 Err(error) if is_refusal(&error) => self.refused(key, &error),
                 Err(error) => {

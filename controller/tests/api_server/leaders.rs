@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -62,6 +62,13 @@ impl Controller {
 
     fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Stops it, and waits until none of its threads runs any more.
+    fn stop(&self) {
+        self.signal(Signal::STOP);
+        let stopped = waitpid(Some(Pid::from_child(&self.child)), WaitOptions::UNTRACED).unwrap();
+        assert!(stopped.unwrap().1.stopped());
     }
 
     fn wrote(&self, server: &ApiServer, since: Instant) -> Vec<String> {
@@ -260,7 +267,7 @@ async fn a_leader_that_was_stopped_writes_nothing_once_another_leads() {
         Vec::<String>::new(),
         "only one leads"
     );
-    first.signal(Signal::STOP);
+    first.stop();
     // What the first will hear of first, once it goes on: before it looks at the lease.
     server.put(&format!("{SHOP}/policy-00"), policy("policy-00", "another"));
     server.put("/api/v1/namespaces/late", json!({}));
