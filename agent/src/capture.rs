@@ -338,11 +338,11 @@ impl Enroller {
         }
         self.answer_released(&desired);
         self.release_leftovers(&desired);
-        self.mesh
-            .metrics
-            .captured_pods
-            .set(i64::try_from(self.captured.len()).unwrap_or(i64::MAX));
-        self.mesh.metrics.pending_pods.set(pending);
+        let counted = |pods: usize| i64::try_from(pods).unwrap_or(i64::MAX);
+        let metrics = &self.mesh.metrics;
+        metrics.leaving_pods.set(counted(self.leaving.len()));
+        metrics.captured_pods.set(counted(self.captured.len()));
+        metrics.pending_pods.set(pending);
         self.answer_waiting();
         self.records.tell_plugin(&desired);
         self.publish();

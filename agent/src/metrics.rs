@@ -33,6 +33,7 @@ pub(crate) struct Metrics {
     /// HBONE connections closed at once because their peer address had too many.
     pub(crate) peer_connections_refused: Counter,
     pub(crate) captured_pods: Gauge,
+    pub(crate) leaving_pods: Gauge,
     pub(crate) pending_pods: Gauge,
     /// While it is not 0, everything that pods dial goes through the agent.
     pub(crate) destinations_without_room: Gauge,
@@ -71,6 +72,10 @@ impl Metrics {
                 "HBONE connections refused because their peer address had too many",
             ),
             captured_pods: gauge("workload_manager_active_proxy_count", "Pods captured now"),
+            leaving_pods: gauge(
+                "karst_pods_leaving",
+                "Pods that have left the mesh, whose last connections still find what they need",
+            ),
             pending_pods: gauge(
                 "workload_manager_pending_proxy_count",
                 "Pods that should be captured and are not",

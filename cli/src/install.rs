@@ -16,7 +16,7 @@ use crate::{
     chart::{self, ValueArgs},
     check,
     cluster::{Apply, Cluster, Kind, Reference},
-    output,
+    output, release,
 };
 
 /// Where an installation is written down.
@@ -114,6 +114,7 @@ pub(crate) async fn run(
         apply_crds(cluster).await?;
     }
     look_for_gateway_api(cluster).await?;
+    release::withdraw(cluster).await?;
     for object in &objects {
         if object["kind"] == "DaemonSet" {
             wait_root(cluster, args).await?;

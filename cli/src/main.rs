@@ -15,6 +15,7 @@ mod output;
 mod reads;
 #[cfg(test)]
 mod reference;
+mod release;
 mod show;
 mod split;
 mod uninstall;

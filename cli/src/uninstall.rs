@@ -6,8 +6,7 @@
 //!                                                                          and said in statuses       if ours      --purge
 //! ```
 //!
-//! Pods are released first, by controllers that are told to want none in the mesh: the way of un-labelling, on which no
-//! connection falls in between.
+//! Pods are released first ([`crate::release`]): the way of un-labelling, on which no connection falls in between.
 //!
 //! A removal pod is the agents' own pod template with `--remove`: the same mounts and rights, nothing of its own to
 //! keep in step. It uses the host's network, so that no CNI plugin is needed for it to start.
@@ -26,14 +25,11 @@ use crate::{
     chart,
     cluster::{Apply, CONTROLLER, Cluster, Deleted, Kind, MANAGED_BY, Reference, told},
     install::{RECORD, Record},
-    output,
-    reads::{ReaderArgs, Reads},
+    output, release,
 };
 
 /// Between looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(300);
-/// Longest wait until no pod is captured.
-const RELEASE_MAX: Duration = Duration::from_secs(60);
 /// What the controllers' ConfigMaps of single nodes begin with.
 const NODE_RECORD: &str = "karst-node-";
 /// What removal pods are called, and their label.
@@ -61,8 +57,11 @@ pub(crate) async fn run(cluster: &Cluster, args: &UninstallArgs) -> anyhow::Resu
     let deadline = started + Duration::from_secs(args.timeout_seconds);
     let record = Record::read(cluster).await?;
     delete_webhooks(cluster).await?;
-    release_pods(cluster, deadline).await?;
-    clean_nodes(cluster, args, deadline).await?;
+    release::release_pods(cluster, deadline).await?;
+    let cleaned = clean_nodes(cluster, args, deadline).await;
+    // Whoever installs anew finds a namespace without it, also where Helm takes the rest away.
+    release::withdraw(cluster).await?;
+    cleaned?;
     if args.nodes_only {
         output::line("Nodes are as they were. Now: helm uninstall karst");
         return Ok(());
@@ -119,82 +118,6 @@ async fn delete_webhooks(cluster: &Cluster) -> anyhow::Result<()> {
         .delete(&Reference::new(Kind::WEBHOOK, None, "karst"))
         .await?;
     Ok(())
-}
-
-/// Restarts the controllers with the wish that no pod is in the mesh, and waits until none is. Without a controller that
-/// works, agents are stopped all the same: enrolled pods are then refused connections until their node is clean.
-async fn release_pods(cluster: &Cluster, deadline: Instant) -> anyhow::Result<()> {
-    let namespace = Some(cluster.namespace.as_str());
-    let name = "karst-controller";
-    if cluster
-        .get(Kind::DEPLOYMENT, namespace, name)
-        .await?
-        .is_none()
-    {
-        return Ok(());
-    }
-    let environment = json!([{"name": "KARST_RELEASE_ALL", "value": "true"}]);
-    let containers = json!([{"name": "controller", "env": environment}]);
-    let patch = json!({"spec": {"template": {"spec": {"containers": containers}}}});
-    cluster
-        .objects(Kind::DEPLOYMENT, namespace)
-        .patch(name, &PatchParams::default(), &Patch::Strategic(&patch))
-        .await
-        .map_err(told)
-        .context("cannot tell the controllers to release all pods")?;
-    let patience = deadline.min(Instant::now() + RELEASE_MAX);
-    let mut last;
-    loop {
-        last = match captured(cluster).await {
-            Ok(0) => {
-                output::progress("every pod is released");
-                return Ok(());
-            }
-            Ok(pods) => format!("{pods} pod(s) are still captured"),
-            Err(error) => format!("{error:#}"),
-        };
-        if Instant::now() > patience {
-            break;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    output::progress(&format!(
-        "warning: pods could not be released gently ({last}): they are refused new connections until their node is clean"
-    ));
-    Ok(())
-}
-
-/// Pods that agents hold, once all controllers run with the wish to release them.
-async fn captured(cluster: &Cluster) -> anyhow::Result<u64> {
-    let params = ListParams::default().labels("app.kubernetes.io/name=karst-controller");
-    let pods = cluster
-        .list(Kind::POD, Some(&cluster.namespace), &params)
-        .await?;
-    if !pods
-        .iter()
-        .all(|pod| pod.data.to_string().contains("KARST_RELEASE_ALL"))
-    {
-        bail!("controllers are still being replaced");
-    }
-    let agents = Reads::open(cluster, &ReaderArgs::default())
-        .await?
-        .agents()
-        .await?;
-    let daemons = ListParams::default().labels("app.kubernetes.io/name=karst-agent");
-    let daemons = cluster
-        .list(Kind::POD, Some(&cluster.namespace), &daemons)
-        .await?;
-    if agents.len() < daemons.len() {
-        bail!("{} of {} agents are connected", agents.len(), daemons.len());
-    }
-    agents
-        .iter()
-        .map(|agent| {
-            agent["podsCaptured"]
-                .as_u64()
-                .context("an agent does not answer")
-        })
-        .sum()
 }
 
 /// Stops the agents and takes off every node what they put there.

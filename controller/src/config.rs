@@ -140,9 +140,6 @@ pub struct Config {
     /// File of PEM certificates that servers of keys are verified by, beside the roots of the system.
     #[arg(long, env = "KARST_JWKS_ROOTS")]
     pub jwks_roots: Option<PathBuf>,
-    /// Take every pod out of the mesh, whatever labels say; `karst uninstall` begins with it.
-    #[arg(long, env = "KARST_RELEASE_ALL")]
-    pub release_all: bool,
     /// With --kubernetes: image of waypoints.
     #[arg(long, env = "KARST_WAYPOINT_IMAGE", default_value = concat!("karst.test/waypoint:", env!("CARGO_PKG_VERSION")))]
     pub waypoint_image: String,
@@ -299,8 +296,8 @@ impl Config {
             trust_domain: self.trust_domain(),
             cluster_domain: self.cluster_domain.as_str().into(),
             root_namespace: self.root_namespace().into(),
+            install_namespace: self.namespace.as_str().into(),
             excluded_namespaces: self.excluded_namespaces(),
-            release_all: self.release_all,
             first_generation: generation_of_this_start(),
             environment: environment(),
         }

@@ -99,6 +99,7 @@ impl Answers {
             uptime_seconds: self.started.elapsed().as_secs(),
             pods_captured: u64::try_from(captured).unwrap_or(u64::MAX),
             certificates: self.certificates(),
+            pods_leaving: u64::try_from(self.mesh.metrics.leaving_pods.get()).unwrap_or(0),
         }
     }
 

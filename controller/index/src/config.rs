@@ -21,10 +21,10 @@ pub struct IndexConfig {
     pub cluster_domain: Arc<str>,
     /// Policies of this namespace hold for the whole mesh. The mesh's own pods live there.
     pub root_namespace: Arc<str>,
+    /// Where Karst is installed: a label of this namespace lets every pod go ([`karst_k8s_api::labels::RELEASE`]).
+    pub install_namespace: Arc<str>,
     /// Pods of these namespaces are never enrolled.
     pub excluded_namespaces: BTreeSet<Arc<str>>,
-    /// No pod is to be in the mesh, whatever labels say: the mesh is being taken away.
-    pub release_all: bool,
     /// Above every generation that an earlier controller of this mesh has used; the time of its start serves.
     pub first_generation: Generation,
     /// Variables of the controller's environment, for what the mesh configuration takes from there (`envName`).
@@ -39,8 +39,8 @@ impl Default for IndexConfig {
             trust_domain: TrustDomain(DEFAULT_TRUST_DOMAIN.into()),
             cluster_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
+            install_namespace: "karst-system".into(),
             excluded_namespaces: BTreeSet::from(["kube-system".into()]),
-            release_all: false,
             first_generation: Generation(0),
             environment: BTreeMap::new(),
         }

@@ -72,6 +72,8 @@ pub struct Index {
     shared: Shared,
     /// Network of this cluster's pods.
     network: Network,
+    /// The namespace of the installation lets every pod go.
+    releases_all: bool,
     spaces: HashMap<Arc<str>, Space>,
     nodes: HashMap<Arc<str>, Locality>,
     pods: HashMap<Name, PodFacts>,
@@ -213,6 +215,7 @@ impl Index {
             config,
             shared: Shared::default(),
             network: Network::default(),
+            releases_all: false,
             spaces: HashMap::new(),
             nodes: HashMap::new(),
             pods: HashMap::new(),

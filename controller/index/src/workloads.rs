@@ -136,8 +136,7 @@ pub(crate) fn is_enrolled(
     pod: &PodFacts,
     namespace: Option<&Labels>,
 ) -> bool {
-    let excluded = config.release_all
-        || pod.finished
+    let excluded = pod.finished
         || pod.host_network
         || pod.has_sidecar
         || config.excluded_namespaces.contains(&name.namespace)

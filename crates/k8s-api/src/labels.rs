@@ -9,6 +9,10 @@ pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 pub const DATAPLANE_MODE_AMBIENT: &str = "ambient";
 /// [`DATAPLANE_MODE`]: not in the mesh, whatever the namespace says.
 pub const DATAPLANE_MODE_NONE: &str = "none";
+/// Label, Karst's own, on the namespace that Karst is installed in: no pod is to be in the mesh, which is being taken away.
+pub const RELEASE: &str = "karst.dev/release";
+/// [`RELEASE`]: every pod, whatever other labels say.
+pub const RELEASE_ALL: &str = "all";
 /// Annotation that Istio's injector leaves on a pod with a sidecar; such a pod is never enrolled.
 pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 /// Annotation that a kubelet writes on the API server's picture of a static pod: the UID that the pod has on its node.

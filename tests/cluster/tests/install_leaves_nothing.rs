@@ -1,5 +1,6 @@
 //! Karst is taken away, put back and taken away again: nodes and cluster are as they were, to the file and the program,
-//! with pods enrolled meanwhile. It ends installed, as it began, for the tests that come after.
+//! with pods enrolled meanwhile, of whose connections none fails. It ends installed, as it began, for the tests that come
+//! after.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +8,9 @@ use std::{
     process::Command,
 };
 
-use karst_test_cluster::{Cluster, Namespace, cluster::run, until};
+use karst_test_cluster::{
+    Amount, Cluster, Load, Namespace, cluster::run, pair::server_and_client, until,
+};
 use serde_json::{Value, json};
 
 const NODES: [&str; 2] = ["n1", "n2"];
@@ -20,6 +23,7 @@ fn uninstall_leaves_nodes_and_cluster_as_found() {
     let cluster = Cluster::get();
     let shop = Namespace::new("leaves-nothing");
     cluster.apply(&idle(shop.name()));
+    shop.apply(&server_and_client());
     shop.apply(SEALED);
     cluster.wait_ready(shop.name());
 
@@ -41,7 +45,7 @@ fn uninstall_leaves_nodes_and_cluster_as_found() {
         .args(["enroll", &format!("ns/{}", shop.name())]));
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     assert!(
-        said.contains("1 pod(s) in the mesh") && said.contains("0 restart(s)"),
+        said.contains("3 pod(s) in the mesh") && said.contains("0 restart(s)"),
         "{said}"
     );
     let status = run(cluster.karst().args(["status", "-o", "json"]));
@@ -53,10 +57,12 @@ fn uninstall_leaves_nodes_and_cluster_as_found() {
         "{status:#}"
     );
     assert!(
-        agents.iter().any(|agent| agent["podsCaptured"] == 1),
+        agents.iter().any(|agent| agent["podsCaptured"] == 2),
         "{status:#}"
     );
 
+    // While the two nodes let go, nobody may be asked for an identity that its peer has given up.
+    shop.apply(ALLOWED);
     until("the controller says that the service is sealed", || {
         conditions(cluster, &shop)
             .contains("karst.dev/Sealed")
@@ -64,6 +70,12 @@ fn uninstall_leaves_nodes_and_cluster_as_found() {
     });
     let held = held_programs(cluster);
     assert!(!held.is_empty(), "the agents hold no kernel programs");
+    let load = Load::start(
+        cluster,
+        &format!("{}/client", shop.name()),
+        &format!("server.{}:9000", shop.name()),
+        CALLS,
+    );
     run(cluster.karst().args(["uninstall", "--purge"]));
     let mut differing = String::new();
     until("everything is as it was", || {
@@ -80,6 +92,9 @@ fn uninstall_leaves_nodes_and_cluster_as_found() {
         }
         (changed.is_empty() && left.is_empty()).then_some(())
     });
+    let report = load.stop(cluster);
+    println!("new connections through the uninstallation: {report}");
+    assert_eq!(report["failures"], 0, "{report}");
     // The label stays and protects nothing any more: the pod must be able to talk as before.
     let lookup = cluster.exec(
         &format!("{}/idle", shop.name()),
@@ -116,6 +131,23 @@ fn idle(namespace: &str) -> String {
     });
     pod.to_string()
 }
+
+/// New connections while Karst goes.
+const CALLS: Amount = Amount {
+    rate: 100,
+    long: 0,
+    seconds: 300,
+};
+
+/// Who may reach the server, by what it proves in the mesh alone.
+const ALLOWED: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: clients}
+spec:
+  selector: {matchLabels: {app: server}}
+  rules: [{from: [{source: {serviceAccounts: [default]}}]}]
+";
 
 /// A service that the controller says something of.
 const SEALED: &str = "

@@ -223,7 +223,21 @@ impl Index {
         if *name == self.config.root_namespace {
             self.renumber_network();
         }
+        if *name == self.config.install_namespace {
+            self.follow_release();
+        }
         self.tidy_space(name);
+    }
+
+    /// Whether any pod may be in the mesh is a label of the namespace of the installation.
+    fn follow_release(&mut self) {
+        let wish = self
+            .space(&self.config.install_namespace)
+            .and_then(|space| space.label(labels::RELEASE));
+        let releases_all = wish == Some(labels::RELEASE_ALL);
+        if std::mem::replace(&mut self.releases_all, releases_all) != releases_all {
+            self.dirty.pods.extend(self.pods.keys().cloned());
+        }
     }
 
     /// The network of every pod and address is a label of the root namespace.

@@ -145,7 +145,9 @@ impl Index {
 
     fn flush_namespace(&mut self, name: &Arc<str>, delta: &mut Delta) {
         let object = ObjectKey::new(Kind::Namespace, "", name);
-        let conditions = self.namespace_condition(name).into_iter().collect();
+        let of_waypoint = self.namespace_condition(name);
+        let of_release = self.release_condition(name);
+        let conditions = of_waypoint.into_iter().chain(of_release).collect();
         self.set_conditions(object, conditions, delta);
     }
 
@@ -435,10 +437,7 @@ impl Index {
             self.set_node_row(name, None, delta);
             return self.set_conditions(key(Kind::Pod, name), Vec::new(), delta);
         };
-        let of_namespace = self
-            .space(&name.namespace)
-            .and_then(|space| space.labels.as_ref());
-        let enrolled = workloads::is_enrolled(&self.config, name, pod, of_namespace);
+        let enrolled = self.is_enrolled(name, pod);
         let standing = match self.elsewhere.get(&pod.node) {
             Some(published) => {
                 let published = published.get(&pod.uid).copied();

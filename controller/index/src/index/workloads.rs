@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use karst_k8s_api::istio::peer_authentication::Mode;
+use karst_k8s_api::{istio::peer_authentication::Mode, labels};
 use karst_model::{
     enrollment::NodeWorkload,
     name::{PolicyKey, ServiceKey, WorkloadUid},
@@ -13,7 +13,7 @@ use karst_model::{
 use super::{Index, flush::is_in_mesh};
 use crate::{
     capture::{Capture, Standing},
-    conditions::Condition,
+    conditions::{Condition, ConditionType},
     delta::NodeChange,
     facts::{EntryFacts, Name, pod::PodFacts, service::ServiceFacts},
     peer_authentication,
@@ -66,14 +66,33 @@ impl Index {
         }
     }
 
+    /// Whether a pod should be in the mesh, which may be about to be taken away.
+    pub(super) fn is_enrolled(&self, name: &Name, pod: &PodFacts) -> bool {
+        let of_namespace = self
+            .space(&name.namespace)
+            .and_then(|space| space.labels.as_ref());
+        !self.releases_all && workloads::is_enrolled(&self.config, name, pod, of_namespace)
+    }
+
+    /// What the namespace of the installation is told while it lets every pod go.
+    pub(super) fn release_condition(&self, namespace: &Arc<str>) -> Option<Condition> {
+        let told = self.releases_all && *namespace == self.config.install_namespace;
+        told.then(|| {
+            let message = format!(
+                "label {}={} takes every pod of the cluster out of the mesh, as an uninstallation does; without the label they come back",
+                labels::RELEASE,
+                labels::RELEASE_ALL
+            );
+            Condition::no(ConditionType::Accepted, "EveryPodReleased", message)
+        })
+    }
+
     /// A pod as it was flushed last.
     fn compile_again(&self, name: &Name, pod: &PodFacts) -> Compiled {
         let standing = match self.elsewhere.get(&pod.node) {
             Some(published) => {
-                let of_namespace = self.space(&name.namespace);
-                let of_namespace = of_namespace.and_then(|space| space.labels.as_ref());
-                let enrolled = workloads::is_enrolled(&self.config, name, pod, of_namespace);
-                Capture::followed(enrolled, published.get(&pod.uid).copied())
+                let published = published.get(&pod.uid).copied();
+                Capture::followed(self.is_enrolled(name, pod), published)
             }
             None => self.capture.now(&pod.uid),
         };

@@ -1,6 +1,6 @@
 //! Who is in the mesh, when peers hear of it, and what a node is told.
 
-use karst_index::{Awaited, Event, Index, IndexConfig};
+use karst_index::{Awaited, Event};
 use karst_k8s_api::Kind;
 use karst_model::{
     enrollment::{EnrollMode, Generation, Plaintext, PodCapture},
@@ -24,15 +24,32 @@ fn a_pod_is_published_only_after_its_node_has_captured_it() {
     assert_eq!(world.pod("a").tunnel, TunnelProtocol::None);
 }
 
+/// The namespace of the installation, with a label.
+fn installation(label: &str) -> String {
+    namespace("karst-system", "none").replace("labels: {", &format!("labels: {{{label}, "))
+}
+
 #[test]
-fn a_mesh_that_is_taken_away_wants_no_pod() {
-    let mut world = World::empty();
-    world.index = Index::new(IndexConfig {
-        release_all: true,
-        ..IndexConfig::default()
-    });
-    world.apply(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
-    assert_eq!(mode(&world, "uid-a"), EnrollMode::Off);
+fn a_mesh_that_is_taken_away_lets_every_pod_go_as_a_label_does() {
+    let mut world = World::of(&(namespace("shop", "ambient") + &pod("a", "10.0.0.1", "")));
+    world.captured("uid-a", true);
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Enforced);
+    world.apply(&installation("karst.dev/release: all"));
+    assert_eq!(plaintext(&world, "uid-a"), Plaintext::Leaving);
+    let told = |world: &World| world.reasons(Kind::Namespace, "", "karst-system");
+    assert_eq!(told(&world), ["EveryPodReleased"]);
+    // Taken back: it stays, as if nothing had been.
+    world.apply(&installation("karst.dev/release: none"));
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Ambient);
+    assert!(told(&world).is_empty());
+    // No other namespace has a say.
+    world.apply(&installation("karst.dev/release: all").replace("karst-system", "shop-2"));
+    assert_eq!(mode(&world, "uid-a"), EnrollMode::Ambient);
+    // And a pod that comes meanwhile is not asked for.
+    world.apply(&(installation("karst.dev/release: all") + &pod("b", "10.0.0.2", "")));
+    assert_eq!(mode(&world, "uid-b"), EnrollMode::Off);
+    world.delete(Kind::Namespace, "", "karst-system");
+    assert_eq!(mode(&world, "uid-b"), EnrollMode::Ambient);
 }
 
 fn plaintext(world: &World, uid: &str) -> Plaintext {

@@ -185,6 +185,7 @@ pub(super) fn agent(
         "version": status.version,
         "uptimeSeconds": status.uptime_seconds,
         "podsCaptured": status.pods_captured,
+        "podsLeaving": status.pods_leaving,
         "changesBehind": behind,
         "refused": refused,
         "certificates": status.certificates.len(),

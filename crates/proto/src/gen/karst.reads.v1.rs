@@ -31,6 +31,9 @@ pub struct NodeStatus {
     /// At most 2,000.
     #[prost(message, repeated, tag = "4")]
     pub certificates: ::prost::alloc::vec::Vec<NodeCertificate>,
+    /// Pods that have left the mesh, whose last connections still find what they need.
+    #[prost(uint64, tag = "5")]
+    pub pods_leaving: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeCertificate {
