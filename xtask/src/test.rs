@@ -4,6 +4,8 @@
 //! and fails: what takes longer belongs into `soak`. The cluster's programs, which only the last rung needs, are compiled
 //! in the background from the beginning of the ladder on.
 
+pub(crate) mod clusters;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Command,
@@ -30,9 +32,6 @@ const SCALE_VARIABLE: &str = "KARST_TEST_BUDGET_SCALE";
 
 /// Set to 1 where Envoy cannot be had: its tests then say that they are skipped.
 const SKIP_ENVOY_VARIABLE: &str = "KARST_SKIP_ENVOY";
-
-/// The rung's cluster: not the one that a developer has running.
-pub(crate) const CLUSTER_ID: &str = "9";
 
 /// How long the ladder waits before the cluster rung for programs that are built in the background: twice what building
 /// them takes with nothing beside it.
@@ -180,6 +179,12 @@ pub(crate) struct Count {
 }
 
 impl Count {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
     /// Adds the demo's last line, `demo: 9 of 9 proofs hold`; other lines count nothing.
     fn add_demo(&mut self, line: &str) {
         let numbers = line
@@ -335,7 +340,6 @@ impl Ladder {
             Rung::Unit => self.cargo_test(
                 deadline,
                 &[
-                    "--workspace",
                     "--lib",
                     "--bins",
                     "--exclude",
@@ -378,7 +382,7 @@ impl Ladder {
         self.demo(deadline).and(tested)
     }
 
-    /// Brings a cluster up with Karst on it, tests, and ends it whatever happened.
+    /// The tests on clusters with Karst on them, which end whatever happened.
     fn cluster(&mut self, deadline: Instant) -> Result<()> {
         if skips_cluster() {
             println!("skipped, since {SKIP_CLUSTER_VARIABLE}=1");
@@ -393,12 +397,13 @@ impl Ladder {
             release::ebpf()?;
             shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
         }
-        let limit = deadline.saturating_duration_since(Instant::now());
-        let standing = StandingCluster::up("dev", limit)?;
-        // What they have measured is shown also where it holds.
-        let options = ["--test-threads=1", "--nocapture"];
-        let tested = self.integration_tests(Rung::Cluster, deadline, &options);
-        standing.down().and(tested)
+        let names = names_of(&Workspace::load()?, Rung::Cluster)?;
+        // Compiled before, so that no cluster waits for it.
+        let mut compile = test_command(&names);
+        shell::run(compile.args(["--no-run", "--quiet"]))?;
+        let (count, tested) = clusters::run(names, deadline);
+        self.count.add(count);
+        tested
     }
 
     /// The demo with the binaries that the tests use: each of its proofs counts as a test.
@@ -416,37 +421,20 @@ impl Ladder {
         Ok(())
     }
 
-    /// Runs the integration tests of a rung by their names, which no other rung has (tidy). The whole workspace is named:
-    /// named alone, packages would get their dependencies compiled anew, with fewer features than the build gave them.
+    /// Runs the integration tests of a rung by their names, which no other rung has (tidy).
     fn integration_tests(&mut self, rung: Rung, deadline: Instant, options: &[&str]) -> Result<()> {
-        let workspace = Workspace::load()?;
-        let tests = workspace.integration_tests(|package, test| rung_of(package, test) == rung);
-        if tests.is_empty() {
-            bail!("there is no test on this rung");
-        }
-        let names: BTreeSet<&str> = tests.iter().map(|(_, name)| *name).collect();
-        let mut args = vec!["--workspace"];
-        args.extend(names.into_iter().flat_map(|name| ["--test", name]));
-        args.push("--");
-        args.extend(options);
-        self.cargo_test(deadline, &args)
+        let mut command = test_command(&names_of(&Workspace::load()?, rung)?);
+        command.arg("--").args(options);
+        self.watch(command, deadline)
     }
 
     fn cargo_test(&mut self, deadline: Instant, args: &[&str]) -> Result<()> {
-        let mut command = shell::cargo();
-        let (cargo_args, test_args) = match args.iter().position(|arg| *arg == "--") {
-            Some(at) => args.split_at(at),
-            None => (args, [].as_slice()),
-        };
-        let built = || shell::root().join("target/debug");
-        let given = release::given();
-        command
-            .args(["test", "--no-fail-fast"])
-            .args(cargo_args)
-            .args(test_args);
-        command
-            .env(release::GIVEN_VARIABLE, given.unwrap_or_else(built))
-            .env(cluster::ID_VARIABLE, CLUSTER_ID);
+        let mut command = test_command(&[]);
+        command.args(args);
+        self.watch(command, deadline)
+    }
+
+    fn watch(&mut self, mut command: Command, deadline: Instant) -> Result<()> {
         let count = &mut self.count;
         let limit = deadline.saturating_duration_since(Instant::now());
         let watched = shell::watch(&mut command, limit, |line| count.add_line(line))?;
@@ -481,6 +469,33 @@ impl Ladder {
     }
 }
 
+/// Names of a rung's integration tests.
+fn names_of(workspace: &Workspace, rung: Rung) -> Result<Vec<String>> {
+    let tests = workspace.integration_tests(|package, test| rung_of(package, test) == rung);
+    let names: BTreeSet<&str> = tests.iter().map(|(_, name)| *name).collect();
+    if names.is_empty() {
+        bail!("there is no test on this rung");
+    }
+    Ok(names.into_iter().map(str::to_owned).collect())
+}
+
+/// Cargo's command that runs the integration tests of these names; of no names, what its further words say. The whole
+/// workspace is named: named alone, packages would get their dependencies compiled anew, with fewer features than the build
+/// gave them.
+fn test_command(names: &[String]) -> Command {
+    let built = || shell::root().join("target/debug");
+    let mut command = shell::cargo();
+    command.args(["test", "--no-fail-fast", "--workspace"]);
+    for name in names {
+        command.args(["--test", name]);
+    }
+    command.env(
+        release::GIVEN_VARIABLE,
+        release::given().unwrap_or_else(built),
+    );
+    command
+}
+
 /// What the machine must have and be allowed to do, then Kubernetes itself and what its tests run, built once.
 pub(crate) fn ready_for_cluster() -> Result<()> {
     installed_for_cluster()?;
@@ -490,59 +505,6 @@ pub(crate) fn ready_for_cluster() -> Result<()> {
 fn installed_for_cluster() -> Result<()> {
     cluster::preflight()?;
     setup::ensure(&[Group::Demo])
-}
-
-/// The rung's cluster, ended when dropped.
-pub(crate) struct StandingCluster {
-    /// Which binaries of ours it runs.
-    profile: String,
-    ended: bool,
-}
-
-impl StandingCluster {
-    /// Brings it up with Karst, from the binaries of a cargo profile. What an earlier run left goes first.
-    pub(crate) fn up(profile: &str, limit: Duration) -> Result<Self> {
-        let standing = Self {
-            profile: profile.to_owned(),
-            ended: false,
-        };
-        shell::run(&mut standing.verb(&["down"]))?;
-        // The rung has built what it tests; images of a release take a build of their own, linked statically.
-        let words = match profile {
-            "dev" => &["up", "--karst", "--no-build"][..],
-            _ => &["up", "--karst"],
-        };
-        let mut up = standing.verb(words);
-        let watched = shell::watch(&mut up, limit, |_| {})?;
-        if !watched.success {
-            bail!("the cluster did not come up with Karst: its last lines say why");
-        }
-        Ok(standing)
-    }
-
-    /// Through cargo, as the demo is.
-    fn verb(&self, words: &[&str]) -> Command {
-        let mut command = shell::cargo();
-        command
-            .args(["xtask", "cluster"])
-            .args(words)
-            .args(["--id", CLUSTER_ID])
-            .env(release::PROFILE_VARIABLE, &self.profile);
-        command
-    }
-
-    pub(crate) fn down(mut self) -> Result<()> {
-        self.ended = true;
-        shell::run(&mut self.verb(&["down"]))
-    }
-}
-
-impl Drop for StandingCluster {
-    fn drop(&mut self) {
-        if !self.ended {
-            shell::succeeds(&mut self.verb(&["down"]));
-        }
-    }
 }
 
 fn build(programs: Programs) -> Result<()> {
