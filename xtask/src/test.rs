@@ -231,12 +231,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let started = Instant::now();
     let mut ladder = Ladder::new(Programs::of(args.rung, skips_cluster()));
-    let mut ahead = ladder.begin_programs();
+    ladder.begin_programs();
     for rung in rungs {
-        if rung == Rung::Cluster
-            && let Some(ahead) = ahead.take()
-        {
-            ladder.await_programs(ahead);
+        if rung == Rung::Cluster {
+            ladder.await_programs();
         }
         let built = ladder.climb(rung);
         if rung == Rung::Build && !built {
@@ -248,6 +246,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 struct Ladder {
     programs: Programs,
+    /// What builds them in the background, while it does.
+    ahead: Option<BuildAhead>,
     count: Count,
     lines: Vec<String>,
     failures: Vec<String>,
@@ -257,6 +257,7 @@ impl Ladder {
     fn new(programs: Programs) -> Self {
         Self {
             programs,
+            ahead: None,
             count: Count::default(),
             lines: Vec::new(),
             failures: Vec::new(),
@@ -264,26 +265,33 @@ impl Ladder {
     }
 
     /// Begins to build what the cluster rung runs. Installs first, in the foreground: no two rungs may install at once.
-    fn begin_programs(&self) -> Option<BuildAhead> {
+    fn begin_programs(&mut self) {
         if self.programs != Programs::Ahead {
-            return None;
+            return;
         }
         let begun = installed_for_cluster().and_then(|()| BuildAhead::start());
         // A machine that cannot have a cluster fails on that rung, after all the others.
-        begun.unwrap_or_else(|error| {
+        self.ahead = begun.unwrap_or_else(|error| {
             println!("the cluster rung will fail: {error:#}");
             None
-        })
+        });
     }
 
-    /// Waits for the background before the cluster rung. Where it failed, that rung tries again and judges; being late is a
-    /// failure of its own, as on a rung.
-    fn await_programs(&mut self, mut ahead: BuildAhead) {
+    /// Waits before the cluster rung until the background has built what a cluster is made of. Where it failed, that rung
+    /// tries again and judges; being late is a failure of its own, as on a rung.
+    fn await_programs(&mut self) {
+        let Some(mut ahead) = self.ahead.take() else {
+            return;
+        };
         let budget = PROGRAMS_BUDGET.mul_f64(scale());
         println!("\n== the cluster's programs: budget {} s", budget.as_secs());
         let started = Instant::now();
-        let verdict = match ahead.wait(budget) {
+        let verdict = match ahead.wait_for_cluster(budget) {
             Ok(Outcome::Built) => "ok".to_owned(),
+            Ok(Outcome::Enough) => {
+                self.ahead = Some(ahead);
+                "ok, those of some tests are still to come".to_owned()
+            }
             Ok(Outcome::Failed(status)) => {
                 println!("{}", ahead.said());
                 format!("the background failed ({status}), the cluster rung builds them")
@@ -389,7 +397,12 @@ impl Ladder {
             self.count.skipped += 1;
             return Ok(());
         }
-        ready_for_cluster().with_context(|| {
+        // Those of some tests may be still to come, and are asked for before these.
+        let ready = match self.ahead {
+            Some(_) => installed_for_cluster(),
+            None => ready_for_cluster(),
+        };
+        ready.with_context(|| {
             format!("no cluster can be made here; where that must be so, {SKIP_CLUSTER_VARIABLE}=1 leaves this rung out")
         })?;
         if release::given().is_none() {
@@ -401,7 +414,7 @@ impl Ladder {
         // Compiled before, so that no cluster waits for it.
         let mut compile = test_command(&names);
         shell::run(compile.args(["--no-run", "--quiet"]))?;
-        let (count, tested) = clusters::run(names, deadline);
+        let (count, tested) = clusters::run(names, self.ahead.take(), deadline);
         self.count.add(count);
         tested
     }
