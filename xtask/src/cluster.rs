@@ -52,7 +52,7 @@ pub(crate) struct Args {
 }
 
 /// Memory that two nodes, the control plane and the tests' pods take.
-const MEMORY_BYTES: u64 = 3 << 30;
+const MEMORY_KIB: u64 = 3 * 1024 * 1024;
 
 /// Chooses the cluster where no option does.
 pub(crate) const ID_VARIABLE: &str = "KARST_CLUSTER_ID";
@@ -225,24 +225,18 @@ pub(crate) fn preflight() -> Result<()> {
             .arg("mount -t proc proc /proc && mount -t tmpfs run /run && mount -t bpf bpf /sys/fs/bpf"),
     )
     .context("a cluster's nodes are namespaces with mounts of their own, which this machine does not allow")?;
-    let free = available_memory();
+    let memory = fs::read_to_string("/proc/meminfo")?;
+    let line = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     ensure!(
-        free.is_none_or(|free| free >= MEMORY_BYTES),
+        kib.is_none_or(|kib| kib >= MEMORY_KIB),
         "a cluster with Karst takes {} MiB of memory; {} MiB are free",
-        MEMORY_BYTES >> 20,
-        free.unwrap_or(0) >> 20
+        MEMORY_KIB / 1024,
+        kib.unwrap_or(0) / 1024
     );
     Ok(())
-}
-
-/// Bytes of memory that programs may still take, where the kernel says so.
-pub(crate) fn available_memory() -> Option<u64> {
-    let said = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = said
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 /// kubectl as the cluster's administrator.

@@ -71,43 +71,26 @@ pub(crate) struct Watched {
 pub(crate) fn watch(
     command: &mut Command,
     limit: Duration,
-    seen: impl FnMut(&str),
-) -> Result<Watched> {
-    watch_marked("", command, limit, seen)
-}
-
-/// As [`watch`], for one of several commands that run at once: each line of it, of its errors too, begins with `mark`.
-pub(crate) fn watch_marked(
-    mark: &str,
-    command: &mut Command,
-    limit: Duration,
     mut seen: impl FnMut(&str),
 ) -> Result<Watched> {
-    println!("{mark}$ {}", line(command));
+    println!("$ {}", line(command));
     let deadline = Instant::now() + limit;
-    command
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .process_group(0);
-    if !mark.is_empty() {
-        command.stderr(Stdio::piped());
-    }
-    let mut child = command
+        .process_group(0)
         .spawn()
         .with_context(|| format!("starting {}", line(command)))?;
-    let (sender, lines) = mpsc::channel();
-    let output = child
-        .stdout
-        .take()
-        .context("the command's output is not piped")?;
-    if let Some(errors) = child.stderr.take() {
-        send_lines(errors, sender.clone());
-    }
-    send_lines(output, sender);
+    let lines = lines_of(
+        child
+            .stdout
+            .take()
+            .context("the command's output is not piped")?,
+    );
     loop {
         match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
-                println!("{mark}{line}");
+                println!("{line}");
                 seen(&line);
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
@@ -127,7 +110,8 @@ pub(crate) fn watch_marked(
     })
 }
 
-fn send_lines(output: impl Read + Send + 'static, to: mpsc::Sender<String>) {
+fn lines_of(output: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut output = BufReader::new(output);
         let mut bytes = Vec::new();
@@ -137,11 +121,12 @@ fn send_lines(output: impl Read + Send + 'static, to: mpsc::Sender<String>) {
         {
             let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
             bytes.clear();
-            if to.send(line).is_err() {
+            if sender.send(line).is_err() {
                 return;
             }
         }
     });
+    receiver
 }
 
 /// Ends a command that was started in a process group of its own, with everything it started.
@@ -244,19 +229,6 @@ mod tests {
             seen.push(line.to_owned())
         })
         .unwrap();
-        assert_eq!(seen, ["one", "two"]);
-    }
-
-    #[test]
-    fn of_a_marked_command_errors_are_seen_too() {
-        let mut seen = Vec::new();
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo one; echo two >&2"]);
-        watch_marked("9| ", &mut command, Duration::from_secs(10), |line| {
-            seen.push(line.to_owned())
-        })
-        .unwrap();
-        seen.sort();
         assert_eq!(seen, ["one", "two"]);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     cluster, release,
     setup::{self, Group, SKIP_CLUSTER_VARIABLE, skips_cluster},
     shell,
-    test::{self, clusters::StandingCluster},
+    test::{self, StandingCluster},
     tidy::{Package, Workspace},
 };
 
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             println!("soak: without a cluster, since {SKIP_CLUSTER_VARIABLE}=1");
         } else {
             test::ready_for_cluster()?;
-            let standing = StandingCluster::up(test::clusters::IDS[0], "release", LIMIT)?;
+            let standing = StandingCluster::up("release", LIMIT)?;
             let tested = run_tests(&on_a_cluster, args, &mut results);
             standing.down()?;
             success &= tested?;
@@ -76,7 +76,7 @@ fn run_tests(
     }
     test.args(["--", "--ignored", "--test-threads=1", &args.filter]);
     test.env("KARST_BIN_DIR", release::folder());
-    test.env(cluster::ID_VARIABLE, test::clusters::IDS[0]);
+    test.env(cluster::ID_VARIABLE, test::CLUSTER_ID);
     let watched = shell::watch(&mut test, LIMIT, |line| {
         let result = line
             .strip_prefix("test ")

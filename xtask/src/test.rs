@@ -4,8 +4,6 @@
 //! and fails: what takes longer belongs into `soak`. The cluster's programs, which only the last rung needs, are compiled
 //! in the background from the beginning of the ladder on.
 
-pub(crate) mod clusters;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Command,
@@ -32,6 +30,9 @@ const SCALE_VARIABLE: &str = "KARST_TEST_BUDGET_SCALE";
 
 /// Set to 1 where Envoy cannot be had: its tests then say that they are skipped.
 const SKIP_ENVOY_VARIABLE: &str = "KARST_SKIP_ENVOY";
+
+/// The rung's cluster: not the one that a developer has running.
+pub(crate) const CLUSTER_ID: &str = "9";
 
 /// How long the ladder waits before the cluster rung for programs that are built in the background: twice what building
 /// them takes with nothing beside it.
@@ -179,12 +180,6 @@ pub(crate) struct Count {
 }
 
 impl Count {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.skipped += other.skipped;
-    }
-
     /// Adds the demo's last line, `demo: 9 of 9 proofs hold`; other lines count nothing.
     fn add_demo(&mut self, line: &str) {
         let numbers = line
@@ -231,10 +226,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let started = Instant::now();
     let mut ladder = Ladder::new(Programs::of(args.rung, skips_cluster()));
-    ladder.begin_programs();
+    let mut ahead = ladder.begin_programs();
     for rung in rungs {
-        if rung == Rung::Cluster {
-            ladder.await_programs();
+        if rung == Rung::Cluster
+            && let Some(ahead) = ahead.take()
+        {
+            ladder.await_programs(ahead);
         }
         let built = ladder.climb(rung);
         if rung == Rung::Build && !built {
@@ -246,8 +243,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 struct Ladder {
     programs: Programs,
-    /// What builds them in the background, while it does.
-    ahead: Option<BuildAhead>,
     count: Count,
     lines: Vec<String>,
     failures: Vec<String>,
@@ -257,7 +252,6 @@ impl Ladder {
     fn new(programs: Programs) -> Self {
         Self {
             programs,
-            ahead: None,
             count: Count::default(),
             lines: Vec::new(),
             failures: Vec::new(),
@@ -265,33 +259,26 @@ impl Ladder {
     }
 
     /// Begins to build what the cluster rung runs. Installs first, in the foreground: no two rungs may install at once.
-    fn begin_programs(&mut self) {
+    fn begin_programs(&self) -> Option<BuildAhead> {
         if self.programs != Programs::Ahead {
-            return;
+            return None;
         }
         let begun = installed_for_cluster().and_then(|()| BuildAhead::start());
         // A machine that cannot have a cluster fails on that rung, after all the others.
-        self.ahead = begun.unwrap_or_else(|error| {
+        begun.unwrap_or_else(|error| {
             println!("the cluster rung will fail: {error:#}");
             None
-        });
+        })
     }
 
-    /// Waits before the cluster rung until the background has built what a cluster is made of. Where it failed, that rung
-    /// tries again and judges; being late is a failure of its own, as on a rung.
-    fn await_programs(&mut self) {
-        let Some(mut ahead) = self.ahead.take() else {
-            return;
-        };
+    /// Waits for the background before the cluster rung. Where it failed, that rung tries again and judges; being late is a
+    /// failure of its own, as on a rung.
+    fn await_programs(&mut self, mut ahead: BuildAhead) {
         let budget = PROGRAMS_BUDGET.mul_f64(scale());
         println!("\n== the cluster's programs: budget {} s", budget.as_secs());
         let started = Instant::now();
-        let verdict = match ahead.wait_for_cluster(budget) {
+        let verdict = match ahead.wait(budget) {
             Ok(Outcome::Built) => "ok".to_owned(),
-            Ok(Outcome::Enough) => {
-                self.ahead = Some(ahead);
-                "ok, those of some tests are still to come".to_owned()
-            }
             Ok(Outcome::Failed(status)) => {
                 println!("{}", ahead.said());
                 format!("the background failed ({status}), the cluster rung builds them")
@@ -348,6 +335,7 @@ impl Ladder {
             Rung::Unit => self.cargo_test(
                 deadline,
                 &[
+                    "--workspace",
                     "--lib",
                     "--bins",
                     "--exclude",
@@ -390,19 +378,14 @@ impl Ladder {
         self.demo(deadline).and(tested)
     }
 
-    /// The tests on clusters with Karst on them, which end whatever happened.
+    /// Brings a cluster up with Karst on it, tests, and ends it whatever happened.
     fn cluster(&mut self, deadline: Instant) -> Result<()> {
         if skips_cluster() {
             println!("skipped, since {SKIP_CLUSTER_VARIABLE}=1");
             self.count.skipped += 1;
             return Ok(());
         }
-        // Those of some tests may be still to come, and are asked for before these.
-        let ready = match self.ahead {
-            Some(_) => installed_for_cluster(),
-            None => ready_for_cluster(),
-        };
-        ready.with_context(|| {
+        ready_for_cluster().with_context(|| {
             format!("no cluster can be made here; where that must be so, {SKIP_CLUSTER_VARIABLE}=1 leaves this rung out")
         })?;
         if release::given().is_none() {
@@ -410,13 +393,12 @@ impl Ladder {
             release::ebpf()?;
             shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
         }
-        let names = names_of(&Workspace::load()?, Rung::Cluster)?;
-        // Compiled before, so that no cluster waits for it.
-        let mut compile = test_command(&names);
-        shell::run(compile.args(["--no-run", "--quiet"]))?;
-        let (count, tested) = clusters::run(names, self.ahead.take(), deadline);
-        self.count.add(count);
-        tested
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let standing = StandingCluster::up("dev", limit)?;
+        // What they have measured is shown also where it holds.
+        let options = ["--test-threads=1", "--nocapture"];
+        let tested = self.integration_tests(Rung::Cluster, deadline, &options);
+        standing.down().and(tested)
     }
 
     /// The demo with the binaries that the tests use: each of its proofs counts as a test.
@@ -434,20 +416,37 @@ impl Ladder {
         Ok(())
     }
 
-    /// Runs the integration tests of a rung by their names, which no other rung has (tidy).
+    /// Runs the integration tests of a rung by their names, which no other rung has (tidy). The whole workspace is named:
+    /// named alone, packages would get their dependencies compiled anew, with fewer features than the build gave them.
     fn integration_tests(&mut self, rung: Rung, deadline: Instant, options: &[&str]) -> Result<()> {
-        let mut command = test_command(&names_of(&Workspace::load()?, rung)?);
-        command.arg("--").args(options);
-        self.watch(command, deadline)
+        let workspace = Workspace::load()?;
+        let tests = workspace.integration_tests(|package, test| rung_of(package, test) == rung);
+        if tests.is_empty() {
+            bail!("there is no test on this rung");
+        }
+        let names: BTreeSet<&str> = tests.iter().map(|(_, name)| *name).collect();
+        let mut args = vec!["--workspace"];
+        args.extend(names.into_iter().flat_map(|name| ["--test", name]));
+        args.push("--");
+        args.extend(options);
+        self.cargo_test(deadline, &args)
     }
 
     fn cargo_test(&mut self, deadline: Instant, args: &[&str]) -> Result<()> {
-        let mut command = test_command(&[]);
-        command.args(args);
-        self.watch(command, deadline)
-    }
-
-    fn watch(&mut self, mut command: Command, deadline: Instant) -> Result<()> {
+        let mut command = shell::cargo();
+        let (cargo_args, test_args) = match args.iter().position(|arg| *arg == "--") {
+            Some(at) => args.split_at(at),
+            None => (args, [].as_slice()),
+        };
+        let built = || shell::root().join("target/debug");
+        let given = release::given();
+        command
+            .args(["test", "--no-fail-fast"])
+            .args(cargo_args)
+            .args(test_args);
+        command
+            .env(release::GIVEN_VARIABLE, given.unwrap_or_else(built))
+            .env(cluster::ID_VARIABLE, CLUSTER_ID);
         let count = &mut self.count;
         let limit = deadline.saturating_duration_since(Instant::now());
         let watched = shell::watch(&mut command, limit, |line| count.add_line(line))?;
@@ -482,33 +481,6 @@ impl Ladder {
     }
 }
 
-/// Names of a rung's integration tests.
-fn names_of(workspace: &Workspace, rung: Rung) -> Result<Vec<String>> {
-    let tests = workspace.integration_tests(|package, test| rung_of(package, test) == rung);
-    let names: BTreeSet<&str> = tests.iter().map(|(_, name)| *name).collect();
-    if names.is_empty() {
-        bail!("there is no test on this rung");
-    }
-    Ok(names.into_iter().map(str::to_owned).collect())
-}
-
-/// Cargo's command that runs the integration tests of these names; of no names, what its further words say. The whole
-/// workspace is named: named alone, packages would get their dependencies compiled anew, with fewer features than the build
-/// gave them.
-fn test_command(names: &[String]) -> Command {
-    let built = || shell::root().join("target/debug");
-    let mut command = shell::cargo();
-    command.args(["test", "--no-fail-fast", "--workspace"]);
-    for name in names {
-        command.args(["--test", name]);
-    }
-    command.env(
-        release::GIVEN_VARIABLE,
-        release::given().unwrap_or_else(built),
-    );
-    command
-}
-
 /// What the machine must have and be allowed to do, then Kubernetes itself and what its tests run, built once.
 pub(crate) fn ready_for_cluster() -> Result<()> {
     installed_for_cluster()?;
@@ -518,6 +490,59 @@ pub(crate) fn ready_for_cluster() -> Result<()> {
 fn installed_for_cluster() -> Result<()> {
     cluster::preflight()?;
     setup::ensure(&[Group::Demo])
+}
+
+/// The rung's cluster, ended when dropped.
+pub(crate) struct StandingCluster {
+    /// Which binaries of ours it runs.
+    profile: String,
+    ended: bool,
+}
+
+impl StandingCluster {
+    /// Brings it up with Karst, from the binaries of a cargo profile. What an earlier run left goes first.
+    pub(crate) fn up(profile: &str, limit: Duration) -> Result<Self> {
+        let standing = Self {
+            profile: profile.to_owned(),
+            ended: false,
+        };
+        shell::run(&mut standing.verb(&["down"]))?;
+        // The rung has built what it tests; images of a release take a build of their own, linked statically.
+        let words = match profile {
+            "dev" => &["up", "--karst", "--no-build"][..],
+            _ => &["up", "--karst"],
+        };
+        let mut up = standing.verb(words);
+        let watched = shell::watch(&mut up, limit, |_| {})?;
+        if !watched.success {
+            bail!("the cluster did not come up with Karst: its last lines say why");
+        }
+        Ok(standing)
+    }
+
+    /// Through cargo, as the demo is.
+    fn verb(&self, words: &[&str]) -> Command {
+        let mut command = shell::cargo();
+        command
+            .args(["xtask", "cluster"])
+            .args(words)
+            .args(["--id", CLUSTER_ID])
+            .env(release::PROFILE_VARIABLE, &self.profile);
+        command
+    }
+
+    pub(crate) fn down(mut self) -> Result<()> {
+        self.ended = true;
+        shell::run(&mut self.verb(&["down"]))
+    }
+}
+
+impl Drop for StandingCluster {
+    fn drop(&mut self) {
+        if !self.ended {
+            shell::succeeds(&mut self.verb(&["down"]));
+        }
+    }
 }
 
 fn build(programs: Programs) -> Result<()> {

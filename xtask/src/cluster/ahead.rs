@@ -31,8 +31,6 @@ const END_GROUP: &str = r#"kill -s INT -- "-$0"; sleep 2; kill -s KILL -- "-$0""
 pub(crate) enum Outcome {
     /// Everything is there.
     Built,
-    /// What was waited for is there; it goes on with the rest.
-    Enough,
     /// It gave up; its log says why.
     Failed(ExitStatus),
     /// It was ended since it took too long.
@@ -86,15 +84,6 @@ impl BuildAhead {
 
     /// Waits until the build has ended, saying where it is.
     pub(crate) fn wait(&mut self, limit: Duration) -> Result<Outcome> {
-        self.wait_for(|| false, limit)
-    }
-
-    /// Waits until a cluster can be made, and no longer: what only some tests run may come later.
-    pub(crate) fn wait_for_cluster(&mut self, limit: Duration) -> Result<Outcome> {
-        self.wait_for(|| build::missing_for_cluster().is_empty(), limit)
-    }
-
-    fn wait_for(&mut self, enough: impl Fn() -> bool, limit: Duration) -> Result<Outcome> {
         let started = Instant::now();
         let mut mention = SILENT_WAIT;
         loop {
@@ -103,9 +92,6 @@ impl BuildAhead {
                     true => Outcome::Built,
                     false => Outcome::Failed(status),
                 });
-            }
-            if enough() {
-                return Ok(Outcome::Enough);
             }
             let waited = started.elapsed();
             if waited >= limit {
@@ -217,9 +203,6 @@ mod tests {
     fn how_it_ended_is_told_and_what_it_said() {
         let mut built = sh("echo done", "built");
         assert_eq!(built.wait(LONG).unwrap(), Outcome::Built);
-        let mut goes_on = sh("cat", "enough");
-        assert_eq!(goes_on.wait_for(|| true, LONG).unwrap(), Outcome::Enough);
-        fs::remove_file(&goes_on.log).unwrap();
         let mut failed = sh("echo no network; echo at all >&2; exit 3", "failed");
         assert!(matches!(failed.wait(LONG).unwrap(), Outcome::Failed(_)));
         assert!(failed.said().ends_with("no network\nat all"));

@@ -23,9 +23,6 @@ const GO: (u32, u32) = (1, 26);
 /// From here on Go fetches a newer one of itself when a module asks for it.
 const GO_FETCHES_ITSELF: (u32, u32) = (1, 21);
 
-/// From here on the compiler may use memory to save time.
-const AMPLE_MEMORY_BYTES: u64 = 12 << 30;
-
 /// How often a build is tried: a download that broke off is continued by the next try.
 const TRIES: u32 = 3;
 
@@ -214,15 +211,8 @@ pub(crate) fn for_tests() -> Result<()> {
 
 /// What [`for_tests`] would build.
 pub(super) fn missing_for_tests() -> Vec<&'static str> {
-    let more = FOR_TESTS.into_iter().flat_map(|tools| tools.names).copied();
-    let more = more.filter(|name| !program(name).is_file());
-    missing_for_cluster().into_iter().chain(more).collect()
-}
-
-/// What a cluster cannot be made without, of the programs that are built.
-pub(super) fn missing_for_cluster() -> Vec<&'static str> {
-    let all = CLUSTER.iter().flat_map(|tools| tools.names);
-    let names = all.copied().chain([PAUSE]);
+    let all = CLUSTER.iter().chain(FOR_TESTS);
+    let names = all.flat_map(|tools| tools.names).copied().chain([PAUSE]);
     names.filter(|name| !program(name).is_file()).collect()
 }
 
@@ -434,10 +424,6 @@ fn go() -> Result<Command> {
         .arg(program)
         .env("GOFLAGS", "-buildvcs=false")
         .stdin(Stdio::null());
-    if super::available_memory().is_some_and(|free| free >= AMPLE_MEMORY_BYTES) {
-        // Go's compiler collects its own garbage: less often, where there is room.
-        command.env("GOGC", "400");
-    }
     Ok(command)
 }
 

@@ -269,11 +269,7 @@ pub(super) fn write_layout(images: Vec<Image>, folder: &Path) -> Result<()> {
 
 fn write(file: &Path, bytes: &[u8]) -> Result<()> {
     fs::create_dir_all(file.parent().context("an image has a folder")?)?;
-    // Somebody may be loading it into another cluster: it is replaced as a whole.
-    let mut name = file.as_os_str().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let whole = fs::write(&name, bytes).and_then(|()| fs::rename(&name, file));
-    whole.with_context(|| format!("writing {}", file.display()))
+    fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))
 }
 
 #[cfg(test)]
