@@ -110,13 +110,18 @@ impl World {
         self.lab.wait_enrolled();
     }
 
-    /// The port of the agent's socket: nothing else in the pod has one of UDP that is not connected.
+    /// Port and inode of the agent's socket: nothing else in the pod has one of UDP that is not connected.
+    fn agents_socket(&self) -> Option<(String, String)> {
+        let listed = self.lab.exec("meshed/client", &["ss", "-Hlune"]).success();
+        let words = || listed.split_whitespace();
+        let mut ports = words().filter_map(|word| word.rsplit_once(':'));
+        let (_, port) = ports.find(|(_, port)| port.parse::<u16>().is_ok())?;
+        let inode = words().find_map(|word| word.strip_prefix("ino:"))?;
+        Some((port.to_owned(), inode.to_owned()))
+    }
+
     fn agents_port(&self) -> String {
-        let listed = self.lab.exec("meshed/client", &["ss", "-Hlun"]).success();
-        let port = listed
-            .split_whitespace()
-            .find_map(|word| word.rsplit_once(':').filter(|(_, port)| *port != "*"));
-        port.expect("a socket of UDP").1.to_owned()
+        self.agents_socket().expect("a socket of UDP").0
     }
 }
 
@@ -149,10 +154,14 @@ fn a_connected_socket_is_answered_by_the_next_agent() {
     });
 
     world.leave();
+    let (port, killed) = world.agents_socket().unwrap();
     world.lab.karst(&["kill-agent", "a"]).success();
-    eventually("the next agent answers a pod that had left before", || {
-        world.asking.ask(SERVICE).starts_with("ok ")
+    // While there is none, whoever asks is refused, connects anew, and is past the agents.
+    eventually("the next agent has the port", || {
+        let now = world.agents_socket();
+        now.is_some_and(|(again, inode)| again == port && inode != killed)
     });
+    world.answered("by the next agent, in a pod that had left before");
     assert_eq!(world.asking.ask("only.mesh.example"), "none 3");
 
     // One that ends in order may be the last: whoever still asks it is told to connect anew, which leads past it.
