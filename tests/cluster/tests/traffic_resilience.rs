@@ -192,22 +192,38 @@ spec:
       warmup: {duration: 15s, minimumPercent: 10}
 ";
 
-/// What the nodes are called stays with the cluster, and disturbs nobody who asks for no locality.
-fn name_places() {
-    for (node, region) in [("n1", "east"), ("n2", "west")] {
-        let mut label = Cluster::get().kubectl();
-        let (region, zone) = (
-            format!("topology.kubernetes.io/region={region}"),
-            format!("topology.kubernetes.io/zone={region}-a"),
-        );
-        run(label.args(["label", "--overwrite", "node", node, &region, &zone]));
+/// Nodes in two regions, until it is dropped: whoever has ejection prefers what is near.
+struct Places;
+
+impl Places {
+    fn name() -> Self {
+        for (node, region) in [("n1", "east"), ("n2", "west")] {
+            let (region, zone) = (format!("{REGION}={region}"), format!("{ZONE}={region}-a"));
+            let mut label = Cluster::get().kubectl();
+            run(label.args(["label", "--overwrite", "node", node, &region, &zone]));
+        }
+        Self
     }
 }
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        let gone = [REGION, ZONE].map(|label| format!("{label}-"));
+        let mut label = Cluster::get().kubectl();
+        let _ = label
+            .args(["label", "nodes", "n1", "n2"])
+            .args(gone)
+            .output();
+    }
+}
+
+const REGION: &str = "topology.kubernetes.io/region";
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 #[test]
 fn traffic_fails_over_to_another_region_and_back_and_new_endpoints_warm_up() {
     let cluster = Cluster::get();
-    name_places();
+    let _places = Places::name();
     let orders = Orders::open("zones");
     orders.namespace.apply(&echo("w1", "n1", "app: warm"));
     orders.namespace.apply(&service("warm", "", "app: warm"));
