@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use karst_k8s_api::labels;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::{
@@ -62,8 +62,7 @@ pub(crate) async fn withdraw(cluster: &Cluster) -> anyhow::Result<()> {
     let there = cluster
         .get(Kind::NAMESPACE, None, &cluster.namespace)
         .await?;
-    let wished =
-        |namespace: kube::api::DynamicObject| namespace.metadata.labels?.remove(labels::RELEASE);
+    let wished = |namespace: DynamicObject| namespace.metadata.labels?.remove(labels::RELEASE);
     match there.and_then(wished) {
         Some(_wish) => set_wish(cluster, Value::Null).await,
         None => Ok(()),

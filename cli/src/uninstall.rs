@@ -60,8 +60,8 @@ pub(crate) async fn run(cluster: &Cluster, args: &UninstallArgs) -> anyhow::Resu
     release::release_pods(cluster, deadline).await?;
     let cleaned = clean_nodes(cluster, args, deadline).await;
     // Whoever installs anew finds a namespace without it, also where Helm takes the rest away.
-    release::withdraw(cluster).await?;
-    cleaned?;
+    let withdrawn = release::withdraw(cluster).await;
+    cleaned.and(withdrawn)?;
     if args.nodes_only {
         output::line("Nodes are as they were. Now: helm uninstall karst");
         return Ok(());
