@@ -1,5 +1,7 @@
 //! `check`: format, lints, licences and sources, the project's own rules. Everything that needs no test run.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::{
@@ -9,9 +11,7 @@ use crate::{
 
 /// Runs all four; the first failure ends it.
 pub(crate) fn run() -> Result<()> {
-    setup::ensure(&[Group::Build, Group::Check])?;
-    shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
-    tidy::run()?;
+    all_but_lints()?;
     shell::run(shell::cargo().args([
         "clippy",
         "--workspace",
@@ -19,7 +19,14 @@ pub(crate) fn run() -> Result<()> {
         "--",
         "-D",
         "warnings",
-    ]))?;
+    ]))
+}
+
+/// What compiles nothing.
+pub(crate) fn all_but_lints() -> Result<()> {
+    setup::ensure(&[Group::Build, Group::Check])?;
+    shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
+    tidy::run()?;
     shell::run(shell::cargo().args([
         "deny",
         "--log-level",
@@ -29,4 +36,27 @@ pub(crate) fn run() -> Result<()> {
         "licenses",
         "sources",
     ]))
+}
+
+/// How the workspace's own packages are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compiler {
+    /// By the tool chain's.
+    Plain,
+    /// By the one that lints as well, as [`run`] does. `cargo clippy` compiles nothing that could be run, so that all
+    /// dependencies would be compiled twice.
+    Linting,
+}
+
+impl Compiler {
+    /// A cargo that compiles so.
+    pub(crate) fn cargo(self) -> Command {
+        let mut cargo = shell::cargo();
+        if self == Self::Linting {
+            cargo
+                .env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver")
+                .env("CLIPPY_ARGS", "-Dwarnings");
+        }
+        cargo
+    }
 }

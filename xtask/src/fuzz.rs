@@ -9,7 +9,7 @@ use std::{collections::VecDeque, fs, num::NonZero, process::Command, sync::mpsc,
 
 use anyhow::{Result, bail};
 
-use crate::shell;
+use crate::{check::Compiler, shell};
 
 /// How long each target runs in the test rung, in seconds.
 const RUNG_SECONDS: u32 = 30;
@@ -22,7 +22,7 @@ const RUNG_SEED: u64 = 20_261_121;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Build {
     /// With the other tests: a half to a sixth of the inputs, but arithmetic that overflows panics.
-    Tests,
+    Tests(Compiler),
     /// Optimised, for whoever looks for new inputs.
     Search,
 }
@@ -30,7 +30,7 @@ enum Build {
 impl Build {
     fn profile(self) -> &'static str {
         match self {
-            Self::Tests => "dev",
+            Self::Tests(_) => "dev",
             Self::Search => "quick-release",
         }
     }
@@ -38,7 +38,11 @@ impl Build {
     /// Compiles the loop, so that its time is spent on inputs. The whole workspace is named: the package alone would get its
     /// dependencies compiled anew, with fewer features.
     fn compile(self) -> Result<()> {
-        shell::run(shell::cargo().args([
+        let mut cargo = match self {
+            Self::Tests(compiler) => compiler.cargo(),
+            Self::Search => shell::cargo(),
+        };
+        shell::run(cargo.args([
             "build",
             "--quiet",
             "--profile",
@@ -52,7 +56,7 @@ impl Build {
     /// The loop itself, as it was built.
     fn program(self) -> Command {
         let folder = match self {
-            Self::Tests => "debug",
+            Self::Tests(_) => "debug",
             Self::Search => "quick-release",
         };
         Command::new(shell::root().join("target").join(folder).join("karst-fuzz"))
@@ -111,10 +115,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The test rung: every target, half a minute each.
-pub(crate) fn saved_corpus() -> Result<()> {
-    let targets = Build::Tests.targets()?;
+pub(crate) fn saved_corpus(compiler: Compiler) -> Result<()> {
+    let build = Build::Tests(compiler);
+    let targets = build.targets()?;
     let targets: Vec<&str> = targets.iter().map(String::as_str).collect();
-    mutation_loops(Build::Tests, &targets, RUNG_SECONDS, Some(RUNG_SEED))
+    mutation_loops(build, &targets, RUNG_SECONDS, Some(RUNG_SEED))
 }
 
 /// Which targets wait, run, and have failed.

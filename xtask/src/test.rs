@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    check,
+    check::{self, Compiler},
     cluster::{
         self,
         ahead::{BuildAhead, Outcome},
@@ -37,6 +37,10 @@ pub(crate) const CLUSTER_ID: &str = "9";
 /// How long the ladder waits before the cluster rung for programs that are built in the background: twice what building
 /// them takes with nothing beside it.
 const PROGRAMS_BUDGET: Duration = Duration::from_secs(1500);
+
+/// Tests of the cluster rung that need programs which no cluster does, and the images of these programs.
+const WITH_MORE_PROGRAMS: [&str; 3] = ["install_helm", "install_renders", "telemetry_live"];
+const IMAGES_OF_THESE: [&str; 2] = ["otelcol", "prometheus"];
 
 /// Integration tests with these names make namespaces or load kernel programs, in whichever package they are.
 const NEEDS_ROOT: &[&str] = &["node", "namespace"];
@@ -76,6 +80,16 @@ pub(crate) fn names_on_two_rungs(workspace: &Workspace) -> Vec<String> {
     found
 }
 
+/// The integration tests of a rung.
+fn names_of(rung: Rung) -> Result<BTreeSet<String>> {
+    let workspace = Workspace::load()?;
+    let tests = workspace.integration_tests(|package, test| rung_of(package, test) == rung);
+    if tests.is_empty() {
+        bail!("there is no test on this rung");
+    }
+    Ok(tests.iter().map(|(_, name)| (*name).to_owned()).collect())
+}
+
 /// What `test` is asked for.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -86,9 +100,9 @@ pub(crate) struct Args {
 /// The rungs of the ladder, cheapest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Rung {
-    /// Format, lints, licences, the project's own rules.
+    /// Format, licences, the project's own rules; asked for alone, lints too.
     Check,
-    /// Compiles everything that the other rungs run.
+    /// Compiles everything that the other rungs run, linting it on the way.
     Build,
     /// The tests beside the code.
     Unit,
@@ -225,13 +239,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => Rung::ALL.to_vec(),
     };
     let started = Instant::now();
-    let mut ladder = Ladder::new(Programs::of(args.rung, skips_cluster()));
-    let mut ahead = ladder.begin_programs();
+    let mut ladder = Ladder::new(args.rung);
+    ladder.begin_programs();
     for rung in rungs {
-        if rung == Rung::Cluster
-            && let Some(ahead) = ahead.take()
-        {
-            ladder.await_programs(ahead);
+        if rung == Rung::Cluster {
+            ladder.await_programs();
         }
         let built = ladder.climb(rung);
         if rung == Rung::Build && !built {
@@ -243,15 +255,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 struct Ladder {
     programs: Programs,
+    compiler: Compiler,
+    /// What builds them in the background, while it does.
+    ahead: Option<BuildAhead>,
     count: Count,
     lines: Vec<String>,
     failures: Vec<String>,
 }
 
 impl Ladder {
-    fn new(programs: Programs) -> Self {
+    fn new(asked: Option<Rung>) -> Self {
         Self {
-            programs,
+            programs: Programs::of(asked, skips_cluster()),
+            compiler: match asked {
+                // What somebody works on has been compiled by theirs.
+                Some(_) => Compiler::Plain,
+                None => Compiler::Linting,
+            },
+            ahead: None,
             count: Count::default(),
             lines: Vec::new(),
             failures: Vec::new(),
@@ -259,26 +280,33 @@ impl Ladder {
     }
 
     /// Begins to build what the cluster rung runs. Installs first, in the foreground: no two rungs may install at once.
-    fn begin_programs(&self) -> Option<BuildAhead> {
+    fn begin_programs(&mut self) {
         if self.programs != Programs::Ahead {
-            return None;
+            return;
         }
         let begun = installed_for_cluster().and_then(|()| BuildAhead::start());
         // A machine that cannot have a cluster fails on that rung, after all the others.
-        begun.unwrap_or_else(|error| {
+        self.ahead = begun.unwrap_or_else(|error| {
             println!("the cluster rung will fail: {error:#}");
             None
-        })
+        });
     }
 
-    /// Waits for the background before the cluster rung. Where it failed, that rung tries again and judges; being late is a
-    /// failure of its own, as on a rung.
-    fn await_programs(&mut self, mut ahead: BuildAhead) {
+    /// Waits before the cluster rung until the background has built what a cluster is made of. Where it failed, that rung
+    /// tries again and judges; being late is a failure of its own, as on a rung.
+    fn await_programs(&mut self) {
+        let Some(mut ahead) = self.ahead.take() else {
+            return;
+        };
         let budget = PROGRAMS_BUDGET.mul_f64(scale());
         println!("\n== the cluster's programs: budget {} s", budget.as_secs());
         let started = Instant::now();
-        let verdict = match ahead.wait(budget) {
+        let verdict = match ahead.wait_for_cluster(budget) {
             Ok(Outcome::Built) => "ok".to_owned(),
+            Ok(Outcome::Enough) => {
+                self.ahead = Some(ahead);
+                "ok, those of some tests are still to come".to_owned()
+            }
             Ok(Outcome::Failed(status)) => {
                 println!("{}", ahead.said());
                 format!("the background failed ({status}), the cluster rung builds them")
@@ -330,8 +358,9 @@ impl Ladder {
 
     fn attempt(&mut self, rung: Rung, deadline: Instant) -> Result<()> {
         match rung {
+            Rung::Check if self.compiler == Compiler::Linting => check::all_but_lints(),
             Rung::Check => check::run(),
-            Rung::Build => build(self.programs),
+            Rung::Build => build(self.programs, self.compiler),
             Rung::Unit => self.cargo_test(
                 deadline,
                 &[
@@ -350,7 +379,7 @@ impl Ladder {
             Rung::Peer => self.peer(deadline),
             Rung::Node => self.node(deadline),
             Rung::Cluster => self.cluster(deadline),
-            Rung::Fuzz => fuzz::saved_corpus(),
+            Rung::Fuzz => fuzz::saved_corpus(self.compiler),
         }
     }
 
@@ -385,20 +414,55 @@ impl Ladder {
             self.count.skipped += 1;
             return Ok(());
         }
-        ready_for_cluster().with_context(|| {
+        // What only some tests run may be still to come, and is waited for before these.
+        let ready = match self.ahead {
+            Some(_) => installed_for_cluster(),
+            None => ready_for_cluster(),
+        };
+        ready.with_context(|| {
             format!("no cluster can be made here; where that must be so, {SKIP_CLUSTER_VARIABLE}=1 leaves this rung out")
         })?;
         if release::given().is_none() {
             // What the images hold, and `karst`; asked for alone, no other rung has built them.
             release::ebpf()?;
-            shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
+            shell::run(
+                self.compiler
+                    .cargo()
+                    .args(["build", "--workspace", "--bins"]),
+            )?;
         }
         let limit = deadline.saturating_duration_since(Instant::now());
         let standing = StandingCluster::up("dev", limit)?;
+        let (late, at_once) = names_of(Rung::Cluster)?
+            .into_iter()
+            .partition(|name| self.ahead.is_some() && WITH_MORE_PROGRAMS.contains(&name.as_str()));
+        let tested = self.on_cluster(at_once, deadline);
+        let tested_late = self.late_on_cluster(late, deadline);
+        standing.down().and(tested).and(tested_late)
+    }
+
+    fn on_cluster(&mut self, names: BTreeSet<String>, deadline: Instant) -> Result<()> {
         // What they have measured is shown also where it holds.
-        let options = ["--test-threads=1", "--nocapture"];
-        let tested = self.integration_tests(Rung::Cluster, deadline, &options);
-        standing.down().and(tested)
+        self.tests_by_name(names, deadline, &["--test-threads=1", "--nocapture"])
+    }
+
+    /// Runs the tests whose programs were still to come, when these are there, with the images that the cluster came up
+    /// without.
+    fn late_on_cluster(&mut self, names: BTreeSet<String>, deadline: Instant) -> Result<()> {
+        let Some(mut ahead) = self.ahead.take() else {
+            return Ok(());
+        };
+        let limit = deadline.saturating_duration_since(Instant::now());
+        if ahead.wait(limit)? != Outcome::Built {
+            println!("{}", ahead.said());
+        }
+        // Where the background failed, this tries again and judges.
+        cluster::build::for_tests()?;
+        let mut load = shell::cargo();
+        load.args(["xtask", "image", "--no-build", "--load", "--id", CLUSTER_ID])
+            .args(IMAGES_OF_THESE);
+        shell::run(&mut load)?;
+        self.on_cluster(names, deadline)
     }
 
     /// The demo with the binaries that the tests use: each of its proofs counts as a test.
@@ -419,21 +483,24 @@ impl Ladder {
     /// Runs the integration tests of a rung by their names, which no other rung has (tidy). The whole workspace is named:
     /// named alone, packages would get their dependencies compiled anew, with fewer features than the build gave them.
     fn integration_tests(&mut self, rung: Rung, deadline: Instant, options: &[&str]) -> Result<()> {
-        let workspace = Workspace::load()?;
-        let tests = workspace.integration_tests(|package, test| rung_of(package, test) == rung);
-        if tests.is_empty() {
-            bail!("there is no test on this rung");
-        }
-        let names: BTreeSet<&str> = tests.iter().map(|(_, name)| *name).collect();
+        self.tests_by_name(names_of(rung)?, deadline, options)
+    }
+
+    fn tests_by_name(
+        &mut self,
+        names: BTreeSet<String>,
+        deadline: Instant,
+        options: &[&str],
+    ) -> Result<()> {
         let mut args = vec!["--workspace"];
-        args.extend(names.into_iter().flat_map(|name| ["--test", name]));
+        args.extend(names.iter().flat_map(|name| ["--test", name]));
         args.push("--");
         args.extend(options);
         self.cargo_test(deadline, &args)
     }
 
     fn cargo_test(&mut self, deadline: Instant, args: &[&str]) -> Result<()> {
-        let mut command = shell::cargo();
+        let mut command = self.compiler.cargo();
         let (cargo_args, test_args) = match args.iter().position(|arg| *arg == "--") {
             Some(at) => args.split_at(at),
             None => (args, [].as_slice()),
@@ -545,10 +612,19 @@ impl Drop for StandingCluster {
     }
 }
 
-fn build(programs: Programs) -> Result<()> {
+fn build(programs: Programs, compiler: Compiler) -> Result<()> {
     release::ebpf()?;
-    shell::run(shell::cargo().args(["build", "--workspace", "--bins"]))?;
-    shell::run(shell::cargo().args(["test", "--workspace", "--no-run", "--quiet"]))?;
+    let mut build = compiler.cargo();
+    shell::run(build.args(["build", "--workspace", "--bins"]))?;
+    // Benchmarks are compiled as well, so that all targets have been linted.
+    let mut build = compiler.cargo();
+    shell::run(build.args([
+        "test",
+        "--workspace",
+        "--all-targets",
+        "--no-run",
+        "--quiet",
+    ]))?;
     if programs != Programs::OnItsRung {
         return Ok(());
     }
@@ -562,6 +638,13 @@ fn build(programs: Programs) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tests_that_come_last_are_tests_of_the_cluster_rung() {
+        let names = names_of(Rung::Cluster).unwrap();
+        let mut late = WITH_MORE_PROGRAMS.iter();
+        assert!(late.all(|name| names.contains(*name)));
+    }
 
     #[test]
     fn proofs_of_the_demo_are_counted() {

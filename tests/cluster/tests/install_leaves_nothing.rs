@@ -63,6 +63,12 @@ fn uninstall_leaves_nodes_and_cluster_as_found() {
 
     // While the two nodes let go, nobody may be asked for an identity that its peer has given up.
     shop.apply(ALLOWED);
+    until("every node has the policy", || {
+        let policy = cluster.object(&["authorizationpolicy", "clients", "-n", shop.name()]);
+        let conditions = policy["status"]["conditions"].as_array()?;
+        let mut programmed = conditions.iter().filter(|one| one["type"] == "Programmed");
+        programmed.any(|one| one["status"] == "True").then_some(())
+    });
     until("the controller says that the service is sealed", || {
         conditions(cluster, &shop)
             .contains("karst.dev/Sealed")

@@ -1,6 +1,8 @@
 //! A Deployment whose pods do nothing at their end (no preStop) is restarted again and again under load: in the mesh no
 //! more connections fail than outside of it.
 
+use std::thread;
+
 use karst_test_cluster::{
     Amount, Cluster, Load, Namespace,
     cluster::run,
@@ -48,8 +50,12 @@ fn restarting_a_deployment_costs_no_more_connections_than_without_the_mesh() {
     meshed.label();
     meshed.wait_enrolled();
 
-    // One after the other: side by side they would take the processors from each other.
-    let [plain, meshed] = [&plain, &meshed].map(|namespace| restarted(cluster, namespace));
+    // Side by side: whatever else this machine does meanwhile, it does to both.
+    let [plain, meshed] = thread::scope(|scope| {
+        [&plain, &meshed]
+            .map(|namespace| scope.spawn(|| restarted(cluster, namespace)))
+            .map(|restarting| restarting.join().expect("it ran to its end"))
+    });
     println!(
         "{RESTARTS} restarts under {} connections/s:\n  outside the mesh {plain}\n  in the mesh {meshed}",
         LOAD.rate

@@ -26,11 +26,17 @@ const MENTION: Duration = Duration::from_secs(10);
 /// Ends a process group; what does not listen is killed.
 const END_GROUP: &str = r#"kill -s INT -- "-$0"; sleep 2; kill -s KILL -- "-$0""#;
 
+/// Runs a command with the lowest weight for its session. A process's priority holds only against those of its session, or
+/// of its control group, where the kernel groups them (`sched(7)`, autogroup); a cluster's pods are in groups of their own.
+const YIELD_AS_SESSION: &str = r#"(echo 19 > /proc/self/autogroup) 2> /dev/null; exec "$0" "$@""#;
+
 /// How a build ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Everything is there.
     Built,
+    /// What was waited for is there; it goes on with the rest.
+    Enough,
     /// It gave up; its log says why.
     Failed(ExitStatus),
     /// It was ended since it took too long.
@@ -76,7 +82,6 @@ impl BuildAhead {
             .stdin(Stdio::piped())
             .stdout(out.try_clone()?)
             .stderr(out)
-            .process_group(0)
             .spawn()
             .with_context(|| format!("starting {}", shell::line(&command)))?;
         Ok(Self { child, log })
@@ -84,6 +89,15 @@ impl BuildAhead {
 
     /// Waits until the build has ended, saying where it is.
     pub(crate) fn wait(&mut self, limit: Duration) -> Result<Outcome> {
+        self.wait_for(|| false, limit)
+    }
+
+    /// Waits until a cluster can be made, and no longer: what only some tests run may come later.
+    pub(crate) fn wait_for_cluster(&mut self, limit: Duration) -> Result<Outcome> {
+        self.wait_for(|| build::missing_for_cluster().is_empty(), limit)
+    }
+
+    fn wait_for(&mut self, enough: impl Fn() -> bool, limit: Duration) -> Result<Outcome> {
         let started = Instant::now();
         let mut mention = SILENT_WAIT;
         loop {
@@ -92,6 +106,9 @@ impl BuildAhead {
                     true => Outcome::Built,
                     false => Outcome::Failed(status),
                 });
+            }
+            if enough() {
+                return Ok(Outcome::Enough);
             }
             let waited = started.elapsed();
             if waited >= limit {
@@ -136,12 +153,13 @@ fn stage(log: &str) -> &str {
     said.into_iter().next().unwrap_or("it begins")
 }
 
-/// A command that runs the rest of its words when nothing else wants a processor.
+/// A command that runs the rest of its words, as the leader of a session, when nothing else wants a processor.
 fn at_idle_priority() -> Command {
     let idle = shell::succeeds(Command::new("chrt").args(["-i", "0", "true"]));
-    let words = priority(idle);
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]);
+    let mut command = Command::new("setsid");
+    command
+        .args(["sh", "-c", YIELD_AS_SESSION])
+        .args(priority(idle));
     command
 }
 
@@ -153,7 +171,7 @@ fn priority(idle: bool) -> &'static [&'static str] {
     }
 }
 
-/// Ends this process, which leads a process group, with everything that it started, as soon as its input ends.
+/// Ends this process, which leads a session, with everything that it started, as soon as its input ends.
 pub(super) fn end_with_input() {
     thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
@@ -179,8 +197,8 @@ mod tests {
 
     fn sh(script: &str, name: &str) -> BuildAhead {
         let log = std::env::temp_dir().join(format!("karst-ahead-{}-{name}", std::process::id()));
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
+        let mut command = Command::new("setsid");
+        command.args(["sh", "-c", script]);
         BuildAhead::spawn(command, log).unwrap()
     }
 
@@ -200,9 +218,22 @@ mod tests {
     }
 
     #[test]
+    fn everything_else_of_the_machine_comes_first() {
+        let mut command = at_idle_priority();
+        command.args(["sh", "-c", "cat /proc/self/autogroup; nice"]);
+        let said = shell::capture(&mut command).unwrap();
+        assert_eq!(said.lines().last(), Some("19"));
+        let group = said.lines().find(|line| line.starts_with("/autogroup-"));
+        assert!(group.is_none_or(|line| line.ends_with("nice 19")), "{said}");
+    }
+
+    #[test]
     fn how_it_ended_is_told_and_what_it_said() {
         let mut built = sh("echo done", "built");
         assert_eq!(built.wait(LONG).unwrap(), Outcome::Built);
+        let mut goes_on = sh("cat", "enough");
+        assert_eq!(goes_on.wait_for(|| true, LONG).unwrap(), Outcome::Enough);
+        fs::remove_file(&goes_on.log).unwrap();
         let mut failed = sh("echo no network; echo at all >&2; exit 3", "failed");
         assert!(matches!(failed.wait(LONG).unwrap(), Outcome::Failed(_)));
         assert!(failed.said().ends_with("no network\nat all"));

@@ -211,8 +211,15 @@ pub(crate) fn for_tests() -> Result<()> {
 
 /// What [`for_tests`] would build.
 pub(super) fn missing_for_tests() -> Vec<&'static str> {
-    let all = CLUSTER.iter().chain(FOR_TESTS);
-    let names = all.flat_map(|tools| tools.names).copied().chain([PAUSE]);
+    let more = FOR_TESTS.into_iter().flat_map(|tools| tools.names).copied();
+    let more = more.filter(|name| !program(name).is_file());
+    missing_for_cluster().into_iter().chain(more).collect()
+}
+
+/// What a cluster cannot be made without, of the programs that are built.
+pub(super) fn missing_for_cluster() -> Vec<&'static str> {
+    let all = CLUSTER.iter().flat_map(|tools| tools.names);
+    let names = all.copied().chain([PAUSE]);
     names.filter(|name| !program(name).is_file()).collect()
 }
 
