@@ -80,10 +80,27 @@ async fn accept_loop(
                 Err(error) => pause_after(&error, &pod).await,
             },
             () = pod.stop.cancelled() => return,
-            () = drain.signaled() => return,
-            () = worker.mesh.shutdown.cancelled() => return,
+            () = drain.signaled() => break,
+            () = worker.mesh.shutdown.cancelled() => break,
         }
     }
+    // The kernel has accepted these for us, and would reset them: the next agent cannot have them.
+    for (stream, peer) in queued(listener.into_std()) {
+        let peer = karst_model::addr::canonical(peer);
+        dispatch(kind, &worker, &pod, &drain, stream, peer);
+    }
+}
+
+/// Connections that a listener has got already.
+fn queued(
+    listener: io::Result<std::net::TcpListener>,
+) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    let listener = listener.ok();
+    std::iter::from_fn(move || {
+        let (stream, peer) = listener.as_ref()?.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        Some((TcpStream::from_std(stream).ok()?, peer))
+    })
 }
 
 /// A client that went away before we accepted is nothing; anything else (descriptors) needs a pause.
@@ -126,5 +143,28 @@ fn dispatch(
         Kind::DnsTcp => worker.place("dns connection", stream, move |worker, stream| {
             dns::server::serve_tcp(worker.mesh.clone(), pod.dns.clone(), drain, stream, peer)
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_connected_before_the_end_is_served() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let clients: Vec<_> = (0..5)
+            .map(|_| std::net::TcpStream::connect(addr).unwrap())
+            .collect();
+        let served: Vec<_> = queued(listener.into_std()).collect();
+        assert_eq!(served.len(), clients.len());
+        for (client, (mut stream, peer)) in clients.into_iter().zip(served) {
+            assert_eq!(client.local_addr().unwrap(), peer);
+            drop(client);
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        }
     }
 }

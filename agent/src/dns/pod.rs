@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, Ipv6Addr, UdpSocket},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -113,8 +113,115 @@ impl PodDns {
         }
     }
 
-    /// Closes it, but for the handles that are out.
-    pub(crate) fn close(&self) {
-        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Gives it up: what it has got can be read and answered still, and whatever comes from now on is the next agent's, or
+    /// finds nobody here. Without that, what came between the last look and the end would be lost.
+    pub(crate) fn part(&self) -> Option<UdpSocket> {
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let parted = socket.take()?;
+        drop(socket);
+        if let Err(error) = connect_to_nobody(&parted, &self.addresses.load()) {
+            tracing::warn!(pod = %self.pod_uid, %error, "queries that come while this agent ends may be lost: they are asked again");
+        }
+        Some(parted)
+    }
+}
+
+/// The port of the discard service (RFC 863), from which nothing comes.
+const DISCARD: u16 = 9;
+
+/// Connects a socket, so that the kernel looks for another one of its port for everything but what this peer sends
+/// (`udp4_lib_lookup2` of `net/ipv4/udp.c`). To an own address, which stays the source of answers then: a connected socket
+/// has one source for the family of its peer.
+fn connect_to_nobody(socket: &UdpSocket, own: &[IpAddr]) -> io::Result<()> {
+    let (sixth, fourth): (Vec<_>, Vec<_>) = own.iter().copied().partition(IpAddr::is_ipv6);
+    let candidates = if socket.local_addr()?.is_ipv4() {
+        fourth
+    } else {
+        // A pod without addresses of the sixth kind may have no such loopback either.
+        let mapped = fourth.into_iter().filter_map(|ip| match ip {
+            IpAddr::V4(ip) => Some(ip.to_ipv6_mapped().into()),
+            IpAddr::V6(_) => None,
+        });
+        let loopback = [Ipv6Addr::LOCALHOST.into()];
+        sixth.into_iter().chain(loopback).chain(mapped).collect()
+    };
+    let mut outcome = Err(io::ErrorKind::AddrNotAvailable.into());
+    for ip in candidates {
+        outcome = socket.connect((ip, DISCARD));
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    /// As an agent and the next one have it.
+    fn shared(port: u16, domain: Domain) -> UdpSocket {
+        let any: SocketAddr = match domain {
+            Domain::IPV4 => (Ipv4Addr::UNSPECIFIED, port).into(),
+            _ => (Ipv6Addr::UNSPECIFIED, port).into(),
+        };
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking(), None).unwrap();
+        if domain == Domain::IPV6 {
+            socket.set_only_v6(false).unwrap();
+        }
+        socket.set_reuse_port(true).unwrap();
+        socket.bind(&any.into()).unwrap();
+        socket.into()
+    }
+
+    /// Clients, each of which has asked.
+    fn asked(addresses: &[IpAddr], port: u16, each: usize) -> Vec<UdpSocket> {
+        let addresses = addresses
+            .iter()
+            .flat_map(|ip| std::iter::repeat_n(*ip, each));
+        let clients = addresses.map(|ip| {
+            let client = UdpSocket::bind((ip, 0)).unwrap();
+            client.connect((ip, port)).unwrap();
+            client.send(b"query").unwrap();
+            client
+        });
+        clients.collect()
+    }
+
+    /// Answers all that a socket has got.
+    fn answer(socket: &UdpSocket) -> usize {
+        let queued = || socket.recv_from(&mut [0; 16]).ok();
+        std::iter::from_fn(queued)
+            .inspect(|(_, client)| assert_eq!(socket.send_to(b"answer", client).unwrap(), 6))
+            .count()
+    }
+
+    #[test]
+    fn a_socket_that_parts_answers_what_it_has_got_and_gets_no_more() {
+        let (fourth, sixth) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        let cases: [(Domain, &[IpAddr]); 3] = [
+            (Domain::IPV4, &[fourth]),
+            (Domain::IPV6, &[fourth]),
+            (Domain::IPV6, &[fourth, sixth]),
+        ];
+        for (domain, own) in cases {
+            let earlier = shared(0, domain);
+            let port = earlier.local_addr().unwrap().port();
+            let before = asked(own, port, 3);
+            let next = shared(port, domain);
+            connect_to_nobody(&earlier, own).unwrap();
+            let after = asked(own, port, 50);
+
+            assert_eq!(answer(&earlier), before.len(), "{domain:?} {own:?}");
+            assert_eq!(answer(&next), after.len(), "{domain:?} {own:?}");
+            for client in before.iter().chain(&after) {
+                client.set_nonblocking(true).unwrap();
+                assert_eq!(client.recv(&mut [0; 16]).unwrap(), 6, "{client:?}");
+            }
+        }
     }
 }

@@ -63,16 +63,37 @@ async fn serve_udp(mesh: &Arc<Mesh>, pod: &Arc<PodDns>, mut drain: drain::Watch)
                 Err(_unreachable) => {}
             },
             () = pod.stop.cancelled() => return Ok(()),
-            () = ended(&mut drain, pod, &slots) => return Ok(()),
+            () = drain.signaled() => break,
+        }
+    }
+    if let Some(parted) = pod.part() {
+        // Past tokio, which may not have heard yet that there is something to read.
+        while let Some((length, client)) = next_queued(&parted, &mut buffer) {
+            take(mesh, pod, &slots, &socket, &buffer[..length], client);
+        }
+    }
+    tokio::select! {
+        () = pod.stop.cancelled() => {}
+        () = answered(pod, &slots) => {}
+    }
+    Ok(())
+}
+
+/// What the socket has got already.
+fn next_queued(socket: &std::net::UdpSocket, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Ok(received) => return Some(received),
+            // As above: said once for each answer.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(_nothing_more) => return None,
         }
     }
 }
 
-/// Completes when the drain has begun and nothing waits for an answer any more. Clients of a pod that has left the mesh
-/// connect anew, past us: this may be the last agent of the node.
-async fn ended(drain: &mut drain::Watch, pod: &PodDns, slots: &Semaphore) {
-    drain.signaled().await;
-    pod.close();
+/// Completes when nothing waits for an answer any more. Clients of a pod that has left the mesh connect anew, past us:
+/// this may be the last agent of the node.
+async fn answered(pod: &PodDns, slots: &Semaphore) {
     // An error is that the semaphore is closed, which this one never is.
     let _all = slots.acquire_many(MAX_IN_FLIGHT).await;
     if !pod.knows_mesh() {
