@@ -85,30 +85,47 @@ async fn accept_loop(
         }
     }
     // The kernel has accepted these for us, and would reset them: the next agent cannot have them.
-    for (stream, peer) in queued(listener.into_std()) {
-        let peer = karst_model::addr::canonical(peer);
-        dispatch(kind, &worker, &pod, &drain, stream, peer);
+    let last = match listener.into_std() {
+        Ok(listener) => serve_queued(&listener, |stream, peer| {
+            let peer = karst_model::addr::canonical(peer);
+            dispatch(kind, &worker, &pod, &drain, stream, peer);
+        }),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = last {
+        tracing::warn!(pod = %pod.pod_uid, listener = kind.name(), %error, "cannot accept what came before the end: it is reset");
     }
 }
 
-/// Connections that a listener has got already.
-fn queued(
-    listener: io::Result<std::net::TcpListener>,
-) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
-    let listener = listener.ok();
-    std::iter::from_fn(move || {
-        let (stream, peer) = listener.as_ref()?.accept().ok()?;
-        stream.set_nonblocking(true).ok()?;
-        Some((TcpStream::from_std(stream).ok()?, peer))
-    })
+/// Hands over the connections that a listener has got already.
+fn serve_queued(
+    listener: &std::net::TcpListener,
+    mut serve: impl FnMut(TcpStream, SocketAddr),
+) -> io::Result<()> {
+    loop {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                stream.set_nonblocking(true)?;
+                serve(TcpStream::from_std(stream)?, peer);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if went_away(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether only the client is concerned, which is gone.
+fn went_away(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    )
 }
 
 /// A client that went away before we accepted is nothing; anything else (descriptors) needs a pause.
 async fn pause_after(error: &io::Error, pod: &LocalPod) {
-    if matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
-    ) {
+    if went_away(error) {
         return;
     }
     tracing::warn!(pod = %pod.pod_uid, %error, "cannot accept a connection: raise the limit of open files if this repeats");
@@ -159,7 +176,9 @@ mod tests {
         let clients: Vec<_> = (0..5)
             .map(|_| std::net::TcpStream::connect(addr).unwrap())
             .collect();
-        let served: Vec<_> = queued(listener.into_std()).collect();
+        let mut served = Vec::new();
+        let listener = listener.into_std().unwrap();
+        serve_queued(&listener, |stream, peer| served.push((stream, peer))).unwrap();
         assert_eq!(served.len(), clients.len());
         for (client, (mut stream, peer)) in clients.into_iter().zip(served) {
             assert_eq!(client.local_addr().unwrap(), peer);

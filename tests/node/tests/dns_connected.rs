@@ -110,6 +110,23 @@ impl World {
         self.lab.wait_enrolled();
     }
 
+    /// Has the agent wait for an answer of the resolver's that has been lost on the way.
+    fn hold_back_a_query(&self) -> Script {
+        let pod = "meshed/client";
+        let nft = |rules: &str| self.lab.exec_root(pod, &["nft", rules]).success();
+        nft(
+            "add table inet deaf; add chain inet deaf in { type filter hook input priority 0; }; \
+            add rule inet deaf in udp sport 53 counter drop",
+        );
+        let mut held = Script::start(&self.lab, pod, ONE_SOCKET, &[]);
+        held.tell("held.back.example");
+        eventually("the resolver has answered in vain", || {
+            !nft("list table inet deaf").contains("packets 0 ")
+        });
+        nft("delete table inet deaf");
+        held
+    }
+
     /// Port and inode of the agent's socket: nothing else in the pod has one of UDP that is not connected.
     fn agents_socket(&self) -> Option<(String, String)> {
         let listed = self.lab.exec("meshed/client", &["ss", "-Hlune"]).success();
@@ -173,4 +190,19 @@ fn a_connected_socket_is_answered_by_the_next_agent() {
         said == "failed ended"
     });
     world.answered("past the agents");
+}
+
+/// Whoever is not answered any more hears it at once, and asks again: what an agent takes from its socket and drops costs
+/// a resolver's five seconds.
+#[test]
+fn no_query_is_swallowed_while_an_agent_ends() {
+    let mut world = World::new();
+    let _held = world.hold_back_a_query();
+    world.lab.karst(&["restart-agent", "a"]).success();
+    eventually("the agent that ends takes no more queries", || {
+        let said = world.asking.ask(SERVICE);
+        assert!(said.starts_with("ok ") || said == "failed ended", "{said}");
+        said == "failed ended"
+    });
+    world.answered("past the agent that ends");
 }
