@@ -13,6 +13,7 @@ pub(crate) mod cni;
 pub(crate) mod datapath;
 pub(crate) mod desired;
 pub(crate) mod find;
+mod leaving;
 pub(crate) mod pods;
 mod time_wait;
 
@@ -43,6 +44,7 @@ use crate::{
     capture::{
         desired::{Captured, Step, plan},
         find::Finder,
+        leaving::{Due, LeavingPods},
         pods::{Guard, KnownNamespace, LocalPod, NamespaceRecords, ToServe, thread_of},
     },
     dns::{
@@ -57,10 +59,6 @@ use crate::{
 
 /// Commands that may wait; the CNI socket is the only other sender and waits for its answer.
 pub(crate) const MAX_COMMANDS: usize = 64;
-
-/// A pod that leaves goes in steps this far apart, for connections that others began while they believed it to be
-/// captured: what it dials, then what arrives, then its listeners. Its DNS socket stays ([`crate::dns::pod`]).
-const LEAVING_STEP: Duration = Duration::from_secs(2);
 
 /// A running pod that is captured gets its guard this much later: a process that was let pass may have been put off
 /// the processor before its SYN left.
@@ -128,7 +126,7 @@ pub(crate) struct Enroller {
     workers: Workers,
     records: NamespaceRecords,
     captured: BTreeMap<PodUid, Active>,
-    leaving: BTreeMap<PodUid, Leaving>,
+    leaving: LeavingPods<Arc<LocalPod>>,
     /// What answers the queries of pods that are or were captured.
     dns: KeptDns,
     waiting: Vec<(PodUid, oneshot::Sender<Result<(), EnrollError>>)>,
@@ -169,22 +167,6 @@ impl Active {
     }
 }
 
-/// A released pod whose last connections still find what they need.
-struct Leaving {
-    pod: Arc<LocalPod>,
-    stage: Stage,
-    /// When the next step is due.
-    due: Instant,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// What arrives is still steered to the agent.
-    Inbound,
-    /// Only the listeners and what they accepted are left.
-    Listeners,
-}
-
 impl Enroller {
     pub(crate) fn new(
         mesh: Arc<Mesh>,
@@ -206,7 +188,7 @@ impl Enroller {
             workers,
             records,
             captured: BTreeMap::new(),
-            leaving: BTreeMap::new(),
+            leaving: LeavingPods::default(),
             dns: KeptDns::default(),
             waiting: Vec::new(),
             last_failure: BTreeMap::new(),
@@ -285,7 +267,7 @@ impl Enroller {
         let (records, leaving) = (&self.records, &self.leaving);
         self.dns.end_unless(|dns| {
             captured.contains_key(&dns.pod_uid)
-                || leaving.contains_key(&dns.pod_uid)
+                || leaving.contains(&dns.pod_uid)
                 || records
                     .get(&dns.pod_uid)
                     .is_some_and(|known| known.cookie == dns.cookie)
@@ -302,8 +284,8 @@ impl Enroller {
             Command::Deleted { pod_uid, done } => {
                 self.records.remove(&pod_uid);
                 self.release(&pod_uid, "the pod is gone");
-                if let Some(leaving) = self.leaving.remove(&pod_uid) {
-                    self.let_go(&leaving.pod);
+                if let Some(pod) = self.leaving.remove(&pod_uid) {
+                    self.let_go(&pod);
                 }
                 self.dns.end(&pod_uid);
                 let _ = done.send(());
@@ -418,7 +400,7 @@ impl Enroller {
             return false;
         };
         let current = self.captured.get(&pod_uid).map(|active| active.pod.clone());
-        let returning = self.leaving.remove(&pod_uid).map(|leaving| leaving.pod);
+        let returning = self.leaving.remove(&pod_uid);
         let (same, other) = match returning {
             Some(pod) if pod.cookie == namespace.cookie => (Some(pod), None),
             other => (None, other),
@@ -556,7 +538,7 @@ impl Enroller {
 
     /// Returns when the first step of a pod is due; never while none is.
     async fn next_due(&self) {
-        let leaving = self.leaving.values().map(|leaving| leaving.due);
+        let leaving = self.leaving.next_due().into_iter();
         let guards = self.captured.values().filter_map(|active| active.guard_due);
         let enforced = self
             .captured
@@ -625,34 +607,17 @@ impl Enroller {
         self.survivors.remove(&pod.cookie);
         self.restore_reuse(&pod);
         self.mesh.identities.release(&pod.identity);
-        let leaving = Leaving {
-            pod,
-            stage: Stage::Inbound,
-            due: Instant::now() + LEAVING_STEP,
-        };
-        self.leaving.insert(pod_uid.clone(), leaving);
+        self.leaving.insert(Instant::now(), pod_uid.clone(), pod);
     }
 
     /// Takes the next step with every pod that is due.
     fn advance_leaving(&mut self, now: Instant) {
-        let mut gone = Vec::new();
-        for (pod_uid, leaving) in self
-            .leaving
-            .iter_mut()
-            .filter(|(_, leaving)| leaving.due <= now)
-        {
-            match leaving.stage {
-                Stage::Inbound => {
-                    let released = self.mesh.datapath.release_inbound(leaving.pod.cookie);
-                    note_detached(&leaving.pod, released);
-                    (leaving.stage, leaving.due) = (Stage::Listeners, now + LEAVING_STEP);
+        for (pod, due) in self.leaving.take_due(now) {
+            match due {
+                Due::ReleaseInbound => {
+                    note_detached(&pod, self.mesh.datapath.release_inbound(pod.cookie));
                 }
-                Stage::Listeners => gone.push(pod_uid.clone()),
-            }
-        }
-        for pod_uid in gone {
-            if let Some(leaving) = self.leaving.remove(&pod_uid) {
-                self.let_go(&leaving.pod);
+                Due::LetGo => self.let_go(&pod),
             }
         }
     }
@@ -732,7 +697,7 @@ impl Enroller {
                 .captured
                 .values()
                 .map(|active| &active.pod)
-                .chain(self.leaving.values().map(|leaving| &leaving.pod))
+                .chain(self.leaving.pods())
                 .any(|pod| pod.cookie == left.cookie)
             {
                 continue;
