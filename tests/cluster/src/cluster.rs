@@ -8,6 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
+use karst_test_node::Capture;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -99,6 +100,11 @@ impl Cluster {
     /// The node's link on the host, through which everything goes that it exchanges with others.
     pub fn link(&self, node: &str) -> String {
         format!("kc{}-{node}", self.id)
+    }
+
+    /// Captures what a node exchanges with everybody else.
+    pub fn capture(&self, node: &str, filter: &str) -> Capture {
+        Capture::by(Command::new("tcpdump"), &self.link(node), filter)
     }
 
     /// kubectl, to which a test adds words.

@@ -9,7 +9,6 @@
 //! A test makes namespaces of its own, which go when it ends, so that it neither needs nor disturbs another. Nothing here
 //! reaches into the product: what a test knows it has read from a command or from the wire.
 
-pub mod capture;
 pub mod cluster;
 pub mod load;
 pub mod namespace;
@@ -21,7 +20,6 @@ pub mod shop;
 pub mod tokens;
 pub mod wait;
 
-pub use capture::Capture;
 pub use cluster::Cluster;
 pub use load::{Amount, Detached, Load};
 pub use namespace::Namespace;

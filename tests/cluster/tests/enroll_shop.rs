@@ -1,7 +1,8 @@
 //! A namespace with running pods is labelled: they are in the mesh, none restarts, pages are served, and nothing of them
 //! can be read between the nodes.
 
-use karst_test_cluster::{Capture, Cluster, Shop, capture};
+use karst_test_cluster::{Cluster, Shop};
+use karst_test_node::capture::{Capture, contains};
 
 #[test]
 fn running_pods_enter_and_leave_the_mesh() {
@@ -41,14 +42,14 @@ fn running_pods_enter_and_leave_the_mesh() {
 
 /// Whether a page's address can be read on the links of both nodes, or of either.
 fn is_readable(cluster: &Cluster, shop: &Shop, word: &str) -> bool {
-    let captures = ["n1", "n2"].map(|node| Capture::start(cluster, node, "tcp or udp"));
+    let captures = ["n1", "n2"].map(|node| cluster.capture(node, "tcp or udp"));
     for _ in 0..5 {
         shop.expect_page(word);
     }
     captures
         .map(Capture::stop)
         .iter()
-        .any(|packets| capture::contains(packets, word))
+        .any(|packets| contains(packets, word))
 }
 
 #[test]
@@ -82,7 +83,7 @@ fn a_node_that_loses_power_brings_its_pods_back_into_the_mesh() {
     let name = shop.namespace.name();
     shop.namespace.label();
     shop.namespace.wait_enrolled();
-    let captures = ["n1", "n2"].map(|node| Capture::start(cluster, node, "tcp or udp"));
+    let captures = ["n1", "n2"].map(|node| cluster.capture(node, "tcp or udp"));
     // On the node that stays: calls the other one's order service all the time, whatever comes of it.
     let calls = format!(
         "while :; do wget -q -O /dev/null http://orders.{name}:8080/marker-reboot; sleep 0.1; done"
@@ -96,6 +97,6 @@ fn a_node_that_loses_power_brings_its_pods_back_into_the_mesh() {
     let readable = captures
         .map(Capture::stop)
         .iter()
-        .any(|packets| capture::contains(packets, "marker-reboot"));
+        .any(|packets| contains(packets, "marker-reboot"));
     assert!(!readable, "a call was read between the nodes");
 }

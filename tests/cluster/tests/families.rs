@@ -3,7 +3,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use karst_test_cluster::{Capture, Cluster, Pair, capture::contains, eventually};
+use karst_test_cluster::{Cluster, Pair, eventually};
+use karst_test_node::capture::contains;
 
 #[test]
 fn each_family_is_tunnelled_and_under_policy() {
@@ -20,7 +21,7 @@ fn each_family_is_tunnelled_and_under_policy() {
         (word, echoed)
     };
 
-    let capture = Capture::start(cluster, "n1", "tcp");
+    let capture = cluster.capture("n1", "tcp");
     for (number, target) in targets.iter().enumerate() {
         let (_, echoed) = say(number, target, "plain");
         assert!(echoed, "{target} does not echo outside the mesh");

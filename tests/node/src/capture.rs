@@ -1,49 +1,48 @@
-//! A packet capture in a node's namespace, for what really travels.
+//! A packet capture, for what really travels.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::NamedTempFile;
 
-use crate::lab::Lab;
+use crate::{
+    lab::Lab,
+    wait::{PATIENCE, eventually},
+};
 
 /// tcpdump into a file, until [`Capture::stop`].
 pub struct Capture {
     child: Child,
     file: NamedTempFile,
+    messages: Receiver<String>,
 }
 
 impl Capture {
-    /// Captures on an interface of a node (`eth0` is the link between nodes; `any` is every interface).
+    /// Captures in a node's namespace, on one of its interfaces (`eth0` is the link between nodes; `any` is every one).
     pub fn start(lab: &Lab, node: &str, interface: &str, filter: &str) -> Self {
-        let file = NamedTempFile::with_prefix("karst-capture-").expect("a temporary file");
         let netns = lab.status()["nodes"]
             .as_array()
             .and_then(|nodes| nodes.iter().find(|n| n["name"] == node))
             .and_then(|n| n["netns"].as_str().map(str::to_owned))
             .expect("the node is in the status");
-        let mut child = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{netns}"))
-            .args([
-                "tcpdump",
-                "-i",
-                interface,
-                "-U",
-                "-n",
-                "--immediate-mode",
-                // The default ring has a few slots only, each for the largest packet.
-                "-B",
-                "65536",
-                "-s",
-                "0",
-                "-Z",
-                "root",
-                "-w",
-            ])
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--net=/run/netns/{netns}"), "tcpdump"]);
+        Self::by(command, interface, filter)
+    }
+
+    /// Captures with a tcpdump that `command` starts where the interface is.
+    pub fn by(mut command: Command, interface: &str, filter: &str) -> Self {
+        let file = NamedTempFile::with_prefix("karst-capture-").expect("a temporary file");
+        let mut child = command
+            // The default ring has a few slots only, each for the largest packet.
+            .args(["-U", "-n", "--immediate-mode", "-B", "65536", "-s", "0"])
+            .args(["-Z", "root", "-i", interface, "-w"])
             .arg(file.path())
             .args(filter.split_whitespace())
             .stdin(Stdio::null())
@@ -56,25 +55,74 @@ impl Capture {
             .by_ref()
             .map_while(Result::ok)
             .any(|line| line.contains("listening on"));
-        assert!(ready, "tcpdump did not start on {interface} of {node}");
+        assert!(ready, "tcpdump did not start on {interface}");
+        let (said, messages) = channel();
         // Keeps reading, so that tcpdump never blocks on its own messages.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, file }
+        thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _nobody_asks = said.send(line);
+            }
+        });
+        Self {
+            child,
+            file,
+            messages,
+        }
     }
 
-    /// Ends the capture and returns its bytes (a pcap file).
+    /// Ends the capture when all is written that has passed until now, and returns its bytes (a pcap file).
     pub fn stop(mut self) -> Vec<u8> {
+        let wanted = self.counts().received;
+        eventually("tcpdump writes what it has received", || {
+            self.counts().seen() >= wanted
+        });
+        self.signal(Signal::INT);
+        self.child.wait().expect("tcpdump ends");
+        fs::read(self.file.path()).expect("the capture is readable")
+    }
+
+    /// What tcpdump says of itself when it is asked: packets captured, received by the filter, dropped by the kernel.
+    fn counts(&self) -> Counts {
+        self.signal(Signal::USR1);
+        let line = self.messages.recv_timeout(PATIENCE).expect("it answers");
+        let numbers = line.split(|c: char| !c.is_ascii_digit());
+        let numbers: Vec<u64> = numbers.filter_map(|word| word.parse().ok()).collect();
+        let [captured, received, dropped, ..] = numbers[..] else {
+            panic!("these are no counts: {line}");
+        };
+        Counts {
+            captured,
+            received,
+            dropped,
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id())
             .ok()
             .and_then(Pid::from_raw)
             .expect("a process id");
-        kill_process(pid, Signal::INT).expect("tcpdump still runs");
-        self.child.wait().expect("tcpdump ends");
-        fs::read(self.file.path()).expect("the capture is readable")
+        kill_process(pid, signal).expect("tcpdump still runs");
+    }
+}
+
+/// Packets of a capture.
+#[derive(Debug)]
+struct Counts {
+    captured: u64,
+    received: u64,
+    dropped: u64,
+}
+
+impl Counts {
+    /// Written or lost: nothing more will come of them.
+    fn seen(&self) -> u64 {
+        self.captured + self.dropped
     }
 }
 
 /// Whether `needle` is anywhere in a capture.
-pub fn contains(capture: &[u8], needle: &[u8]) -> bool {
+pub fn contains(capture: &[u8], needle: impl AsRef<[u8]>) -> bool {
+    let needle = needle.as_ref();
     capture.windows(needle.len()).any(|window| window == needle)
 }
