@@ -13,7 +13,8 @@ pub struct Shop {
 }
 
 impl Shop {
-    /// Opens the shop in `name` and its street in `name-street`, and waits until all pods are ready.
+    /// Opens the shop in `name` and its street in `name-street`, and waits until all pods are ready and a page is
+    /// served: a node's kube-proxy refuses connections to a Service until it has heard of its pods.
     pub fn open(name: &str) -> Self {
         let street = format!("{name}-street");
         let shop = Self {
@@ -26,6 +27,7 @@ impl Shop {
         cluster.apply(&yaml(name, &street).replace("10.96.0.10", dns));
         cluster.wait_ready(name);
         cluster.wait_ready(&street);
+        shop.wait_for_page("open");
         shop
     }
 

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread,
 };
 
@@ -70,30 +70,31 @@ impl Capture {
         }
     }
 
-    /// Ends the capture when all is written that has passed until now, and returns its bytes (a pcap file).
+    /// Ends the capture when all is written that has passed until now, and returns its bytes (a pcap file). One whose
+    /// interface is gone, as that of a node without power, has ended by itself.
     pub fn stop(mut self) -> Vec<u8> {
-        let wanted = self.counts().received;
-        eventually("tcpdump writes what it has received", || {
-            self.counts().seen() >= wanted
-        });
-        self.signal(Signal::INT);
+        if let Some(Counts { received, .. }) = self.counts() {
+            eventually("tcpdump writes what it has received", || {
+                self.counts().is_none_or(|now| now.seen() >= received)
+            });
+            self.signal(Signal::INT);
+        }
         self.child.wait().expect("tcpdump ends");
         fs::read(self.file.path()).expect("the capture is readable")
     }
 
-    /// What tcpdump says of itself when it is asked: packets captured, received by the filter, dropped by the kernel.
-    fn counts(&self) -> Counts {
+    /// What tcpdump says of itself when it is asked; None if it has ended.
+    fn counts(&self) -> Option<Counts> {
         self.signal(Signal::USR1);
-        let line = self.messages.recv_timeout(PATIENCE).expect("it answers");
-        let numbers = line.split(|c: char| !c.is_ascii_digit());
-        let numbers: Vec<u64> = numbers.filter_map(|word| word.parse().ok()).collect();
-        let [captured, received, dropped, ..] = numbers[..] else {
-            panic!("these are no counts: {line}");
-        };
-        Counts {
-            captured,
-            received,
-            dropped,
+        loop {
+            match self.messages.recv_timeout(PATIENCE) {
+                Ok(line) => match Counts::read(&line) {
+                    Some(counts) => return Some(counts),
+                    None => eprintln!("tcpdump: {line}"),
+                },
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => panic!("tcpdump says nothing"),
+            }
         }
     }
 
@@ -106,7 +107,7 @@ impl Capture {
     }
 }
 
-/// Packets of a capture.
+/// Packets of a capture: written, received by the filter, dropped by the kernel.
 #[derive(Debug)]
 struct Counts {
     captured: u64,
@@ -115,6 +116,20 @@ struct Counts {
 }
 
 impl Counts {
+    /// Of a line with all three; what tcpdump says at its end has a line for each.
+    fn read(line: &str) -> Option<Self> {
+        let words = line.split(|c: char| !c.is_ascii_digit());
+        let numbers: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
+        let [captured, received, dropped, ..] = numbers[..] else {
+            return None;
+        };
+        Some(Self {
+            captured,
+            received,
+            dropped,
+        })
+    }
+
     /// Written or lost: nothing more will come of them.
     fn seen(&self) -> u64 {
         self.captured + self.dropped
