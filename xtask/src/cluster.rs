@@ -127,10 +127,11 @@ pub(crate) struct Up {
     /// IPv4 alone; without it, pods and services have both families.
     #[arg(long)]
     single_stack: bool,
-    /// Make and load all images and install Karst.
+    /// Install Karst as well.
     #[arg(long)]
     karst: bool,
-    /// Take our binaries as they are; without it they are built into target/release, `karst` among them.
+    /// Build nothing of ours, and load no images unless Karst is installed; without it our binaries are built into
+    /// target/release, `karst` among them, and all images are made and loaded.
     #[arg(long)]
     no_build: bool,
 }
@@ -161,10 +162,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             if !up.no_build {
                 release::run()?;
             }
-            if up.karst {
-                mesh::install(&cluster, up.no_build)?;
+            match (up.karst, up.no_build) {
+                (true, no_build) => mesh::install(&cluster, no_build),
+                // `karst install` finds what it asks for.
+                (false, false) => image::load_all(&cluster, false),
+                (false, true) => Ok(()),
             }
-            Ok(())
         }
         Verb::Down => down(args.id),
         Verb::Build(asked) => {

@@ -37,7 +37,7 @@ impl Cluster {
             assert!(
                 cluster.kubeconfig().is_file(),
                 "no cluster {} runs: `cargo xtask test cluster` brings one up, tests and ends it; by hand, \
-                 `cargo xtask cluster up`, `cargo xtask image --load` and `karst install` come first",
+                 `cargo xtask cluster up --karst` comes first",
                 cluster.id
             );
             cluster
