@@ -85,13 +85,12 @@ async fn accept_loop(
         }
     }
     // The kernel has accepted these for us, and would reset them: the next agent cannot have them.
-    let last = match listener.into_std() {
-        Ok(listener) => serve_queued(&listener, |stream, peer| {
+    let last = listener.into_std().and_then(|listener| {
+        serve_queued(&listener, |stream, peer| {
             let peer = karst_model::addr::canonical(peer);
             dispatch(kind, &worker, &pod, &drain, stream, peer);
-        }),
-        Err(error) => Err(error),
-    };
+        })
+    });
     if let Err(error) = last {
         tracing::warn!(pod = %pod.pod_uid, listener = kind.name(), %error, "cannot accept what came before the end: it is reset");
     }

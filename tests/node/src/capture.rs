@@ -83,16 +83,24 @@ impl Capture {
         fs::read(self.file.path()).expect("the capture is readable")
     }
 
-    /// What tcpdump says of itself when it is asked; None if it has ended.
+    /// What tcpdump says of itself when it is asked; None if it has ended with its interface. One that has ended otherwise
+    /// proves nothing.
     fn counts(&self) -> Option<Counts> {
         self.signal(Signal::USR1);
+        let mut interface_gone = false;
         loop {
             match self.messages.recv_timeout(PATIENCE) {
                 Ok(line) => match Counts::read(&line) {
                     Some(counts) => return Some(counts),
-                    None => eprintln!("tcpdump: {line}"),
+                    None => {
+                        eprintln!("{line}");
+                        interface_gone |= line.contains("interface disappeared");
+                    }
                 },
-                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    assert!(interface_gone, "tcpdump ended by itself, see above");
+                    return None;
+                }
                 Err(RecvTimeoutError::Timeout) => panic!("tcpdump says nothing"),
             }
         }
