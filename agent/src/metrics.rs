@@ -103,7 +103,7 @@ impl Metrics {
             ),
             dns_overload: counter(
                 "karst_dns_overload",
-                "DNS queries dropped because too many were in flight",
+                "DNS queries dropped because too many were in flight or waited to be read",
             ),
             dns_strangers: counter(
                 "karst_dns_strangers",

@@ -7,10 +7,11 @@ use karst_netns::{Family, Netns};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UdpSocket},
+    sync::Semaphore,
     time::timeout,
 };
 
-/// How long the resolver may take before the client gets SERVFAIL.
+/// How long it may take until the resolver has been asked and has answered, before the client gets SERVFAIL.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Largest DNS message (RFC 1035 section 4.2.2: two bytes of length).
@@ -23,18 +24,21 @@ pub(crate) enum Transport {
     Tcp,
 }
 
-/// Sends `query` to `resolver` from inside `netns` and returns the answer unaltered.
+/// Sends `query` to `resolver` from inside `netns` as soon as there is a slot, and returns the answer unaltered.
 pub(crate) async fn ask(
-    netns: &Netns,
+    (netns, slots): (&Netns, &Semaphore),
     resolver: SocketAddr,
     query: &[u8],
     over: Transport,
 ) -> io::Result<Vec<u8>> {
-    let answer = match over {
-        Transport::Udp => timeout(PATIENCE, ask_udp(netns, resolver, query)).await,
-        Transport::Tcp => timeout(PATIENCE, ask_tcp(netns, resolver, query)).await,
+    let asked = async {
+        let _slot = slots.acquire().await.map_err(io::Error::other)?;
+        match over {
+            Transport::Udp => ask_udp(netns, resolver, query).await,
+            Transport::Tcp => ask_tcp(netns, resolver, query).await,
+        }
     };
-    answer.map_err(|_elapsed| {
+    timeout(PATIENCE, asked).await.map_err(|_elapsed| {
         io::Error::new(
             io::ErrorKind::TimedOut,
             format!("the resolver {resolver} did not answer in 5 s"),

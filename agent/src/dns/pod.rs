@@ -17,6 +17,11 @@ use arc_swap::ArcSwap;
 use karst_model::{enrollment::NodeWorkload, name::PodUid};
 use karst_netns::{Netns, NetnsCookie};
 use karst_runtime::supervise::Shutdown;
+use tokio::sync::Semaphore;
+
+/// Queries of one pod that the cluster's resolver has at the same time. Fewer than what a socket's default buffer holds
+/// (some 270 short ones), so that a pod whose agent has much to catch up with does not flood it.
+const MAX_FORWARDS: usize = 256;
 
 /// Ends the sockets that are connected to an agent's, where nobody will answer any more: their owners connect anew.
 pub(crate) fn end_clients(pod_uid: &PodUid, netns: &Netns, port: u16) {
@@ -36,6 +41,8 @@ pub(crate) struct PodDns {
     pub(crate) namespace: Arc<str>,
     pub(crate) netns: Netns,
     pub(crate) cookie: NetnsCookie,
+    /// Who of those that wait may ask the cluster's resolver now.
+    pub(crate) forwards: Semaphore,
     /// Ends it, with the pod.
     pub(crate) stop: Shutdown,
     /// None once it is closed to us: the next agent has one on the same port, and this one must not take its queries.
@@ -69,6 +76,7 @@ impl PodDns {
         };
         Ok(Self {
             port: socket.local_addr()?.port(),
+            forwards: Semaphore::new(MAX_FORWARDS),
             stop: Shutdown::new(),
             addresses: ArcSwap::from_pointee(pod.addresses.clone()),
             knows_mesh: AtomicBool::new(false),

@@ -3,9 +3,10 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::{AsFd as _, BorrowedFd},
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -30,8 +31,12 @@ use crate::{
     mesh::Mesh,
 };
 
-/// Queries of one pod in flight; one more is dropped and counted, as a resolver would under load.
-const MAX_IN_FLIGHT: u32 = 256;
+/// Queries of one pod that wait for their answer; one more is dropped and counted, as a resolver would under load. As many
+/// as connections may wait: a name is asked for before each.
+const MAX_IN_FLIGHT: u32 = 4096;
+
+/// How often the kernel is asked, at most, for what it has dropped.
+const OVERFLOW_LOOKS: Duration = Duration::from_secs(1);
 
 /// Longest query that is read whole; a longer one is malformed by then, and ignored.
 const MAX_QUERY: usize = 4096;
@@ -53,12 +58,16 @@ pub(crate) fn spawn_udp(mesh: &Arc<Mesh>, pod: &Arc<PodDns>, drain: &drain::Watc
 async fn serve_udp(mesh: &Arc<Mesh>, pod: &Arc<PodDns>, mut drain: drain::Watch) -> io::Result<()> {
     let socket = Rc::new(UdpSocket::from_std(pod.handle()?)?);
     let slots = Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize));
+    let mut overflow = Overflow::default();
     let mut buffer = vec![0; MAX_QUERY];
     loop {
         tokio::select! {
             biased;
             received = socket.recv_from(&mut buffer) => match received {
-                Ok((length, client)) => take(mesh, pod, &slots, &socket, &buffer[..length], client),
+                Ok((length, client)) => {
+                    take(mesh, pod, &slots, &socket, &buffer[..length], client);
+                    mesh.metrics.dns_overload.inc_by(overflow.since_last_look(socket.as_fd()));
+                }
                 // The client's port closed before our last answer reached it.
                 Err(_unreachable) => {}
             },
@@ -77,6 +86,28 @@ async fn serve_udp(mesh: &Arc<Mesh>, pod: &Arc<PodDns>, mut drain: drain::Watch)
         () = answered(pod, &slots) => {}
     }
     Ok(())
+}
+
+/// Counts queries that found no room in the socket's buffer. Looked at when a query is read: where one was dropped, others
+/// wait to be.
+#[derive(Default)]
+struct Overflow {
+    looked: Option<Instant>,
+    dropped: u32,
+}
+
+impl Overflow {
+    fn since_last_look(&mut self, socket: BorrowedFd<'_>) -> u64 {
+        let now = Instant::now();
+        if self.looked.is_some_and(|at| now - at < OVERFLOW_LOOKS) {
+            return 0;
+        }
+        self.looked = Some(now);
+        // A kernel that does not tell drops none that we could count.
+        let dropped = karst_netns::dropped_datagrams(socket).unwrap_or(self.dropped);
+        let before = std::mem::replace(&mut self.dropped, dropped);
+        dropped.wrapping_sub(before).into()
+    }
 }
 
 /// What the socket has got already.
@@ -186,7 +217,7 @@ fn encode(query: &Message, response: &Message, over: Transport) -> Option<Vec<u8
 async fn forward_raw(mesh: &Mesh, pod: &PodDns, query: &[u8], over: Transport) -> Option<Vec<u8>> {
     let resolver = SocketAddr::new(mesh.config.cluster_dns?, 53);
     mesh.metrics.dns_forwarded.inc();
-    match forward::ask(&pod.netns, resolver, query, over).await {
+    match forward::ask((&pod.netns, &pod.forwards), resolver, query, over).await {
         Ok(answer) => Some(answer),
         Err(error) => {
             mesh.metrics.dns_failures.inc();

@@ -27,5 +27,6 @@ pub use cgroup::{
 pub use limit::raise_nofile_limit;
 pub use namespace::{Netns, NetnsCookie, netns_cookie, socket_cookie};
 pub use socket::{
-    Family, connect_socket, local_connect_socket, steered_listener, tcp_listener, udp_socket,
+    Family, connect_socket, dropped_datagrams, local_connect_socket, steered_listener,
+    tcp_listener, udp_socket,
 };

@@ -4,14 +4,15 @@ use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::mem::size_of;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Socket, Type};
+
+use crate::socket::sockopt;
 
 /// The kernel's number for one network namespace, unique until the machine reboots.
 ///
@@ -164,30 +165,11 @@ fn enter(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// The cookie of the namespace that a socket was made in (Linux 5.14 for every family).
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
-    sockopt_u64(socket, libc::SO_NETNS_COOKIE).map(NetnsCookie)
+    let cookie = sockopt(socket, libc::SO_NETNS_COOKIE)?;
+    Ok(NetnsCookie(u64::from_ne_bytes(cookie)))
 }
 
 /// The kernel's number for one socket, the same that kernel programs see.
 pub fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    sockopt_u64(socket, libc::SO_COOKIE)
-}
-
-fn sockopt_u64(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
-    let mut value = 0_u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: `value` and `len` outlive the call, and `len` is the size of `value`.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            (&raw mut value).cast(),
-            &raw mut len,
-        )
-    };
-    if done == 0 {
-        Ok(value)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    sockopt(socket, libc::SO_COOKIE).map(u64::from_ne_bytes)
 }

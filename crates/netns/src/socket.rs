@@ -2,14 +2,21 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::Netns;
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// Bytes of datagrams that may wait to be read, of which the kernel counts 768 for a short one: some 5,000 queries.
+/// The kernel doubles what it is told (`sock_setsockopt` of `net/core/sock.c`). A client whose query is dropped asks again
+/// only after five seconds, so more fit than what the kernel grants by default, which are fewer than 300.
+const DATAGRAMS: usize = 2 << 20;
 
 /// Idle time before the first probe and between probes, and how many may go unanswered
 /// (ambient's own values, so that half-open peers vanish after the same time).
@@ -89,6 +96,7 @@ pub fn udp_socket(netns: &Netns, port: u16) -> io::Result<UdpSocket> {
             }
             _ => dual_stack_as(Type::DGRAM, share, addr)?,
         };
+        set_socket_recv_buffer_size_force(&socket, DATAGRAMS)?;
         Ok(socket.into())
     })?
 }
@@ -159,4 +167,37 @@ fn bound(
     prepare(&socket)?;
     socket.bind(&addr.into())?;
     Ok(socket)
+}
+
+/// How many datagrams the kernel has dropped for want of room in a socket's buffer, since the socket was made. Wraps
+/// around.
+pub fn dropped_datagrams(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // `SK_MEMINFO_VARS` numbers of 32 bits, the last of which are the drops (`include/uapi/linux/sock_diag.h`).
+    let memory: [u8; 36] = sockopt(socket, libc::SO_MEMINFO)?;
+    let [.., a, b, c, d] = memory;
+    Ok(u32::from_ne_bytes([a, b, c, d]))
+}
+
+/// An option of the socket level that has `N` bytes.
+pub(crate) fn sockopt<const N: usize>(
+    socket: BorrowedFd<'_>,
+    option: libc::c_int,
+) -> io::Result<[u8; N]> {
+    let mut value = [0; N];
+    let mut len = N as libc::socklen_t;
+    // SAFETY: `value` and `len` outlive the call, and `len` is the size of `value`.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            value.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if done == 0 {
+        Ok(value)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

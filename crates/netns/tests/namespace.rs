@@ -13,9 +13,9 @@ use std::thread;
 use std::time::Duration;
 
 use karst_netns::{
-    Family, Netns, cgroup_exists, cgroup_id, cgroup2_root, connect_socket, local_connect_socket,
-    netns_cookie, own_cgroup_id, raise_nofile_limit, socket_cookie, steered_listener, tcp_listener,
-    udp_socket,
+    Family, Netns, cgroup_exists, cgroup_id, cgroup2_root, connect_socket, dropped_datagrams,
+    local_connect_socket, netns_cookie, own_cgroup_id, raise_nofile_limit, socket_cookie,
+    steered_listener, tcp_listener, udp_socket,
 };
 
 /// How long what must happen at once may take.
@@ -122,6 +122,36 @@ fn clients_that_are_connected_to_a_port_are_ended_and_no_others() {
     }
     stays.send(b"still there").unwrap();
     assert_eq!(ns.end_udp_clients(port(&wanted)).unwrap(), 0);
+}
+
+#[test]
+fn thousands_of_datagrams_wait_and_what_does_not_fit_is_counted() {
+    let Some(ns) = fresh() else { return };
+    let up = || {
+        Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status()
+    };
+    assert!(ns.run(up).unwrap().unwrap().success());
+    let socket = udp_socket(&ns, 0).unwrap();
+    let client = ns.run(|| UdpSocket::bind("127.0.0.1:0")).unwrap().unwrap();
+    let to = ("127.0.0.1", socket.local_addr().unwrap().port());
+    let send =
+        |count: u32| (0..count).for_each(|_| assert_eq!(client.send_to(b"query", to).unwrap(), 5));
+    let mut buffer = [0; 16];
+    let mut waiting = || {
+        (0_u32..)
+            .find(|_| socket.recv(&mut buffer).is_err())
+            .unwrap()
+    };
+
+    send(4_000);
+    assert_eq!(waiting(), 4_000);
+    assert_eq!(dropped_datagrams(socket.as_fd()).unwrap(), 0);
+    send(10_000);
+    let kept = waiting();
+    assert_eq!(dropped_datagrams(socket.as_fd()).unwrap(), 10_000 - kept);
+    assert!(kept < 10_000, "the buffer has a bound");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use rustix::process::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -228,6 +229,16 @@ impl Lab {
             .iter()
             .map(|node| node["name"].as_str().expect("a name").to_owned())
             .collect()
+    }
+
+    /// The process of a node's agent.
+    pub fn agent(&self, node: &str) -> Pid {
+        let status = self.status();
+        let nodes = status["nodes"].as_array().expect("a list of nodes");
+        let found = nodes.iter().find(|found| found["name"] == node);
+        let pid = found.and_then(|node| node["agent"]["pid"].as_i64());
+        pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?))
+            .unwrap_or_else(|| panic!("no agent on node {node} in {status}"))
     }
 
     /// A page of a node's agent on its admin port.

@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use karst_test_node::{Lab, Script, eventually};
+use rustix::process::{Signal, kill_process};
 
 /// Connects once to the first resolver of `/etc/resolv.conf`, or to the address and port that it is given, and asks it
 /// for an IPv4 address per line: `ok` and what was found, or what went wrong. A query is sent once, and a socket that has
@@ -205,4 +206,42 @@ fn no_query_is_swallowed_while_an_agent_ends() {
         said == "failed ended"
     });
     world.answered("past the agent that ends");
+}
+
+/// Asks the first resolver of `/etc/resolv.conf` for its arguments in turn, as often as the first line says, then says of how many queries an answer
+/// came. Each socket has no more of them than answers fit into its own buffer.
+const MANY: &str = r#"
+import socket, struct, sys
+resolver = next(l.split()[1] for l in open("/etc/resolv.conf") if l.startswith("nameserver"))
+count, each = int(sys.stdin.readline()), 100
+question = lambda name: b"".join(bytes([len(part)]) + part.encode() for part in name.split(".")) + b"\0" + struct.pack("!2H", 1, 1)
+questions = [question(name) for name in sys.argv[1:]]
+asking = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count // each)]
+for one in asking:
+    one.settimeout(2)
+    one.connect((resolver, 53))
+    for number in range(each):
+        one.send(struct.pack("!6H", number, 0x0100, 1, 0, 0, 0) + questions[number % len(questions)])
+print("asked", flush=True)
+answered = 0
+for one in asking:
+    try:
+        answered += len({one.recv(4096)[:2] for _ in range(each)})
+    except TimeoutError:
+        break
+print(answered, flush=True)
+"#;
+
+/// What finds no room while an agent has no processor is asked again only after a resolver's five seconds.
+#[test]
+fn queries_wait_for_an_agent_that_stands_still() {
+    let world = World::new();
+    let agent = world.lab.agent("a");
+    let names = ["only.mesh.example", "only.the.resolver.knows.example"];
+    let mut many = Script::start(&world.lab, "meshed/client", MANY, &names);
+    kill_process(agent, Signal::STOP).expect("it runs");
+    let asked = many.ask("4000");
+    kill_process(agent, Signal::CONT).expect("it has only stopped");
+    assert_eq!(asked, "asked");
+    assert_eq!(many.line(), "4000");
 }
