@@ -141,6 +141,17 @@ impl World {
     fn agents_port(&self) -> String {
         self.agents_socket().expect("a socket of UDP").0
     }
+
+    /// Has the client's agent end by this command of `karst lab`, and waits for the next one's socket, which is on the same
+    /// port. Asks nothing meanwhile: while there is no agent, whoever asks is refused, connects anew, and is past the agents.
+    fn replace_agent(&self, command: &str) {
+        let (port, ended) = self.agents_socket().expect("a socket of UDP");
+        self.lab.karst(&[command, "a"]).success();
+        eventually("the next agent has the port", || {
+            let now = self.agents_socket();
+            now.is_some_and(|(again, inode)| again == port && inode != ended)
+        });
+    }
 }
 
 #[test]
@@ -165,20 +176,14 @@ fn a_connected_socket_is_answered_after_its_pod_has_left_the_mesh() {
 #[test]
 fn a_connected_socket_is_answered_by_the_next_agent() {
     let mut world = World::new();
-    world.lab.karst(&["restart-agent", "a"]).success();
-    world.lab.wait_enrolled();
+    world.replace_agent("restart-agent");
     eventually("the next agent answers", || {
         world.asking.ask("only.mesh.example") == "ok 192.0.2.7"
     });
 
+    world.lab.wait_enrolled();
     world.leave();
-    let (port, killed) = world.agents_socket().unwrap();
-    world.lab.karst(&["kill-agent", "a"]).success();
-    // While there is none, whoever asks is refused, connects anew, and is past the agents.
-    eventually("the next agent has the port", || {
-        let now = world.agents_socket();
-        now.is_some_and(|(again, inode)| again == port && inode != killed)
-    });
+    world.replace_agent("kill-agent");
     world.answered("by the next agent, in a pod that had left before");
     assert_eq!(world.asking.ask("only.mesh.example"), "none 3");
 
