@@ -131,9 +131,15 @@ fn handle(request: Request, core: &Mutex<Core>, caller: &mut Caller) -> Result<S
             apply(core, &dir, Duration::from_secs(wait_seconds), caller)?
         }
         Request::Status => {}
-        Request::KillAgent { node, hold } => lock(core).agent(&node)?.kill(hold),
+        Request::KillAgent { node, hold } => {
+            let killing = lock(core).agent(&node)?.kill(hold);
+            killing.wait();
+        }
         Request::RestartAgent { node } => lock(core).agent(&node)?.restart(),
-        Request::KillController { hold } => lock(core).controller()?.kill(hold),
+        Request::KillController { hold } => {
+            let killing = lock(core).controller()?.kill(hold);
+            killing.wait();
+        }
         Request::RestartController => lock(core).controller()?.restart(),
     }
     Ok(lock(core).status())

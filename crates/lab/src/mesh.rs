@@ -2,6 +2,7 @@
 //! shipped binaries, found beside the running one.
 
 use std::{
+    convert::Infallible,
     fs::File,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -48,8 +49,23 @@ pub(crate) struct Program {
 
 #[derive(Debug)]
 enum Order {
-    Kill { hold: bool },
+    /// Says on `done` when it is dead, by dropping it.
+    Kill {
+        hold: bool,
+        done: Sender<Infallible>,
+    },
     Restart,
+}
+
+/// An order to kill that is being carried out.
+#[must_use = "until it is waited for, the program may live"]
+pub(crate) struct Killing(Receiver<Infallible>);
+
+impl Killing {
+    /// Returns once the program is dead. Not to be called while others wait for a lock.
+    pub(crate) fn wait(self) {
+        let _dropped_when_dead = self.0.recv();
+    }
 }
 
 /// A program that is kept running by a thread of its own.
@@ -84,8 +100,10 @@ impl Kept {
     }
 
     /// Kill -9. With `hold` it stays dead until [`Self::restart`].
-    pub(crate) fn kill(&self, hold: bool) {
-        let _keeper_lives_as_long = self.orders.send(Order::Kill { hold });
+    pub(crate) fn kill(&self, hold: bool) -> Killing {
+        let (done, dead) = channel();
+        let _keeper_lives_as_long = self.orders.send(Order::Kill { hold, done });
+        Killing(dead)
     }
 
     /// SIGTERM, time to drain, and a new start.
@@ -147,10 +165,11 @@ impl Keeper {
         self.note(Some(child.id()), String::new());
         loop {
             match self.orders.recv_timeout(LOOK) {
-                Ok(Order::Kill { hold }) => {
+                Ok(Order::Kill { hold, done }) => {
                     let _gone = child.kill();
                     self.note(None, "killed on request".to_owned());
                     let _reaped = child.wait();
+                    drop(done);
                     return Ended::OnOrder { hold };
                 }
                 Ok(Order::Restart) => {

@@ -41,8 +41,13 @@ impl Stop {
         stop
     }
 
+    /// Whether the file is there.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
+    }
+
     /// Whether nothing new is to be begun.
     pub(crate) fn is_over(&self) -> bool {
-        self.told.load(Ordering::Relaxed) || Instant::now() >= self.until
+        self.is_told() || Instant::now() >= self.until
     }
 }

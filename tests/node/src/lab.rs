@@ -233,12 +233,17 @@ impl Lab {
 
     /// The process of a node's agent.
     pub fn agent(&self, node: &str) -> Pid {
+        self.running_agent(node)
+            .unwrap_or_else(|| panic!("no agent on node {node} in {}", self.status()))
+    }
+
+    /// `None` while there is none.
+    pub fn running_agent(&self, node: &str) -> Option<Pid> {
         let status = self.status();
         let nodes = status["nodes"].as_array().expect("a list of nodes");
         let found = nodes.iter().find(|found| found["name"] == node);
-        let pid = found.and_then(|node| node["agent"]["pid"].as_i64());
-        pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?))
-            .unwrap_or_else(|| panic!("no agent on node {node} in {status}"))
+        let pid = found?["agent"]["pid"].as_i64()?;
+        Pid::from_raw(pid.try_into().ok()?)
     }
 
     /// A page of a node's agent on its admin port.
@@ -282,23 +287,19 @@ impl Lab {
     }
 
     /// Pods (`namespace/name`) that an agent knows as reachable through HBONE.
-    pub fn enrolled_as_seen_by(&self, node: &str) -> Vec<String> {
-        let Some(dump) = self.agent_page(node, "/config_dump") else {
-            return Vec::new();
-        };
-        let workloads = dump["workloads"].as_array().cloned().unwrap_or_default();
+    pub fn enrolled_as_seen_by(&self, node: &str) -> Option<Vec<String>> {
+        let dump = self.agent_page(node, "/config_dump")?;
+        let workloads = dump["workloads"].as_array()?.clone();
         let hbone = workloads
             .iter()
             .filter(|workload| workload["tunnel"] == "Hbone");
-        hbone
-            .map(|w| {
-                format!(
-                    "{}/{}",
-                    w["namespace"].as_str().unwrap_or(""),
-                    w["name"].as_str().unwrap_or("")
-                )
-            })
-            .collect()
+        let name = |w: &Value| {
+            let part = |key: &str| w[key].as_str().unwrap_or("").to_owned();
+            format!("{}/{}", part("namespace"), part("name"))
+        };
+        let mut seen: Vec<String> = hbone.map(name).collect();
+        seen.sort();
+        Some(seen)
     }
 
     /// Pods (`namespace/name`) of a node whose plain connections pass without policy, since they enter the mesh or leave
@@ -327,8 +328,7 @@ impl Lab {
             until(
                 &format!("agent of {node} knows {wanted:?} as enrolled"),
                 || {
-                    let mut seen = self.enrolled_as_seen_by(&node);
-                    seen.sort();
+                    let seen = self.enrolled_as_seen_by(&node)?;
                     (seen == wanted).then_some(())
                 },
             );

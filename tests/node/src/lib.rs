@@ -10,12 +10,14 @@
 
 pub mod capture;
 pub mod lab;
+pub mod load;
 pub mod recording;
 pub mod script;
 pub mod wait;
 
 pub use capture::Capture;
 pub use lab::{Lab, Ran};
+pub use load::Load;
 pub use recording::Recording;
 pub use script::Script;
 pub use wait::{eventually, until};

@@ -1,8 +1,6 @@
 //! A namespace enters and leaves the mesh while its pods are clients and servers: no connection fails, no pod restarts.
 
-use std::process::Child;
-
-use karst_test_node::{Lab, Script, eventually, script::PROBER};
+use karst_test_node::{Lab, Load, Script, eventually, script::PROBER};
 use serde_json::Value;
 
 const ON: &str = "istio.io/dataplane-mode: ambient";
@@ -19,14 +17,14 @@ const LOADS: [(&str, &str, &str, &str); 4] = [
 #[test]
 fn nobody_fails_while_a_namespace_enters_and_leaves_the_mesh() {
     let lab = Lab::up("tests/fixtures/pair");
-    rounds(&lab, 5, &LOADS, "24", || {});
+    rounds(&lab, 5, &LOADS, || {});
 }
 
 #[test]
 #[ignore = "soak: twenty rounds take too long for the rung"]
 fn soak_twenty_rounds_of_entering_and_leaving_fail_nobody() {
     let lab = Lab::up("tests/fixtures/pair");
-    rounds(&lab, 20, &LOADS, "80", || {});
+    rounds(&lab, 20, &LOADS, || {});
 }
 
 /// Nobody without an identity may, as soon as the namespace is in the mesh.
@@ -61,23 +59,23 @@ const LOADS_BY_IDENTITY: [(&str, &str, &str, &str); 3] = [
 
 #[test]
 fn nobody_with_an_identity_is_refused_while_policies_by_identity_take_hold_and_end() {
-    rounds_by_identity(5, "26");
+    rounds_by_identity(5);
 }
 
 #[test]
 #[ignore = "soak: twenty rounds take too long for the rung"]
 fn soak_twenty_rounds_of_policies_by_identity_refuse_nobody_who_has_one() {
-    rounds_by_identity(20, "90");
+    rounds_by_identity(20);
 }
 
-fn rounds_by_identity(count: u32, seconds: &str) {
+fn rounds_by_identity(count: u32) {
     let lab = Lab::up("tests/fixtures/pair");
     lab.apply("by-identity.yaml", BY_IDENTITY);
     let server = lab.address("meshed", "server");
     let mut stranger = Script::start(&lab, "plain/client", PROBER, &[]);
     let question = format!("{server} 9000 hello");
     eventually("the policies hold", || stranger.ask(&question) != "ok");
-    rounds(&lab, count, &LOADS_BY_IDENTITY, seconds, || {
+    rounds(&lab, count, &LOADS_BY_IDENTITY, || {
         assert_ne!(stranger.ask(&question), "ok", "in the mesh, and open");
     });
 }
@@ -86,15 +84,14 @@ fn rounds(
     lab: &Lab,
     count: u32,
     loads: &[(&str, &str, &str, &str)],
-    seconds: &str,
     mut in_the_mesh: impl FnMut(),
 ) {
     let before = processes(lab);
     let started = loads.iter().map(|(pod, target, rate, long)| {
-        let load = ["karst-echo", "load", target, "--rate", rate, "--long", long];
-        lab.spawn(pod, &[&load[..], &["--duration", seconds]].concat())
+        let load = ["load", target, "--rate", rate, "--long", long];
+        Load::start(lab, pod, &load)
     });
-    let mut started = started.collect::<Vec<_>>();
+    let started = started.collect::<Vec<_>>();
     for _ in 0..count {
         lab.edit("mesh.yaml", ON, OFF);
         lab.wait_enrolled();
@@ -102,24 +99,12 @@ fn rounds(
         lab.wait_enrolled();
         in_the_mesh();
     }
-    let ended_early = started
-        .iter_mut()
-        .any(|load| load.try_wait().expect("a child").is_some());
-    assert!(
-        !ended_early,
-        "the load must outlast the last round: more seconds"
-    );
     for (load, what) in started.into_iter().zip(loads) {
-        let report = report(load);
+        let report = load.stop(lab);
         assert_eq!(report["failures"], 0, "{what:?}: {report}");
         assert!(report["long_exchanges"].as_u64() > Some(100), "{report}");
     }
     assert_eq!(processes(lab), before, "pods were restarted");
-}
-
-fn report(load: Child) -> Value {
-    let output = load.wait_with_output().expect("the load ends");
-    serde_json::from_slice(&output.stdout).expect("a report")
 }
 
 /// Every pod's processes and restarts.

@@ -14,6 +14,9 @@ for line in sys.stdin:
         print("failed", error, flush=True)
 "#;
 
+const ON: &str = "istio.io/dataplane-mode: ambient";
+const OFF: &str = "istio.io/dataplane-mode: none";
+
 /// The pods that talk, and what they are asked to do.
 struct World {
     lab: Lab,
@@ -68,9 +71,8 @@ impl World {
 
     /// Kernel state and identity of a node's pods as its agent tells them.
     fn enrolled(&self, node: &str) -> Vec<String> {
-        let mut seen = self.lab.enrolled_as_seen_by(node);
-        seen.sort();
-        seen
+        let seen = self.lab.enrolled_as_seen_by(node);
+        seen.expect("the agent answers")
     }
 
     fn restarts(&self, node: &str) -> u64 {
@@ -197,6 +199,8 @@ fn without_controller(world: &mut World) {
     world.lab.karst(&["kill-agent", "a"]).success();
     world.works("after the other agent's restart without a controller");
     world.lab.karst(&["restart-controller"]).success();
-    world.lab.wait_enrolled();
     world.works("with the controller back");
+    // It is: what changes is heard of again.
+    world.lab.edit("mesh.yaml", ON, OFF);
+    world.lab.wait_enrolled();
 }

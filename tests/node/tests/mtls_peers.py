@@ -5,7 +5,7 @@
 #   frames HEX        sends frames after preface and SETTINGS
 #   FIELD=VALUE ...   sends one request with these header fields (":method=CONNECT ...") and, when it is
 #                     accepted, the text `hello`
-# Answers with what the server did: `status N [TEXT]`, `reset N`, `goaway N`, `refused WHY` (TLS), `closed`.
+# Answers with what the server did: `status N [TEXT]`, `reset N`, `goaway N`, `refused WHY` (TLS), `closed`, `waits`.
 import socket, ssl, struct, sys, tempfile
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -115,5 +115,7 @@ for line in sys.stdin:
         print("closed", flush=True)
     except ssl.SSLError as error:
         print("refused", error.reason, flush=True)
+    except TimeoutError:
+        print("waits", flush=True)
     except OSError as error:
         print("closed", type(error).__name__, flush=True)

@@ -263,6 +263,7 @@ fn certificates(world: &mut World, right: &str) {
 
 #[track_caller]
 fn refused(world: &mut World, right: &str, reason: &str) {
+    let before = world.lab.agent_log("b").len();
     let answer = world.connect(right);
     assert!(
         answer.starts_with("refused") || answer.starts_with("closed"),
@@ -270,7 +271,8 @@ fn refused(world: &mut World, right: &str, reason: &str) {
     );
     eventually(&format!("the log says {reason:?}"), || {
         let log = world.lab.agent_log("b");
-        log.lines()
+        log[before..]
+            .lines()
             .any(|line| line.contains(reason) && line.contains("direction=inbound"))
     });
 }
@@ -371,12 +373,14 @@ fn bytes(world: &mut World) {
         ),
         ("broken HPACK", vec![0, 0, 2, 1, 4, 0, 0, 0, 1, 0xff, 0xff]),
         ("CONTINUATION out of place", vec![0, 0, 0, 9, 4, 0, 0, 0, 1]),
-        ("frame cut short", vec![0, 0, 99, 1, 4, 0, 0, 0, 1, 0x88]),
     ] {
         let answer = world.ask(&format!("frames {}", hex(&sent)));
         let ended = answer.starts_with("goaway") || answer.starts_with("closed");
         assert!(ended, "{what}: {answer}");
     }
+    // The rest may still come.
+    let cut_short = hex(&[0, 0, 99, 1, 4, 0, 0, 0, 1, 0x88]);
+    assert_eq!(world.ask(&format!("frames {cut_short}")), "waits");
     let unknown = world.ask(&format!(
         "frames {}",
         hex(&[0, 0, 1, 0xee, 0, 0, 0, 0, 0, 1])

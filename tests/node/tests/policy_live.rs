@@ -275,9 +275,29 @@ fn time_of_day_us(line: &str) -> Option<u64> {
     Some(seconds * 1_000_000 + number(9..15)?)
 }
 
+/// When the controller's log says that a policy was published, each time.
+fn published_at(lab: &Lab) -> Vec<u64> {
+    let log = lab.controller_log();
+    let lines = log.lines().filter(|line| line.contains("published"));
+    lines
+        .filter(|line| line.contains("policies=1"))
+        .filter_map(time_of_day_us)
+        .collect()
+}
+
+/// When the change after the first `before` was published. Its line may come after what it has brought about: it is written
+/// when everybody has been told.
+fn next_published(lab: &Lab, before: usize) -> u64 {
+    until("the controller logs what it publishes", || {
+        published_at(lab).get(before).copied()
+    })
+}
+
 /// How long from an edit until a live connection is cut: from the write of the file, and from its publication.
 fn cuts(lab: &Lab) {
+    let before = published_at(lab).len();
     lab.apply("policy.yaml", &policy(DENY_1));
+    next_published(lab, before);
     let live = Script::start(
         lab,
         "meshed/client",
@@ -287,7 +307,7 @@ fn cuts(lab: &Lab) {
     let (mut from_write, mut from_publish) = (Vec::new(), Vec::new());
     for _ in 0..EDITS {
         assert_eq!(live.line(), "open");
-        let before = lab.controller_log().len();
+        let before = published_at(lab).len();
         let written = now_us();
         lab.apply("policy.yaml", &policy(DENY_9000));
         let end = live.line();
@@ -301,19 +321,14 @@ fn cuts(lab: &Lab) {
             "a cut is a reset: {end}"
         );
         from_write.push(cut - written);
-        // The line may come after the cut: it is written when everybody has been told.
-        let published = until("the controller logs what it publishes", || {
-            let log = lab.controller_log();
-            log[before..]
-                .lines()
-                .find(|line| line.contains("published") && line.contains("policies=1"))
-                .and_then(time_of_day_us)
-        });
+        let published = next_published(lab, before);
         let day = 86_400_000_000;
         let since = (cut % day + day - published) % day;
         // Cut before the line was written: no time at all.
         from_publish.push(if since > day / 2 { 0 } else { since });
         lab.apply("policy.yaml", &policy(DENY_1));
+        // Told apart from the next edit's.
+        next_published(lab, before + 1);
     }
     let log = lab.agent_log("b");
     assert!(

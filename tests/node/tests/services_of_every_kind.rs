@@ -89,7 +89,8 @@ fn readiness(lab: &Lab) {
         lab.pod("shop", "web-1")["ready"] == false
     });
     let since = Instant::now();
-    while reached_from(lab, CLIENT, "web", 10).contains("web-1") {
+    // So many calls that one which is still told of it is hardly ever (1 in 10 million) not among them.
+    while reached(lab, "web").contains("web-1") {
         assert!(
             since.elapsed() < Duration::from_secs(1),
             "still reached after a second"

@@ -324,7 +324,6 @@ fn many(world: &World) {
     }
 }
 
-/// 1 GiB each way, run by `cargo xtask soak`.
 /// Takes connections and, asked, says how many lines came in all.
 const LISTENER: &str = r#"
 import socket, sys, threading

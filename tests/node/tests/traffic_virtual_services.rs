@@ -88,7 +88,7 @@ fn istios_tasks_of_traffic_management() {
             "shop/client",
             &["karst-echo", "client", URL, "-H", as_jason[1]],
         );
-        format!("{}{}", ran.stdout, ran.stderr).contains("500")
+        format!("{}{}", ran.stdout, ran.stderr).contains("StatusCode=500")
     });
     assert!(
         only(&lab, &[], "reviews-v1"),

@@ -6,8 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use karst_test_node::{Lab, eventually, until};
-use serde_json::Value;
+use karst_test_node::{Lab, Load, eventually, until};
 
 const MESH: &str = "mesh.yaml";
 const REPLICAS: usize = 4;
@@ -15,8 +14,6 @@ const REPLICAS: usize = 4;
 const WITHIN: Duration = Duration::from_secs(15);
 /// How long requests are counted then.
 const COUNTED: Duration = Duration::from_secs(10);
-/// How long the clients go on, in seconds: longer than all of this together.
-const LOAD: &str = "60";
 
 #[test]
 fn ten_grpc_clients_of_one_connection_each_are_shared_by_four_replicas() {
@@ -28,20 +25,9 @@ fn ten_grpc_clients_of_one_connection_each_are_shared_by_four_replicas() {
         );
         ran.ok() && requests(&lab, 0).is_some_and(|seen| seen > 0.0)
     });
-    let mut load = lab.spawn(
-        "shop/client",
-        &[
-            "karst-echo",
-            "requests",
-            "grpc://orders.shop",
-            "--connections",
-            "10",
-            "--pause-ms",
-            "20",
-            "--duration",
-            LOAD,
-        ],
-    );
+    let clients = ["--connections", "10", "--pause-ms", "20"];
+    let words = [&["requests", "grpc://orders.shop"], &clients[..]].concat();
+    let load = Load::start(&lab, "shop/client", &words);
     lab.edit(
         MESH,
         "karst.dev/replicas: \"1\"",
@@ -65,10 +51,7 @@ fn ten_grpc_clients_of_one_connection_each_are_shared_by_four_replicas() {
         .collect();
     let most = served.iter().copied().fold(0.0, f64::max);
     let least = served.iter().copied().fold(f64::MAX, f64::min);
-    let ended = load.try_wait().unwrap();
-    assert!(ended.is_none(), "the load ended before it was counted");
-    let report = load.wait_with_output().unwrap();
-    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    let report = load.stop(&lab);
     println!(
         "{:?} after scale-out, requests in {COUNTED:?}: {served:?}, busiest over idlest {:.2}; {report}",
         ready.elapsed(),

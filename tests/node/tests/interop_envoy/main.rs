@@ -83,7 +83,7 @@ impl Foreign {
             || {
                 ["a", "b"].iter().all(|node| {
                     let seen = self.lab.enrolled_as_seen_by(node);
-                    seen.contains(&"foreign/envoy-server".to_owned())
+                    seen.is_some_and(|seen| seen.contains(&"foreign/envoy-server".to_owned()))
                 })
             },
         );
@@ -228,7 +228,13 @@ fn karst_reaches_envoy(foreign: &Foreign) {
 /// Another identity of ours is refused by Envoy in the handshake, and no byte arrives.
 fn envoy_verifies_us(foreign: &Foreign) {
     let ip = foreign.lab.address("foreign", "envoy-server");
-    let before = foreign.log("server").len();
+    // Not by its log, which it writes later.
+    let requests = || {
+        let page = "/stats?filter=http.hbone.downstream_rq_total";
+        foreign.admin("foreign/envoy-server", "GET", page)
+    };
+    let before = requests();
+    assert!(before.contains("downstream_rq_total: "), "{before}");
     let refused = foreign.tcp("meshed/neighbour", &format!("{ip}:9000"), &["--send", "5"]);
     assert_eq!(refused["received"], 0, "{refused}");
     let stats = foreign.admin(
@@ -237,7 +243,7 @@ fn envoy_verifies_us(foreign: &Foreign) {
         "/stats?filter=ssl.fail_verify_san",
     );
     assert!(!stats.contains("fail_verify_san: 0"), "{stats}");
-    assert_eq!(foreign.log("server").len(), before, "no request has come");
+    assert_eq!(requests(), before, "no request has come");
 }
 
 /// Envoy's GOAWAY: what is open goes on, what is new takes another connection.
@@ -362,7 +368,12 @@ fn agent_drains(foreign: &Foreign) {
     );
     foreign.carries_everything("foreign/envoy-client", "127.0.0.1");
     let ip = foreign.lab.address("foreign", "envoy-server");
+    let ended = foreign.lab.agent("a");
     foreign.lab.karst(&["restart-agent", "a"]).success();
+    eventually("there is another agent", || {
+        let now = foreign.lab.running_agent("a");
+        now.is_some_and(|now| now != ended)
+    });
     eventually(
         "our client gets through to Envoy after its agent's restart",
         || {
