@@ -184,11 +184,10 @@ struct Controller {
     shutdown: Shutdown,
 }
 
-fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+/// Two different ones.
+fn free_ports() -> [SocketAddr; 2] {
+    let held = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    held.each_ref().map(|port| port.local_addr().unwrap())
 }
 
 impl Controller {
@@ -199,7 +198,7 @@ impl Controller {
         fs::write(dir.path().join("files/shop.yaml"), FILES).unwrap();
         let state = dir.path().join("state");
         let authority = authority(&state);
-        let (addr, admin, shutdown) = (free_port(), free_port(), Shutdown::new());
+        let ([addr, admin], shutdown) = (free_ports(), Shutdown::new());
         let flag = |path: &Path| path.display().to_string();
         let files = dir.path().join("files");
         let cli = Cli::parse_from([

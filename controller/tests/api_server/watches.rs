@@ -1,6 +1,12 @@
 //! What the index's owner is told while lists and watches fail: everything once, nothing twice, nothing lost.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use karst_controller::{
     cluster::connect,
@@ -120,15 +126,20 @@ async fn a_watch_that_fell_too_far_behind_tells_only_what_differs() {
         move |server: &ApiServer| server.asked(|asked| asked.watches(PLURAL)).len() >= times
     };
     server.until("it watches", watched(1)).await;
-    // The next watch of the kind is cut off, and by then the server has forgotten.
+    // Watches of the kind are refused until the server has forgotten.
     let refused = Act::Answer(500, "", "{}".into());
-    server.script(1, refused, |asked| asked.watches(PLURAL));
+    let forgotten = Arc::new(AtomicBool::new(false));
+    let has = forgotten.clone();
+    server.script(usize::MAX, refused, move |asked| {
+        asked.watches(PLURAL) && !has.load(Ordering::Relaxed)
+    });
     server.end_watches();
     server.until("it tries to watch again", watched(2)).await;
     server.delete(&path("gone"));
     server.put(&path("changed"), policy("2"));
     server.put(&path("new"), policy("1"));
     server.compact();
+    forgotten.store(true, Ordering::Relaxed);
     let mut told = watching.up_to("-gone").await;
     told.sort();
     assert_eq!(told, ["+changed", "+new", "-gone"], "nothing of `same`");

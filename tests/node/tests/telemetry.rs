@@ -453,6 +453,8 @@ fn without_a_collector(length: Duration) {
         "http://orders.shop/unheard",
         "--connections",
         "8",
+        "--pause-ms",
+        "10",
         "--count",
         "1000",
         "--duration",

@@ -105,8 +105,14 @@ impl App {
                 let _ended = write.shutdown().await;
             }
             Speaks::Bytes(text) => {
-                let mut first = [0; 1024];
-                let _got = stream.read(&mut first).await;
+                // All of it: closing on what was not read would take the answer back.
+                let mut request = Vec::new();
+                while !is_whole(&request) {
+                    match stream.read_buf(&mut request).await {
+                        Ok(0) | Err(_) => return,
+                        Ok(_more) => {}
+                    }
+                }
                 let _sent = stream.write_all(text.as_bytes()).await;
             }
         }
@@ -222,4 +228,19 @@ pub(crate) async fn until(mut done: impl FnMut() -> bool) {
     while !done() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// Whether this is a request with as much of a body as it says.
+fn is_whole(request: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(request).to_ascii_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let mut lengths = head
+        .lines()
+        .filter_map(|line| line.strip_prefix("content-length:"));
+    let length = lengths
+        .next()
+        .map_or(0, |length| length.trim().parse().unwrap());
+    body.len() >= length
 }

@@ -224,7 +224,16 @@ async fn an_endpoint_that_never_answers_is_504() {
             },
             ..rule(&[("web", 1)])
         };
-        world.route("r", vec![timed]);
+        // Time enough for the beginning of an answer on a busy machine.
+        let mut longer = HttpRule {
+            timeouts: Timeouts {
+                request: Some(Duration::from_secs(3)),
+                backend_request: None,
+            },
+            ..rule(&[("web", 1)])
+        };
+        longer.matches[0].path = Some(PathMatch::Exact("/slow-body".into()));
+        world.route("r", vec![longer, timed]);
         let client = Client::new(&world);
         let before = Instant::now();
         let response = client

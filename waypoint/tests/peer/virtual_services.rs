@@ -103,7 +103,8 @@ async fn faults_hit_their_share_within_one_point_of_20_000_requests() {
             share(aborted),
             share(late)
         );
-        assert!((29.0..=31.0).contains(&share(aborted)), "{aborted}");
+        // Six standard deviations: by chance in one of 500 million runs.
+        assert!((28.0..=32.0).contains(&share(aborted)), "{aborted}");
         // A busy machine makes some others late too; those that were told to wait all were.
         assert!(share(late) >= 4.0, "{late}");
         let labels = [

@@ -38,9 +38,10 @@ fn answer_to(bytes: &[u8], say: Say, count: usize) -> Message {
 
 /// UDP cuts everything above 512 bytes; TCP says all.
 async fn server(say: Say) -> SocketAddr {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let addr = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(addr).await.unwrap();
+    // TCP chooses: its clients of other tests hold ports as well, those of UDP next to none.
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = tcp.local_addr().unwrap();
+    let udp = UdpSocket::bind(addr).await.unwrap();
     let count = Arc::new(AtomicUsize::new(0));
     let of_udp = count.clone();
     tokio::spawn(async move {

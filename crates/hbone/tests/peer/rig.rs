@@ -18,7 +18,7 @@ use tokio::{
     task::{JoinHandle, LocalSet, spawn_local},
 };
 
-/// Runs a test on one thread, in real time (a stuck test fails after 30 s) or, with a paused clock, in its own.
+/// Runs a test on one thread: in real time or, with a paused clock, in its own, of which an hour is enough for all of them.
 pub(crate) async fn local<T>(test: impl Future<Output = T>) -> T {
     let local = LocalSet::new();
     local
