@@ -10,6 +10,7 @@
 //! reaches into the product: what a test knows it has read from a command or from the wire.
 
 pub mod cluster;
+pub mod controllers;
 pub mod load;
 pub mod namespace;
 pub mod observability;
@@ -21,6 +22,7 @@ pub mod tokens;
 pub mod wait;
 
 pub use cluster::Cluster;
+pub use controllers::ControllersAway;
 pub use load::{Amount, Detached, Load};
 pub use namespace::Namespace;
 pub use orders::Orders;

@@ -2,7 +2,12 @@
 
 use serde_json::Value;
 
-use crate::{Cluster, Load, Namespace, cluster::run, pods::shell, wait::eventually};
+use crate::{
+    Cluster, Load, Namespace,
+    cluster::run,
+    pods::shell,
+    wait::{eventually, until},
+};
 
 /// Service `orders` (HTTP, gRPC and WebSocket on port 80) with a pod of each version, a service for each version, a
 /// headless one for both, and pod `client`.
@@ -172,21 +177,26 @@ spec:
 
     /// Requests that a replica of the waypoint has answered, as its metrics say.
     pub fn counted_by(&self, replica: &str) -> u64 {
+        until(&format!("{replica} says what it has counted"), || {
+            self.count_of(replica)
+        })
+    }
+
+    fn count_of(&self, replica: &str) -> Option<u64> {
         let mut get = Cluster::get().kubectl();
         let path = format!(
             "/api/v1/namespaces/{}/pods/{replica}:15020/proxy/metrics",
             self.namespace.name()
         );
-        let said = get.args(["get", "--raw", &path]).output();
-        let page = said.map(|said| said.stdout).unwrap_or_default();
-        let page = String::from_utf8_lossy(&page).into_owned();
+        let said = get.args(["get", "--raw", &path]).output().ok()?;
+        let page = String::from_utf8_lossy(&said.stdout).into_owned();
         let counts = page.lines().filter_map(|line| {
             let (_, value) = line
                 .strip_prefix("istio_requests_total{")?
                 .rsplit_once("} ")?;
             value.split(' ').next()?.parse::<u64>().ok()
         });
-        counts.sum()
+        said.status.success().then(|| counts.sum())
     }
 
     /// Requests that all replicas have answered.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::{
     Amount, Cluster, Detached, Namespace,
     pods::{byte_echo, byte_service, shell},
-    wait::eventually,
+    wait::{eventually, until},
 };
 
 /// Service `server`, which `client` may reach and `stranger` may not.
@@ -107,8 +107,10 @@ impl Pair {
             "--duration",
             "1",
         ];
-        let said = Cluster::get().exec(&pod, &words).stdout;
-        let report: serde_json::Value = serde_json::from_slice(&said).unwrap_or_default();
+        // Who could not be asked has not been refused.
+        let report: serde_json::Value = until(&format!("{pod} says whether it reaches"), || {
+            serde_json::from_slice(&Cluster::get().exec(&pod, &words).stdout).ok()
+        });
         report["connections"].as_u64() > Some(0)
     }
 

@@ -179,18 +179,20 @@ fn a_server_that_demands_a_certificate_gets_that_of_the_secret_and_nothing_goes_
     let words = [
         "http://api.payments.example/",
         "--duration",
-        "10",
+        "600",
         "--pause-ms",
         "5",
     ];
+    let before = orders.counted();
     let load = orders.requests(&words);
+    eventually("the load runs", || orders.counted() > before + 20);
     let changed = Instant::now();
     inside.apply(&root.secret("payments-client", "shop-2.example", &root));
     eventually("the server sees the new certificate", || {
         call().contains("Client=CN=shop-2.example")
     });
     println!("a changed Secret held after {:?}", changed.elapsed());
-    let report = load.report();
+    let report = load.stop(Cluster::get());
     println!("while it changed: {report}");
     assert_eq!(report["failures"], 0, "{report}");
     let statuses = report["statuses"].as_object();

@@ -86,13 +86,15 @@ fn a_node_that_loses_power_brings_its_pods_back_into_the_mesh() {
     let captures = ["n1", "n2"].map(|node| cluster.capture(node, "tcp or udp"));
     // On the node that stays: calls the other one's order service all the time, whatever comes of it.
     let calls = format!(
-        "while :; do wget -q -O /dev/null http://orders.{name}:8080/marker-reboot; sleep 0.1; done"
+        "while :; do wget -q -T 2 -O /dev/null http://orders.{name}:8080/marker-reboot; sleep 0.1; done"
     );
     let mut caller = cluster.spawn(&format!("{name}/deploy/front"), &["sh", "-c", &calls]);
     cluster.reboot("n2");
     shop.namespace.wait_enrolled();
     shop.wait_for_page("marker-reboot");
-    caller.kill().expect("the calls go on until here");
+    let over = caller.try_wait().expect("a child");
+    assert!(over.is_none(), "the calls go on until here");
+    caller.kill().expect("it runs");
     let _ = caller.wait();
     let readable = captures
         .map(Capture::stop)

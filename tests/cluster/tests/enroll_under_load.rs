@@ -1,6 +1,6 @@
 //! A namespace enters and leaves the mesh while its pods are clients and servers: no connection fails, no pod restarts.
 
-use karst_test_cluster::{Cluster, Load, Namespace, cluster::run, pair::server_and_client};
+use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run, pair::server_and_client};
 
 /// How often the namespace goes in and out.
 const ROUNDS: u32 = 10;
@@ -14,18 +14,13 @@ fn nobody_fails_while_a_namespace_enters_and_leaves_the_mesh() {
     let before = cluster.lives(namespace.name());
 
     let target = format!("server.{}:9000", namespace.name());
-    let load = [
-        "karst-echo",
-        "load",
-        &target,
-        "--rate",
-        "50",
-        "--long",
-        "10",
-        "--duration",
-        "600",
-    ];
-    let load = Load::spawn(cluster, &format!("{}/client", namespace.name()), &load);
+    let amount = Amount {
+        rate: 50,
+        long: 10,
+        seconds: 600,
+    };
+    let client = format!("{}/client", namespace.name());
+    let load = Load::start(cluster, &client, &target, amount);
     for _ in 0..ROUNDS {
         namespace.label();
         namespace.wait_enrolled();

@@ -21,6 +21,11 @@ fn each_family_is_tunnelled_and_under_policy() {
         (word, echoed)
     };
 
+    // kube-proxy may not have heard of the endpoint yet.
+    eventually("every target is reached", || {
+        let mut all = targets.iter();
+        all.all(|target| pair.reaches_at("client", &target.to_string()))
+    });
     let capture = cluster.capture("n1", "tcp");
     for (number, target) in targets.iter().enumerate() {
         let (_, echoed) = say(number, target, "plain");

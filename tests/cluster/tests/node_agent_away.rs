@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use karst_test_cluster::{Cluster, Namespace, Pair, cluster::run, eventually, until};
+use karst_test_cluster::{
+    Cluster, ControllersAway, Namespace, Pair, cluster::run, eventually, until,
+};
 use serde_json::Value;
 
 const POD: &str = "
@@ -99,35 +101,6 @@ fn why_it_waits(cluster: &Cluster, namespace: &str, pod: &str) -> String {
         let said = String::from_utf8_lossy(&run(&mut events).stdout).into_owned();
         (!said.is_empty()).then_some(said)
     })
-}
-
-/// No controller runs until this is dropped.
-struct ControllersAway<'a>(&'a Cluster);
-
-impl<'a> ControllersAway<'a> {
-    fn send(cluster: &'a Cluster) -> Self {
-        let away = Self(cluster);
-        away.scale("0");
-        eventually("every controller has ended", || {
-            let label = "app.kubernetes.io/name=karst-controller";
-            let pods = cluster.object(&["-n", "karst-system", "pods", "-l", label]);
-            pods["items"].as_array().is_some_and(Vec::is_empty)
-        });
-        away
-    }
-
-    fn scale(&self, replicas: &str) {
-        let replicas = format!("--replicas={replicas}");
-        let mut scale = self.0.kubectl();
-        scale.args(["-n", "karst-system", "scale", "deployment/karst-controller"]);
-        run(scale.arg(&replicas));
-    }
-}
-
-impl Drop for ControllersAway<'_> {
-    fn drop(&mut self) {
-        self.scale("2");
-    }
 }
 
 #[test]

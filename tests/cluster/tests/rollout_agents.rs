@@ -1,13 +1,26 @@
 //! Every agent is replaced under load: new connections wait rather than fail, and those that an agent carried are lost
 //! with it at the end of its drain, no other.
 
-use karst_test_cluster::{Amount, Cluster, Load, Namespace, cluster::run, pair::server_and_client};
+use std::{
+    collections::BTreeMap,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use karst_test_cluster::{
+    Amount, Cluster, ControllersAway, Load, Namespace, cluster::run, eventually,
+    pair::server_and_client,
+};
+use serde_json::Value;
 
 const LOAD: Amount = Amount {
     rate: 200,
     long: 10,
     seconds: 600,
 };
+
+/// How long an update is watched that must not go on.
+const STANDS_STILL: Duration = Duration::from_secs(25);
 
 /// A server and a client on two nodes, in the mesh.
 fn shop(cluster: &Cluster, name: &str) -> Namespace {
@@ -36,15 +49,18 @@ fn rollout(cluster: &Cluster, verb: &str) {
     ]));
 }
 
-fn controllers(cluster: &Cluster, replicas: &str) {
-    let mut scale = cluster.kubectl();
-    run(scale.args([
-        "-n",
-        "karst-system",
-        "scale",
-        "deployment/karst-controller",
-        &format!("--replicas={replicas}"),
-    ]));
+/// The pods of agents that are not told to end, and whether each is ready.
+fn agents(cluster: &Cluster) -> BTreeMap<String, bool> {
+    let label = "app.kubernetes.io/name=karst-agent";
+    let pods = cluster.object(&["-n", "karst-system", "pods", "-l", label]);
+    let pods = pods["items"].as_array().into_iter().flatten();
+    let stay = pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let ready = |pod: &Value| {
+        let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
+        let status = &pod["status"]["containerStatuses"][0];
+        (uid.to_owned(), status["ready"] == true)
+    };
+    stay.map(ready).collect()
 }
 
 /// A newcomer that took over from the disk would not know the pods of the last seconds, and refuse their connections.
@@ -52,17 +68,28 @@ fn controllers(cluster: &Cluster, replicas: &str) {
 fn an_update_that_finds_no_controller_stands_still() {
     let cluster = Cluster::get();
     let namespace = shop(cluster, "rollout-alone");
-    controllers(cluster, "0");
-    let alone = Amount {
-        rate: 200,
-        long: 10,
-        seconds: 40,
-    };
-    let load = load(cluster, &namespace, alone);
+    let away = ControllersAway::send(cluster);
+    let load = load(cluster, &namespace, LOAD);
+    let before = agents(cluster);
     rollout(cluster, "restart");
-    let report = load.report();
+    eventually("a newcomer has come", || {
+        let now = agents(cluster);
+        now.keys().any(|agent| !before.contains_key(agent))
+    });
+    let since = Instant::now();
+    while since.elapsed() < STANDS_STILL {
+        let now = agents(cluster);
+        for (agent, ready) in &now {
+            // Old ones serve, and a newcomer waits.
+            assert_eq!(*ready, before.contains_key(agent), "{before:?}, {now:?}");
+        }
+        assert!(before.keys().all(|agent| now.contains_key(agent)));
+        // Asking costs processor time that the load needs.
+        sleep(Duration::from_secs(1));
+    }
+    let report = load.stop(cluster);
     println!("update without a controller: {report}");
-    controllers(cluster, "2");
+    drop(away);
     rollout(cluster, "status");
     assert_eq!(report["failures"], 0, "{report}");
 }

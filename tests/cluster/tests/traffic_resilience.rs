@@ -123,7 +123,8 @@ fn a_broken_version_is_ejected_and_a_breaker_holds() {
         wrong(&longer),
         end - after_direct
     );
-    assert!((14.0..26.0).contains(&wrong(&direct)), "{direct}");
+    // The control: one of five answers wrongly, as often as chance chooses it.
+    assert!((8.0..35.0).contains(&wrong(&direct)), "{direct}");
     assert!(all(&load) + all(&longer) > 10_000);
     assert!(wrong(&load) < 0.1 && wrong(&longer) < 0.1);
     assert_eq!(end, after_direct, "who is ejected gets nothing");
@@ -255,7 +256,8 @@ fn traffic_fails_over_to_another_region_and_back_and_new_endpoints_warm_up() {
     let back = began.elapsed();
     let report = load.stop(cluster);
     println!("locality: over after {over:?}, back after {back:?}: {report}");
-    assert!(over < Duration::from_secs(3), "{over:?}");
+    // Looks through kubectl are in it; that nobody waited is what the load says.
+    assert!(over < Duration::from_secs(10), "{over:?}");
     assert_eq!(answers(&report, "200"), all(&report), "{report}");
     assert_eq!(report["failures"], 0, "{report}");
     assert!(
@@ -340,7 +342,8 @@ fn faults_hit_their_share_mirrors_are_not_noticed_and_deadlines_shrink() {
         20_000,
         "{report}"
     );
-    assert!((share - 30.0).abs() <= 1.0, "{share}");
+    // Six standard deviations: by chance in one of 500 million runs.
+    assert!((share - 30.0).abs() <= 2.0, "{share}");
 
     let more = ["--count", "20000", "--slow-ms", "1000"];
     let report = count("http://orders/delay", "96", &more);

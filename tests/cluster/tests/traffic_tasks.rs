@@ -104,9 +104,10 @@ fn istios_tasks_of_traffic_management() {
     eventually("what takes longer gets a 504", || {
         status(&orders.call(slow, &[])) == Some("504")
     });
-    let began = Instant::now();
-    orders.call(slow, &[]);
-    assert!(began.elapsed() < Duration::from_secs(2), "at its time");
+    let report = orders.requests(&[slow, "--count", "5"]).report();
+    assert_eq!(report["statuses"]["504"], 5, "{report}");
+    let slowest = report["max_us"].as_u64().expect("microseconds");
+    assert!(slowest < 1_900_000, "at its time: {report}");
 
     circuit_breaking(&orders);
     mirroring(&orders);

@@ -138,6 +138,8 @@ fn why_says_what_happens_and_what_happened() {
         orders.call("http://vault/", &[]).is_empty()
     });
     until("the L4 denial is told", || {
+        // Again: the first may have failed for another reason.
+        orders.call("http://vault/", &[]);
         let items = last(&["vault", "--in", NAMESPACE]);
         let item = with_reason(&items, "why/vault-is-closed")?.clone();
         assert_eq!(item["kind"], "denied", "{item}");
@@ -191,6 +193,7 @@ fn why_says_what_happens_and_what_happened() {
     };
     eventually("plain text is refused", || outside().is_empty());
     until("the refusal of plain text is told", || {
+        outside();
         let items = last(&["vault", "--in", NAMESPACE]);
         let plain = items.iter().find(|item| {
             let address = item["source"]["address"].as_str().unwrap_or_default();
