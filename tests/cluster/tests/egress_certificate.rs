@@ -185,7 +185,7 @@ fn a_server_that_demands_a_certificate_gets_that_of_the_secret_and_nothing_goes_
     ];
     let before = orders.counted();
     let load = orders.requests(&words);
-    eventually("the load runs", || orders.counted() > before + 20);
+    eventually("the load runs", || orders.counted() > before + 100);
     let changed = Instant::now();
     inside.apply(&root.secret("payments-client", "shop-2.example", &root));
     eventually("the server sees the new certificate", || {

@@ -86,7 +86,7 @@ fn a_node_that_loses_power_brings_its_pods_back_into_the_mesh() {
     let captures = ["n1", "n2"].map(|node| cluster.capture(node, "tcp or udp"));
     // On the node that stays: calls the other one's order service all the time, whatever comes of it.
     let calls = format!(
-        "while :; do wget -q -T 2 -O /dev/null http://orders.{name}:8080/marker-reboot; sleep 0.1; done"
+        "while :; do timeout 2 wget -q -O /dev/null http://orders.{name}:8080/marker-reboot; sleep 0.1; done"
     );
     let mut caller = cluster.spawn(&format!("{name}/deploy/front"), &["sh", "-c", &calls]);
     cluster.reboot("n2");
