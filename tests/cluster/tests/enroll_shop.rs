@@ -86,7 +86,7 @@ fn a_node_that_loses_power_brings_its_pods_back_into_the_mesh() {
     let captures = ["n1", "n2"].map(|node| cluster.capture(node, "tcp or udp"));
     // On the node that stays: calls the other one's order service all the time, whatever comes of it.
     let calls = format!(
-        "while :; do timeout 2 wget -q -O /dev/null http://orders.{name}:8080/marker-reboot; sleep 0.1; done"
+        "while :; do timeout 2 wget -q -O /dev/null http://orders.{name}:8080/marker-reboot && echo answered; sleep 0.1; done"
     );
     let mut caller = cluster.spawn(&format!("{name}/deploy/front"), &["sh", "-c", &calls]);
     cluster.reboot("n2");
@@ -95,7 +95,9 @@ fn a_node_that_loses_power_brings_its_pods_back_into_the_mesh() {
     let over = caller.try_wait().expect("a child");
     assert!(over.is_none(), "the calls go on until here");
     caller.kill().expect("it runs");
-    let _ = caller.wait();
+    let said = caller.wait_with_output().expect("it has ended").stdout;
+    let answered = String::from_utf8_lossy(&said).lines().count();
+    assert!(answered > 10, "control: {answered} calls were answered");
     let readable = captures
         .map(Capture::stop)
         .iter()
