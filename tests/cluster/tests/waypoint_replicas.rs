@@ -63,7 +63,8 @@ fn ten_grpc_clients_of_one_connection_each_are_shared_by_four_replicas() {
     let kinds = report["failures_by_kind"].as_object().expect("a map");
     let left_over = |kind: &String| kind.ends_with("not a result of an error");
     assert!(kinds.keys().all(left_over), "{report}");
-    assert!(failures(&report) <= 10, "{report}");
+    // Each turn of a connection to another replica may leave one over.
+    assert!(failures(&report) <= 20, "{report}");
 }
 
 fn failures(report: &Value) -> u64 {
