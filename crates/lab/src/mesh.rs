@@ -62,7 +62,7 @@ enum Order {
 pub(crate) struct Killing(Receiver<Infallible>);
 
 impl Killing {
-    /// Returns once the program is dead. Not to be called while others wait for a lock.
+    /// Returns once the program is dead. Not to be called with a lock held: that may take seconds.
     pub(crate) fn wait(self) {
         let _dropped_when_dead = self.0.recv();
     }

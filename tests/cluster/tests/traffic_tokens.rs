@@ -292,8 +292,7 @@ fn limits_hold_as_written_authorizers_decide_and_tls_is_made_on_the_way_out() {
     for report in loads.map(Load::report) {
         let passed = report["statuses"]["200"].as_f64().unwrap_or(0.0);
         println!("limit: {passed} of 50 + 10 * 50 passed: {report}");
-        // Never more than is allowed; less where a busy machine was late to ask.
-        assert!((0.9 * 550.0..=1.02 * 550.0).contains(&passed), "{report}");
+        assert!((passed - 550.0).abs() <= 0.02 * 550.0, "{report}");
         assert_eq!(report["failures"], 0, "{report}");
     }
 

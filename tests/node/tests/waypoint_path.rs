@@ -136,7 +136,7 @@ fn weights_change_under_load_and_nobody_fails() {
             );
             let answered = answered.expect("no call fails");
             let new = answered.iter().filter(|one| *one == "orders-v2").count();
-            // Of 40 with the weights of the step before, hardly ever as many (one in 10,000).
+            // Of 40 with the weights of the step before, hardly ever as many (one look in 2,600).
             match v2 {
                 100 => new == 40,
                 50 => (12..40).contains(&new),

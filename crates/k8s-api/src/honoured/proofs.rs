@@ -337,7 +337,7 @@ pub const PROOFS: &[Proof] = &[
         VirtualService,
         "spec.http[].fault",
         "waypoint/tests/peer/virtual_services.rs",
-        "faults_hit_their_share_within_one_point_of_20_000_requests",
+        "faults_hit_their_share_of_20_000_requests",
     ),
     of(
         VirtualService,
